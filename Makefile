@@ -1,0 +1,52 @@
+# make run    make the environment if need be, and serve the default model on port 7997 (ARGS="…" for options)
+# make test   everything that CI runs: check, then all tests
+# make check  formatting, lint, types, import floors
+# make bench  speed as ratios to sentence-transformers, in one run
+# make bench-gpu  the torch backend on a CUDA device
+# make docs   write the generated pages again
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: run test check bench bench-gpu docs system-packages clean
+
+run: .venv/served
+	$(BIN)/infinity_emb v2 $(ARGS)
+
+test: check system-packages
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+bench: .venv/tested
+	$(BIN)/python -m benchmarks.serve $(ARGS)
+
+bench-gpu: .venv/tested
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+docs: .venv/tested
+	$(BIN)/python -m infinity_emb.settings_page > docs/settings.md
+
+.venv/served: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(INSTALL) --editable '.[all]'
+	touch $@
+
+.venv/tested: .venv/served
+	$(INSTALL) --group dev
+	touch $@
+
+# The docs page is tested in a real browser where there is one, or where Debian's can be installed.
+system-packages:
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+			|| echo "chromium could not be installed; its test is skipped"; fi
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

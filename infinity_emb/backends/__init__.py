@@ -1,0 +1,1 @@
+"""What computes: one module per library, behind the seam in `base`."""

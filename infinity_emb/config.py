@@ -1,0 +1,322 @@
+"""Every option, declared once: type, default and help stand at the dataclass field.
+
+Command line flags (`cli_commands.py`), environment names, `docs/settings.md` and the Python API are derived
+from these fields, and a test compares them. How a declaration is read stands in `options.py`. Nothing here
+reads the environment by itself: `from_env` and `given_options` are called at an entry point. Knows nothing of
+models, devices or HTTP beyond their names. Over 300 lines, so that all options stand on one page.
+"""
+
+# ruff: noqa: RUF009 - `option` returns a dataclass field, and its defaults are immutable
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any
+
+from infinity_emb.errors import StartupError
+from infinity_emb.options import (
+    ENV_PREFIX,
+    Given,
+    default_text,
+    env_name,
+    env_text,
+    env_values,
+    flag_name,
+    option,
+    option_choices,
+    option_fields,
+    option_kind,
+    parse_option,
+    settle_options,
+    unknown_env_names,
+)
+from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, PoolingMethod
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "ENV_PREFIX",
+    "LOG_LEVELS",
+    "BatchLimits",
+    "EngineArgs",
+    "Given",
+    "ServerConfig",
+    "check_distinct_names",
+    "default_text",
+    "engine_args_per_model",
+    "env_name",
+    "env_values",
+    "flag_name",
+    "given_options",
+    "option",
+    "option_choices",
+    "option_fields",
+    "option_kind",
+    "unknown_env_names",
+]
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+
+def _check_prefix(value: str) -> str | None:
+    is_fine = value in ("", "/") or (value.startswith("/") and not value.endswith("/"))
+    return None if is_fine else "must start with / and not end with /"
+
+
+def _check_redirect(value: str) -> str | None:
+    return None if not value or value.startswith("/") else "must be empty or start with /"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How much may pass through the device at once, and how much may wait.
+
+    max_batch_tokens: 0 lets the warm-up find it.
+    """
+
+    max_batch_tokens: int = 0
+    max_batch_items: int = 1024
+    max_queue_items: int = 32_000
+    max_queue_tokens: int = 8_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineArgs:
+    """One served model: what to load, where, and within which limits."""
+
+    model_name_or_path: str = option(
+        DEFAULT_MODEL, "Hub id or local folder of the model.", flag="model-id", env="MODEL_ID"
+    )
+    batch_size: int = option(
+        1024, "Most texts in one forward pass; batches are measured in tokens first.", minimum=1
+    )
+    revision: str | None = option(None, "Branch, tag or commit of the hub model.")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model. Whoever wrote the model then runs code here."
+    )
+    engine: InferenceEngine = option(InferenceEngine.torch, "Library that computes.")
+    model_warmup: bool = option(True, "Measure the best batch size in tokens before the server is ready.")
+    vector_disk_cache: bool = option(
+        False, "Keep vectors on disk; there is no cache in this version.", no_effect=True
+    )
+    device: Device = option(Device.auto, "Device to compute on.")
+    device_id: tuple[int, ...] = option(
+        (), "Devices by number, as in `0,1`: one replica of the model on each."
+    )
+    lengths_via_tokenize: bool = option(
+        True, "Count tokens for `usage`; the tokens that were embedded are always counted.", no_effect=True
+    )
+    dtype: Dtype = option(Dtype.auto, "Number format of the weights; auto chooses by device.")
+    embedding_dtype: EmbeddingDtype = option(EmbeddingDtype.float32, "Number format of the vectors.")
+    pooling_method: PoolingMethod = option(
+        PoolingMethod.auto, "Pooling; auto is what the model's own files say."
+    )
+    compile: bool = option(
+        False, "Use torch.compile; it does not pay here, see docs/measurements.md.", no_effect=True
+    )
+    bettertransformer: bool = option(
+        True, "Use fast attention; it is always the fastest that the model allows.", no_effect=True
+    )
+    served_model_name: str = option(
+        "",
+        "Name in the API; the default is the last two parts of the model id. With one model it may be"
+        " given several times: the others are aliases.",
+    )
+    onnx_disable_optimize: bool = option(
+        False, "Take ONNX files as they are; this version has no ONNX engine.", no_effect=True
+    )
+    onnx_do_not_prefer_quantized: bool = option(
+        False, "Pass over quantised ONNX files; this version has no ONNX engine.", no_effect=True
+    )
+    max_batch_tokens: int = option(
+        0, "Tokens in one forward pass; 0 measures the best number at start.", minimum=0
+    )
+    max_queue_items: int = option(
+        32_000, "Texts that may wait per model; more are refused with 429.", env="QUEUE_SIZE", minimum=1
+    )
+    max_queue_tokens: int = option(
+        8_000_000, "Tokens that may wait per model; more are refused with 429.", minimum=1
+    )
+    threads: int = option(0, "Compute threads on a CPU; 0 takes what the container may use.", minimum=0)
+    tokenizer_threads: int = option(0, "Tokenizing threads; 0 chooses by cores.", minimum=0)
+    served_model_aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle_options(self)
+        if not self.served_model_name:
+            object.__setattr__(self, "served_model_name", _short_name(self.model_name_or_path))
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """The part that the batching and the queue need."""
+        return BatchLimits(
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_items=self.batch_size,
+            max_queue_items=self.max_queue_items,
+            max_queue_tokens=self.max_queue_tokens,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field names and values."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def copy(self) -> EngineArgs:
+        """An equal instance."""
+        return replace(self)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> list[EngineArgs]:
+        """Read `INFINITY_*`: one instance per `;`-separated model, single values for all of them.
+
+        Raises StartupError for a value that does not parse or a list of another length.
+        """
+        return cls.from_given(given_options(cls, {}, environ))
+
+    @classmethod
+    def from_given(cls, given: Mapping[str, Given]) -> list[EngineArgs]:
+        """One instance per model: values by position, a single value for all.
+
+        given: field name → one value, or one per model.
+        Raises StartupError naming what the user wrote a wrong value to.
+        """
+        sources = {name: column.source for name, column in given.items()}
+        values = {
+            each.name: [
+                parse_option(cls, each, value, source=sources[each.name]) for value in given[each.name].values
+            ]
+            for each in option_fields(cls)
+            if each.name in given
+        }
+        return engine_args_per_model(values, sources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The HTTP server: where it listens, what it lets in."""
+
+    host: str = option("0.0.0.0", "Address to listen on.")
+    port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
+    url_prefix: str = option("", "Prefix of the API routes, such as `/api`.", check=_check_prefix)
+    redirect_slash: str = option(
+        "/docs", "Where GET / leads; empty switches it off.", check=_check_redirect, may_be_empty=True
+    )
+    log_level: str = option("info", "Least important log lines that are shown.", choices=LOG_LEVELS)
+    permissive_cors: bool = option(False, "Let browsers of every origin call the API.")
+    api_key: str = option("", "Bearer token that the API asks for; empty lets everybody in.")
+    proxy_root_path: str = option("", "Path under which a proxy serves this server.")
+    preload_only: bool = option(False, "Load and warm up every model, then exit.")
+    max_client_batch_size: int = option(2048, "Most inputs in one request.", minimum=1)
+    max_body_bytes: int = option(32 * 2**20, "Largest request body in bytes; larger ones get 413.", minimum=1)
+    shutdown_timeout_s: int = option(
+        25, "Seconds that accepted requests get to finish after SIGTERM or Ctrl-C.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        settle_options(self)
+        if self.url_prefix == "/":
+            object.__setattr__(self, "url_prefix", "")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> ServerConfig:
+        """Read `INFINITY_*`. Raises StartupError for a value that does not parse."""
+        return cls.from_given(given_options(cls, {}, environ))
+
+    @classmethod
+    def from_given(cls, given: Mapping[str, Given]) -> ServerConfig:
+        """An instance of what was given; where an option was given several times, the last counts.
+
+        Raises StartupError naming what the user wrote a wrong value to.
+        """
+        return cls(
+            **{
+                each.name: parse_option(
+                    cls, each, given[each.name].values[-1], source=given[each.name].source
+                )
+                for each in option_fields(cls)
+                if each.name in given
+            }
+        )
+
+
+def given_options(
+    config: type, flags: Mapping[str, Sequence[Any] | None], environ: Mapping[str, str] | None = None
+) -> dict[str, Given]:
+    """What was given for the options of a config class: on the command line, else in the environment.
+
+    flags: field name → the values of its flag; None or nothing where it was not used.
+    """
+    given: dict[str, Given] = {}
+    for each in option_fields(config):
+        if values := flags.get(each.name):
+            given[each.name] = Given(values, f"--{flag_name(each)}")
+        elif (env := _env_column(config, each, environ)) is not None:
+            given[each.name] = Given(env, env_name(each))
+    return given
+
+
+def _env_column(config: type, each: Field[Any], environ: Mapping[str, str] | None) -> list[str] | None:
+    """An option of a model is a list with one entry per model; one of the server may hold a `;` itself."""
+    if config is EngineArgs:
+        return env_values(each, environ)
+    text = env_text(each, environ)
+    return None if text is None else [text]
+
+
+def engine_args_per_model(
+    values: Mapping[str, Sequence[Any]], sources: Mapping[str, str] | None = None
+) -> list[EngineArgs]:
+    """One EngineArgs per model: values by position, a single value for all.
+
+    values: field name → one value, or one per model. Several `served_model_name` of one model are its
+    name and its aliases.
+    sources: field name → what the user wrote the values to, for errors; the flag unless given.
+    Raises StartupError for a list of another length, or two models of one name.
+    """
+    num_models = len(values.get("model_name_or_path", [DEFAULT_MODEL]))
+    given = dict(values)
+    names = list(dict.fromkeys(given.get("served_model_name", ())))
+    aliases: tuple[str, ...] = ()
+    if num_models == 1 and names:
+        aliases, given["served_model_name"] = tuple(filter(None, names[1:])), names[:1]
+    columns = {
+        name: _one_per_model(name, column, num_models, sources or {}) for name, column in given.items()
+    }
+    engine_args = [
+        EngineArgs(
+            **{name: column[position] for name, column in columns.items()}, served_model_aliases=aliases
+        )
+        for position in range(num_models)
+    ]
+    check_distinct_names(engine_args)
+    return engine_args
+
+
+def check_distinct_names(engine_args: Sequence[EngineArgs]) -> None:
+    """Raises StartupError when two models would answer to one name."""
+    seen: set[str] = set()
+    for args in engine_args:
+        names = {args.served_model_name, *args.served_model_aliases}
+        if taken := names & seen:
+            raise StartupError(
+                f"two models are served as {min(taken)!r}; give each a --served-model-name of its own"
+            )
+        seen |= names
+
+
+def _one_per_model(
+    name: str, column: Sequence[Any], num_models: int, sources: Mapping[str, str]
+) -> Sequence[Any]:
+    if len(column) == 1:
+        return list(column) * num_models
+    if len(column) != num_models:
+        flag = next(f"--{flag_name(each)}" for each in option_fields(EngineArgs) if each.name == name)
+        raise StartupError(
+            f"{sources.get(name, flag)} was given {len(column)} values for {num_models} models; give one for"
+            " all, or one per model"
+        )
+    return column
+
+
+def _short_name(model_name_or_path: str) -> str:
+    return "/".join(model_name_or_path.rstrip("/").split("/")[-2:])

@@ -1,0 +1,108 @@
+"""Several engines by name. Knows nothing of what an engine does.
+
+Tasks are reached as `array["name"].embed(...)`; the methods with a `model` argument, which users of
+`AsyncEngineArray` know, are made from the engine's own by `_by_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from infinity_emb.config import EngineArgs, check_distinct_names
+from infinity_emb.engine import AsyncEmbeddingEngine
+from infinity_emb.errors import UnknownModel
+from infinity_emb.primitives import Capability
+
+
+def _by_model(task: str) -> Callable[..., Awaitable[Any]]:
+    """A method that takes the engine's arguments by keyword, and `model`."""
+
+    async def method(self: AsyncEngineArray, *, model: str | int, **kwargs: Any) -> Any:
+        return await getattr(self[model], task)(**kwargs)
+
+    method.__name__ = task
+    method.__doc__ = f"`{task}` of the engine that `model` names. Raises UnknownModel."
+    return method
+
+
+class AsyncEngineArray:
+    """The engines of one process; indexed by served name, alias or position."""
+
+    def __init__(self, engines: Sequence[AsyncEmbeddingEngine]) -> None:
+        if not engines:
+            raise ValueError("an engine array needs at least one engine")
+        check_distinct_names([engine.engine_args for engine in engines])
+        self.engines_dict = {engine.engine_args.served_model_name: engine for engine in engines}
+        self._by_name = {
+            name: engine
+            for engine in engines
+            for name in (engine.engine_args.served_model_name, *engine.engine_args.served_model_aliases)
+        }
+
+    @classmethod
+    def from_args(cls, engine_args_array: Sequence[EngineArgs]) -> AsyncEngineArray:
+        """Load one model after the other; blocks. Raises StartupError."""
+        check_distinct_names(list(engine_args_array))
+        return cls([AsyncEmbeddingEngine.from_args(args) for args in engine_args_array])
+
+    def __iter__(self) -> Iterator[AsyncEmbeddingEngine]:
+        return iter(self.engines_dict.values())
+
+    def __len__(self) -> int:
+        return len(self.engines_dict)
+
+    def __getitem__(self, index_or_name: str | int) -> AsyncEmbeddingEngine:
+        """Raises UnknownModel with the names that are served."""
+        if isinstance(index_or_name, int):
+            engines = list(self)
+            if not 0 <= index_or_name < len(engines):
+                raise UnknownModel(f"no model at position {index_or_name}; there are {len(engines)}")
+            return engines[index_or_name]
+        if index_or_name not in self._by_name:
+            raise UnknownModel(
+                f"Invalid model: Engine for model name `{index_or_name}` not found."
+                f" Available model names are {list(self._by_name)}"
+            )
+        return self._by_name[index_or_name]
+
+    def first_with(self, capability: Capability) -> AsyncEmbeddingEngine:
+        """The engine for a request that names no model: the only one that can do it.
+
+        Raises UnknownModel when none or several can.
+        """
+        able = [engine for engine in self if capability in engine.capabilities]
+        if len(able) == 1 or len(self) == 1:
+            return (able or list(self))[0]
+        names = [engine.engine_args.served_model_name for engine in able]
+        raise UnknownModel(
+            f"the request names no model and {len(able)} models can {capability!r}; give `model` as one of"
+            f" {names or list(self.engines_dict)}"
+        )
+
+    async def astart(self) -> None:
+        """Start every engine."""
+        for engine in self:
+            await engine.astart()
+
+    async def astop(self) -> None:
+        """Stop every engine, each finishing what it accepted."""
+        for engine in self:
+            await engine.astop()
+
+    async def __aenter__(self) -> AsyncEngineArray:
+        await self.astart()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.astop()
+
+    def is_running(self) -> bool:
+        """Whether every engine can answer."""
+        return all(engine.is_running for engine in self)
+
+    embed = _by_model("embed")
+    rerank = _by_model("rerank")
+    classify = _by_model("classify")
+    image_embed = _by_model("image_embed")
+    audio_embed = _by_model("audio_embed")

@@ -1,0 +1,61 @@
+"""The exceptions of this package, one tree.
+
+    ServingError
+    ├── BadInput                what the caller sent cannot be served           400
+    │   ├── InputTooLong        a text has too many tokens and may not be cut   400
+    │   ├── MatryoshkaDimError  `dimensions` outside 1..dimension               400
+    │   ├── UnknownModel        no engine of that name                          400
+    │   └── ModelNotDeployedError  the model cannot do that task or modality    400
+    ├── Overloaded              the queue is full                               429
+    ├── BackendFailed           computing these items failed                    500
+    ├── EngineNotReady          not started, shutting down or dead              503
+    └── StartupError            a model or an option cannot be served at all    (exit code 1)
+
+A class exists only where some caller acts differently. Every message says what was wrong, the limit and
+the way out. HTTP statuses are listed here for the reader; `server/errors.py` holds the table.
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class BadInput(ServingError, ValueError):
+    """What the caller sent cannot be served; sending it again will fail again."""
+
+
+class InputTooLong(BadInput):
+    """A text has more tokens than the model takes and the caller asked not to cut it."""
+
+
+class MatryoshkaDimError(BadInput):
+    """The requested number of dimensions is not in 1..dimension of the model."""
+
+
+class UnknownModel(BadInput, IndexError):
+    """No engine serves a model of that name. An IndexError too, as `array[name]` raises."""
+
+
+class ModelNotDeployedError(BadInput):
+    """The model is served but cannot do this task or modality."""
+
+
+class Overloaded(ServingError):
+    """The queue is full; the same request may be accepted later."""
+
+
+class BackendFailed(ServingError, RuntimeError):
+    """The device could not compute these items; others are not affected."""
+
+
+class EngineNotReady(ServingError, ValueError):
+    """The engine is not started, is shutting down, or its worker died.
+
+    A ValueError too: callers of `embed` on a stopped engine have always caught that.
+    """
+
+
+class StartupError(ServingError):
+    """A model, an extra, a device or an option that cannot be served; raised before anything runs."""
