@@ -1,6 +1,6 @@
 """Every option, declared once: type, default and help stand at the dataclass field.
 
-Command line flags (`cli_commands.py`), environment names, `docs/settings.md` and the Python API are derived
+Command line flags (`cli/commands.py`), environment names, `docs/settings.md` and the Python API are derived
 from these fields, and a test compares them. How a declaration is read stands in `options.py`. Nothing here
 reads the environment by itself: `from_env` and `given_options` are called at an entry point. Knows nothing of
 models, devices or HTTP beyond their names. Over 300 lines, so that all options stand on one page.
@@ -16,44 +16,17 @@ from typing import Any
 
 from infinity_emb.errors import StartupError
 from infinity_emb.options import (
-    ENV_PREFIX,
     Given,
-    default_text,
     env_name,
     env_text,
     env_values,
     flag_name,
     option,
-    option_choices,
     option_fields,
-    option_kind,
     parse_option,
     settle_options,
-    unknown_env_names,
 )
 from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, PoolingMethod
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "ENV_PREFIX",
-    "LOG_LEVELS",
-    "BatchLimits",
-    "EngineArgs",
-    "Given",
-    "ServerConfig",
-    "check_distinct_names",
-    "default_text",
-    "engine_args_per_model",
-    "env_name",
-    "env_values",
-    "flag_name",
-    "given_options",
-    "option",
-    "option_choices",
-    "option_fields",
-    "option_kind",
-    "unknown_env_names",
-]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -75,10 +48,10 @@ class BatchLimits:
     max_batch_tokens: 0 lets the warm-up find it.
     """
 
-    max_batch_tokens: int = 0
-    max_batch_items: int = 1024
-    max_queue_items: int = 32_000
-    max_queue_tokens: int = 8_000_000
+    max_batch_tokens: int
+    max_batch_items: int
+    max_queue_items: int
+    max_queue_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

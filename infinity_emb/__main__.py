@@ -1,0 +1,8 @@
+"""`python -m infinity_emb` is the command `infinity_emb`."""
+
+from __future__ import annotations
+
+from infinity_emb.cli import main
+
+if __name__ == "__main__":
+    main()

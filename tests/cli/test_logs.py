@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from infinity_emb.cli.logs import configure_logging, describe_model
+from infinity_emb.primitives import ModelInfo
+
+INFO = ModelInfo(
+    embedding_dimension=384,
+    max_tokens=256,
+    capabilities=("embed",),
+    dtype="bfloat16",
+    dtype_reason="the device is made for it",
+    device="cuda:0",
+    attention="packed",
+    attention_reason="BertModel takes the interface",
+    pooling="mean",
+    prompts={},
+    default_prompt_name=None,
+    revision=None,
+    source="folder",
+)
+
+
+@pytest.fixture
+def _logging_as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "infinity_emb", "uvicorn")]
+    levels, handlers = [each.level for each in loggers], list(loggers[0].handlers)
+    loggers[0].handlers = []  # so that basicConfig does not close what pytest put there
+    yield
+    loggers[0].handlers = handlers
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("info", {"infinity_emb": logging.INFO, "uvicorn.access": logging.WARNING, "httpx": logging.WARNING}),
+        ("debug", {"infinity_emb": logging.DEBUG, "uvicorn.access": logging.DEBUG, "httpx": logging.WARNING}),
+        ("trace", {"infinity_emb": 5, "uvicorn.error": 5, "httpx": logging.WARNING}),
+        ("error", {"infinity_emb": logging.ERROR, "uvicorn.error": logging.ERROR, "httpx": logging.ERROR}),
+    ],
+)
+def test_the_level_is_that_of_this_package_and_others_are_heard_from_warnings_on(
+    level: str, shown: dict[str, int]
+) -> None:
+    configure_logging(level)
+    assert {name: logging.getLogger(name).getEffectiveLevel() for name in shown} == shown
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_a_line_is_plain_and_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info")
+    logging.getLogger("infinity_emb").info("ready %d", 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith(" INFO infinity_emb: ready 1\n")
+
+
+def test_the_line_about_a_model_says_everything_that_was_detected_and_why() -> None:
+    assert describe_model("org/name", INFO, max_batch_tokens=16_384) == (
+        "model 'org/name' on cuda:0: dtype bfloat16 (the device is made for it), attention packed (BertModel"
+        " takes the interface), dimension 384, up to 256 tokens a text, 16384 tokens a batch"
+    )

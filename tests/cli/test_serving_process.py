@@ -1,0 +1,276 @@
+"""The server as a process of its own: started, asked, stopped, by its pid and over the loopback alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+DEADLINE_S = 60
+CLEAN_ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("INFINITY_")}
+COMMAND = [sys.executable, "-c", "import sys; from infinity_emb.cli import main; sys.exit(main())"]
+FAKE = ["--engine", "debugengine", "--host", "127.0.0.1", "--port", "0"]
+
+
+@dataclass
+class Server:
+    """A running process and what it wrote until it listened."""
+
+    process: subprocess.Popen[str]
+    url: str
+    lines: list[str]
+
+    def wait_for_line(self, words: str) -> str:
+        """The next line on stderr that holds `words`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if words in line:
+                return line
+        raise AssertionError(f"the server ended without saying {words!r}:\n{''.join(self.lines)}")
+
+    def stop(self, *signals: signal.Signals) -> tuple[int, str]:
+        """Send signals one after another; the exit code and what was written last."""
+        for number in signals:
+            self.process.send_signal(number)
+        _, rest = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, rest
+
+    def wait_for_pending(self, num_requests: int) -> None:
+        """Return once the first model has accepted so many requests that are not answered yet."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline_s:
+            entry = httpx.get(f"{self.url}/models").json()["data"][0]
+            if entry["stats"]["results_pending"] == num_requests:
+                return
+        raise AssertionError(f"{num_requests} requests were never pending")
+
+    def embed(self, text: str = "abc") -> httpx.Response:
+        return httpx.post(f"{self.url}/embeddings", json={"input": text}, timeout=DEADLINE_S)
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, command: list[str] = COMMAND, **environ: str) -> Server:
+        process = subprocess.Popen(
+            [*command, *arguments], env=CLEAN_ENVIRON | environ, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return Server(process, "", [])
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def serve(start_server: StartServer) -> StartServer:
+    """Starts a server and waits until it listens."""
+
+    def start(*arguments: str, **environ: str) -> Server:
+        server = start_server(*arguments, **environ)
+        line = server.wait_for_line("listening on ")
+        server.url = line.partition("listening on ")[2].partition(",")[0]
+        return server
+
+    return start
+
+
+@pytest.fixture
+def pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        yield executor
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command line that ends by itself."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=CLEAN_ENVIRON | environ,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_request_in_flight_finish_and_the_exit_code_is_0(
+    serve: StartServer, pool: concurrent.futures.ThreadPoolExecutor, number: signal.Signals
+) -> None:
+    server = serve("v2", *FAKE, "--model-id", "debug?delay_s=1")
+    answer = pool.submit(server.embed)
+    server.wait_for_pending(1)
+    exit_code, rest = server.stop(number)
+    assert answer.result().status_code == 200
+    assert exit_code == 0
+    assert "Traceback" not in rest
+    assert [line.partition("infinity_emb: ")[2].partition(":")[0] for line in rest.splitlines()] == [
+        "stopping",
+        "stopped",
+    ]
+
+
+def test_after_the_deadline_waiting_requests_are_told_and_the_exit_code_is_0(
+    serve: StartServer, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    server = serve(
+        *FAKE, "--model-id", "debug?delay_s=1", "--batch-size", "1", "--shutdown-timeout-s", "0"
+    )  # fmt: skip
+    first = pool.submit(server.embed)
+    server.wait_for_pending(1)
+    waiting = [pool.submit(server.embed) for _ in range(5)]
+    server.wait_for_pending(6)
+    exit_code, rest = server.stop(signal.SIGTERM)
+    assert first.result().status_code == 200
+    refused = [answer.result() for answer in waiting if answer.result().status_code == 503]
+    assert refused
+    assert "shutting down" in refused[0].json()["error"]["message"]
+    assert exit_code == 0
+    assert "Traceback" not in rest
+
+
+def test_a_second_ctrl_c_quits_at_once(
+    serve: StartServer, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    server = serve(*FAKE, "--model-id", f"debug?delay_s={10 * DEADLINE_S}")
+    answer = pool.submit(server.embed)
+    server.wait_for_pending(1)
+    server.process.send_signal(signal.SIGINT)
+    server.wait_for_line("stopping: ")
+    exit_code, rest = server.stop(signal.SIGINT)
+    assert exit_code == 130
+    assert rest == "quit at once; requests that were accepted are lost\n"
+    assert isinstance(answer.exception(), httpx.TransportError)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_models_load_quits_at_once_with_one_line(
+    start_server: StartServer, number: signal.Signals, exit_code: int
+) -> None:
+    """A loading library that swallows exceptions must not keep the process."""
+    never_loads = (
+        "import sys, threading\n"
+        "from infinity_emb.backends import fake\n"
+        "from infinity_emb.cli import main\n"
+        "def load_model(args):\n"
+        "    while True:\n"
+        "        try:\n"
+        "            print('still loading', file=sys.stderr, flush=True)\n"
+        "            threading.Event().wait()\n"
+        "        except BaseException:\n"
+        "            pass\n"
+        "fake.load_model = load_model\n"
+        "sys.exit(main())\n"
+    )
+    server = start_server(*FAKE, command=[sys.executable, "-c", never_loads])
+    server.wait_for_line("still loading")
+    assert server.stop(number) == (exit_code, "stopped before the server was ready\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [
+        (["--model-id=org/a", "--model-id=org/b", "--served-model-name=a", "--served-model-name=b"], {}),
+        ([], {"INFINITY_MODEL_ID": "org/a;org/b", "INFINITY_SERVED_MODEL_NAME": "a;b"}),
+    ],
+    ids=["flags", "variables"],
+)  # fmt: skip
+def test_two_models_are_served_from_flags_and_from_variables(
+    serve: StartServer, arguments: list[str], environ: dict[str, str]
+) -> None:
+    server = serve(*FAKE, *arguments, **environ)
+    told = [line for line in server.lines if "infinity_emb: model " in line]
+    assert ["model 'a' on cpu: dtype float32" in told[0], "model 'b' on cpu" in told[1]] == [True, True]
+    assert [entry["id"] for entry in httpx.get(f"{server.url}/models").json()["data"]] == ["a", "b"]
+    answer = httpx.post(f"{server.url}/embeddings", json={"input": "four", "model": "b"}).json()
+    assert answer["model"] == "b"
+    assert answer["data"][0]["embedding"] == [4.0] * 13
+    assert server.stop(signal.SIGTERM)[0] == 0
+
+
+def test_several_names_of_one_model_are_aliases_and_requests_are_logged_at_debug(serve: StartServer) -> None:
+    server = serve(
+        *FAKE, "--served-model-name", "a", "--served-model-name", "b", "--log-level", "debug"
+    )  # fmt: skip
+    for name in ("a", "b"):
+        body = {"input": "four", "model": name}
+        assert httpx.post(f"{server.url}/embeddings", json=body).status_code == 200
+    _, rest = server.stop(signal.SIGTERM)
+    assert rest.count('"POST /embeddings HTTP/1.1" 200') == 2
+
+
+def test_docs_are_where_the_log_says(serve: StartServer) -> None:
+    server = serve(*FAKE, "--url-prefix", "/api")
+    docs_url = server.lines[-1].partition("docs at ")[2].strip()
+    assert docs_url == f"{server.url}/api/docs"
+    assert httpx.get(docs_url).status_code == 200
+    assert server.stop(signal.SIGINT)[0] == 0
+
+
+def test_a_port_in_use_is_told_before_any_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--engine", "debugengine", "--host", "127.0.0.1", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr == f"error: port {port} is in use on 127.0.0.1; choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--dtype", "flaot16"], 1, "error: --dtype 'flaot16' is not one of"),
+        (
+            ["--engine", "optimum", "--port", "0"],
+            1,
+            "error: --engine optimum is not available in this version",
+        ),
+        ([*FAKE, "--model-id", "debug?typo=1"], 1, "error: debugengine knows no fault ['typo']"),
+        (["--modle-id", "a"], 2, "--modle-id"),
+    ],
+)
+def test_a_start_that_cannot_succeed_says_why_without_a_traceback(
+    arguments: list[str], exit_code: int, words: str
+) -> None:
+    done = run("v2", *arguments)
+    assert done.returncode == exit_code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_preload_only_loads_without_listening_and_exits_with_0() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("--engine", "debugengine", "--host", "127.0.0.1", "--port", port, "--preload-only")
+    assert done.returncode == 0
+    assert "every model is loaded; not serving, as --preload-only asks" in done.stderr
+    assert "listening" not in done.stderr
+
+
+def test_a_missing_server_package_is_told_before_any_model_is_loaded() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "from infinity_emb.cli import main\n"
+        "sys.exit(main(['--engine', 'debugengine', '--host', '127.0.0.1', '--port', '0']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=CLEAN_ENVIRON, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'infinity-emb[server]'" in done.stderr
+    assert done.stderr.count("\n") == 1
