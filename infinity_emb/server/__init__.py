@@ -1,0 +1,1 @@
+"""The HTTP server: the only floor that knows HTTP and pydantic."""

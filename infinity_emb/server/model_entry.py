@@ -1,0 +1,47 @@
+"""What `/models` says about one engine. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from infinity_emb.engine import AsyncEmbeddingEngine
+
+
+def describe_model(engine: AsyncEmbeddingEngine, created: int) -> dict[str, object]:
+    """The entry: the names that infinity's clients parse, then what was detected.
+
+    created: Unix seconds at which the server started.
+    """
+    args, info = engine.engine_args, engine.info
+    return {
+        "id": args.served_model_name,
+        "stats": _describe_queue(engine),
+        "object": "model",
+        "owned_by": "infinity",
+        "created": created,
+        "backend": str(args.engine),
+        "capabilities": list(info.capabilities),
+        "aliases": list(args.served_model_aliases),
+        "embedding_dimension": info.embedding_dimension,
+        "embedding_dtype": str(args.embedding_dtype),
+        "max_tokens": info.max_tokens,
+        "max_batch_tokens": engine.max_batch_tokens,
+        "dtype": info.dtype,
+        "dtype_reason": info.dtype_reason,
+        "device": info.device,
+        "attention": info.attention,
+        "attention_reason": info.attention_reason,
+        "pooling": info.pooling,
+        "prompts": info.prompts,
+        "default_prompt_name": info.default_prompt_name,
+        "revision": info.revision,
+        "source": info.source,
+    }
+
+
+def _describe_queue(engine: AsyncEmbeddingEngine) -> dict[str, float]:
+    status = engine.overload_status()
+    return {
+        "queue_fraction": status.queue_fraction,
+        "queue_absolute": status.queue_absolute,
+        "results_pending": status.results_absolute,
+        "batch_size": engine.engine_args.batch_size,
+    }

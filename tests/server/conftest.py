@@ -1,0 +1,23 @@
+"""A tiny server for every test: the fake engine, reached without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.server.tiny_server import build_debug_app, client_of
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests marked `anyio` run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def client(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a started server that serves one model, `debug`."""
+    async with client_of(build_debug_app()) as client:
+        yield client

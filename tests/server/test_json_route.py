@@ -1,0 +1,182 @@
+"""Everything that is wrong with a body before an engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.tiny_server import build_debug_app, client_of, embed
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "input: must have at least one text; the list is empty"),
+        (None, "input: must be a text or a list of texts, not null"),
+        (3, "input: must be a text or a list of texts, not a number"),
+        (True, "input: must be a text or a list of texts, not true or false"),
+        ({"text": "a"}, "input: must be a text or a list of texts, not an object"),
+        (["a", None], "input: must be a list of texts; member 1 is null"),
+        (["a", "b", 1.5], "input: must be a list of texts; member 2 is a number"),
+        (["a", {"text": "b"}], "input: must be a list of texts; member 1 is an object"),
+        ([["a"]], "input: must be a list of texts; member 0 is a list"),
+        ([[]], "input: must be a list of texts; member 0 is a list"),
+        ([True], "input: must be a list of texts; member 0 is true or false"),
+    ],
+)
+async def test_an_input_of_another_form_is_told_apart(
+    client: httpx.AsyncClient, value: Any, message: str
+) -> None:
+    response = await client.post("/embeddings", json={"input": value})
+    assert response.status_code == 422
+    body = response.json()
+    assert body["error"] == {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": "input",
+        "code": 422,
+    }
+    [detail] = body["detail"]
+    assert list(detail) == ["type", "loc", "msg", "input"]
+    assert detail["loc"] == ["body", "input"]
+    assert detail["input"] == value
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3], [[1, 2], [3]], [[1, 2, 3]] * 2048])
+async def test_token_ids_are_refused_with_the_setting_of_the_client(
+    client: httpx.AsyncClient, value: list[Any]
+) -> None:
+    response = await client.post("/v1/embeddings", json={"input": value})
+    assert response.status_code == 422
+    assert "check_embedding_ctx_length=False" in response.json()["error"]["message"]
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize(
+    ("members", "param", "part"),
+    [
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
+        ({"input": "a", "modality": "video"}, "modality", "'text', 'image' or 'audio'"),
+        ({"input": "a", "dimensions": "many"}, "dimensions", "valid integer"),
+        ({"input": "a", "dimensions": 4.5}, "dimensions", "valid integer"),
+        ({"input": "a", "model": 3}, "model", "valid string"),
+        ({"input": "a", "truncate": "END"}, "truncate", "valid boolean"),
+        ({"model": "debug"}, "input", "Field required"),
+        ({}, "input", "Field required"),
+    ],
+)
+async def test_a_member_that_does_not_fit_is_named(
+    client: httpx.AsyncClient, members: dict[str, Any], param: str, part: str
+) -> None:
+    response = await client.post("/embeddings", json=members)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+    assert part in error["message"]
+    assert response.json()["detail"][0]["loc"] == ["body", param]
+
+
+async def test_several_wrong_members_are_all_told(client: httpx.AsyncClient) -> None:
+    members = {"input": 1, "dimensions": "x", "modality": "x", "encoding_format": "x", "truncate": "x"}
+    body = (await client.post("/embeddings", json=members)).json()
+    assert len(body["detail"]) == 5
+    assert body["error"]["message"].endswith("; and 2 more")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"input": NaN}',
+        b'{"input": "\\ud800"}',
+        b'{"input": "\xff"}',
+        b'{"input": ' + b"[" * 100_000,
+        '{"input": "a"}'.encode("utf-16"),
+    ],
+)
+async def test_malformed_json_is_a_422_with_its_place(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post("/embeddings", content=content, headers=JSON)
+    assert response.status_code == 422
+    assert response.json()["error"]["message"].startswith("the body is not valid JSON: ")
+    [detail] = response.json()["detail"]
+    assert detail["type"] == "json_invalid"
+    assert detail["loc"][0] == "body"
+    assert isinstance(detail["loc"][1], int)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'"text"', b"null", b"3"])
+async def test_json_that_is_no_object_is_a_422(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post("/embeddings", content=content, headers=JSON)
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == "the body must be a JSON object"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", "a/b+json"]
+)
+async def test_json_content_types_are_accepted(client: httpx.AsyncClient, content_type: str) -> None:
+    response = await client.post(
+        "/embeddings", content=b'{"input": "a"}', headers={"content-type": content_type}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+async def test_another_content_type_is_a_415_that_says_what_to_set(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    response = await client.post("/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert response.status_code == 415
+    assert "set the header 'Content-Type: application/json'" in response.json()["error"]["message"]
+    assert response.json()["detail"] == response.json()["error"]["message"]
+
+
+async def test_inputs_are_not_echoed_at_length(client: httpx.AsyncClient) -> None:
+    members = {"input": ["x" * 100_000] * 10 + [None], "model": ["y" * 100_000]}
+    response = await client.post("/embeddings", json=members)
+    assert response.status_code == 422
+    assert len(response.content) < 2000
+
+
+async def test_a_declared_length_over_the_limit_is_a_413() -> None:
+    async with client_of(build_debug_app(max_body_bytes=1000)) as client:
+        assert (await embed(client, "a" * 900)).status_code == 200
+        response = await embed(client, "a" * 1000)
+    assert response.status_code == 413
+    error = response.json()["error"]
+    assert "more than 1000 bytes" in error["message"]
+    assert "--max-body-bytes" in error["message"]
+    assert response.json()["detail"] == error["message"]
+
+
+async def test_a_stream_over_the_limit_is_a_413_before_its_end() -> None:
+    num_sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        while True:
+            num_sent += 1
+            yield b"a" * 100
+
+    async with client_of(build_debug_app(max_body_bytes=1000)) as client:
+        response = await client.post("/embeddings", content=endless(), headers=JSON)
+    assert response.status_code == 413
+    assert num_sent == 11
+
+
+async def test_a_body_in_pieces_is_put_together(client: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b'{"inp', b'ut": "he', b'llo"}'):
+            yield piece
+
+    response = await client.post("/embeddings", content=pieces(), headers=JSON)
+    assert response.json()["usage"]["total_tokens"] == 5

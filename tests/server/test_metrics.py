@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.tiny_server import build_debug_app, client_of, debug_args, embed
+
+pytestmark = pytest.mark.anyio
+
+Samples = dict[tuple[str, ...], float]
+
+
+async def read_metrics(client: httpx.AsyncClient) -> Samples:
+    """(name, label value, ...) → value; label values in the order of the label names."""
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+async def test_requests_are_counted_by_route_template_method_and_status(client: httpx.AsyncClient) -> None:
+    await embed(client)
+    await embed(client)
+    await embed(client, [])
+    await client.get("/v1/models/some/model")
+    await client.get("/nothing/here")
+    metrics = await read_metrics(client)
+    assert metrics["http_requests_total", "/embeddings", "POST", "2xx"] == 2
+    assert metrics["http_requests_total", "/embeddings", "POST", "4xx"] == 1
+    assert metrics["http_requests_total", "/v1/models/{model_id:path}", "GET", "4xx"] == 1
+    assert metrics["http_requests_total", "none", "GET", "4xx"] == 1
+
+
+async def test_durations_and_sizes_are_measured(client: httpx.AsyncClient) -> None:
+    response = await embed(client)
+    metrics = await read_metrics(client)
+    assert metrics["http_request_duration_seconds_count", "/embeddings", "POST"] == 1
+    assert metrics["http_request_duration_seconds_bucket", "/embeddings", "1.0", "POST"] == 1
+    assert metrics["http_request_duration_highr_seconds_count",] == 1
+    assert metrics["http_request_size_bytes_sum", "/embeddings"] == len(response.request.content)
+    assert metrics["http_response_size_bytes_sum", "/embeddings"] == len(response.content)
+
+
+async def test_an_unexpected_method_does_not_make_a_new_series(client: httpx.AsyncClient) -> None:
+    await client.request("BREW", "/embeddings")
+    assert (await read_metrics(client))["http_requests_total", "/embeddings", "other", "4xx"] == 1
+
+
+async def test_each_model_is_counted() -> None:
+    app = build_debug_app(debug_args("first?fail_on=poison"), debug_args("second"))
+    async with client_of(app) as client:
+        await embed(client, ["hello", "hi"], model="first")
+        await embed(client, ["fine", "poison"], model="first")
+        metrics = await read_metrics(client)
+    assert metrics["infinity_items_total", "first"] == 3
+    assert metrics["infinity_tokens_total", "first"] == 11
+    assert metrics["infinity_batches_total", "first"] >= 2
+    assert metrics["infinity_failed_items_total", "first"] == 1
+    assert metrics["infinity_split_batches_total", "first"] == 1
+    assert metrics["infinity_busy_seconds_total", "first"] > 0
+    assert metrics["infinity_items_total", "second"] == 0
+    for name in ("infinity_queue_items", "infinity_queue_tokens", "infinity_pending_requests"):
+        assert metrics[name, "first"] == metrics[name, "second"] == 0
+
+
+async def test_what_waits_is_shown() -> None:
+    app = build_debug_app(debug_args("debug?delay_s=0.2", batch_size=1))
+    async with client_of(app) as client:
+        waiting = asyncio.create_task(embed(client, ["aa", "bb", "cc"]))
+        await asyncio.sleep(0.05)
+        metrics = await read_metrics(client)
+        stats = (await client.get("/models/debug")).json()["stats"]
+        waiting.cancel()
+    assert metrics["infinity_queue_items", "debug"] == 2
+    assert metrics["infinity_queue_tokens", "debug"] == 4
+    assert metrics["infinity_pending_requests", "debug"] == 1
+    assert (stats["queue_absolute"], stats["results_pending"]) == (2, 1)
+
+
+async def test_the_process_is_described(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    for name in ("process_resident_memory_bytes", "python_info", "python_gc_collections_total"):
+        assert f"\n{name}" in text
+
+
+async def test_two_apps_in_one_process_count_by_themselves(client: httpx.AsyncClient) -> None:
+    await embed(client)
+    async with client_of(build_debug_app()) as other:
+        assert ("http_requests_total", "/embeddings", "POST", "2xx") not in await read_metrics(other)
+    assert (await read_metrics(client))["http_requests_total", "/embeddings", "POST", "2xx"] == 1

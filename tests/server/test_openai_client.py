@@ -1,0 +1,73 @@
+"""The official client against the app, as users have it: nothing of the server is imported by it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from infinity_emb.server.app import ServerApp
+from tests.server.tiny_server import build_debug_app, debug_args
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def openai_client_of(app: ServerApp, **options: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http_client,
+    ):
+        options = {"api_key": "any", "base_url": "http://test/v1", "max_retries": 0, **options}
+        yield openai.AsyncOpenAI(http_client=http_client, **options)
+
+
+@pytest.mark.parametrize("base_url", ["http://test", "http://test/v1"])
+async def test_embeddings_come_as_floats_by_the_base64_that_it_asks_for(base_url: str) -> None:
+    async with openai_client_of(build_debug_app(), base_url=base_url) as client:
+        answer = await client.embeddings.create(model="debug", input=["hello", "hi"])
+    assert [each.embedding for each in answer.data] == [[5.0] * 13, [2.0] * 13]
+    assert [each.index for each in answer.data] == [0, 1]
+    assert answer.usage.total_tokens == 7
+    assert answer.model == "debug"
+    assert answer._request_id is not None
+
+
+async def test_floats_and_dimensions() -> None:
+    async with openai_client_of(build_debug_app()) as client:
+        answer = await client.embeddings.create(
+            model="debug", input="hello", encoding_format="float", dimensions=4, user="me"
+        )
+    assert answer.data[0].embedding == [0.5] * 4
+
+
+async def test_models_are_listed_and_retrieved() -> None:
+    async with openai_client_of(build_debug_app(debug_args("org/model"))) as client:
+        assert [each.id async for each in client.models.list()] == ["org/model"]
+        assert (await client.models.retrieve("org/model")).owned_by == "infinity"
+        with pytest.raises(openai.NotFoundError, match="org/model"):
+            await client.models.retrieve("other")
+
+
+async def test_errors_reach_the_user_with_their_message() -> None:
+    async with openai_client_of(build_debug_app(max_body_bytes=10_000)) as client:
+        with pytest.raises(openai.BadRequestError, match="Available model names") as bad:
+            await client.embeddings.create(model="other", input="a")
+        assert bad.value.param == "model"
+        with pytest.raises(openai.UnprocessableEntityError, match="check_embedding_ctx_length=False"):
+            await client.embeddings.create(model="debug", input=[[1, 2, 3]])
+        with pytest.raises(openai.APIStatusError, match="more than 10000 bytes") as too_large:
+            await client.embeddings.create(model="debug", input="a" * 20_000)
+        assert too_large.value.status_code == 413
+
+
+async def test_the_key() -> None:
+    app = build_debug_app(api_key="key")
+    async with openai_client_of(app, api_key="key") as client:
+        assert len((await client.embeddings.create(model="debug", input="a")).data) == 1
+        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+            await client.with_options(api_key="other").embeddings.create(model="debug", input="a")
