@@ -41,6 +41,8 @@ TEXTS_PER_CHUNK = 64
 # handing over to a thread and back costs.
 INLINE_CHARS = 1024
 DRAIN_TIMEOUT_S = 30.0
+# What a batch that a device is computing at that deadline gets on top.
+BATCH_GRACE_S = 1.5
 
 
 class AsyncEmbeddingEngine:
@@ -79,6 +81,7 @@ class AsyncEmbeddingEngine:
         self._num_accepted_items = 0
         self._num_accepted_requests = 0
         self._is_started = False
+        self._on_idle: Callable[[], None] | None = None  # called when the last accepted request has ended
         self._tokenizer_pool: ThreadPoolExecutor | None = None
 
     @classmethod
@@ -97,28 +100,39 @@ class AsyncEmbeddingEngine:
         await self.astop()
 
     async def astart(self) -> None:
-        """Start the device threads. Raises EngineNotReady when they run already."""
-        if self._is_started:
-            raise EngineNotReady("the engine is started already")
+        """Start the device threads. Raises EngineNotReady when they run already, or still."""
+        self._pool.start()
         self._tokenizer_pool = ThreadPoolExecutor(
             self._model.num_tokenizer_threads, thread_name_prefix="infinity-tokenizer"
         )
-        self._pool.start()
+        self._on_idle = None
         self._is_started = True
 
     async def astop(self, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
-        """Finish what was accepted within the deadline, fail the rest, end the threads."""
+        """Finish what was accepted within the deadline, fail the rest, end the threads.
+
+        The queue closes behind the last accepted request: some of its texts may still be tokenized. At the
+        deadline, what a device is computing gets a moment more.
+        """
         if not self._is_started:
             return
         self._is_started = False
-        loop = asyncio.get_running_loop()
-        num_failed = await loop.run_in_executor(
-            None, lambda: self._pool.stop(drain_timeout_s=drain_timeout_s)
-        )
+        num_failed = 0
+        ended, set_ended = _open_future()
+        self._on_idle = lambda: self._pool.close(set_ended)
+        if not self._num_accepted_requests:
+            self._on_idle()
+        try:
+            await asyncio.wait([ended], timeout=drain_timeout_s)
+            num_failed = self._pool.fail_waiting()
+            self._on_idle()
+            await asyncio.wait([ended], timeout=BATCH_GRACE_S)
+        finally:
+            num_failed += self._pool.fail_rest()
+            if self._tokenizer_pool is not None:
+                self._tokenizer_pool.shutdown(wait=False)
         if num_failed:
             logger.warning("%d texts were not finished within %g s and failed", num_failed, drain_timeout_s)
-        if self._tokenizer_pool is not None:
-            self._tokenizer_pool.shutdown(wait=False)
 
     @property
     def is_running(self) -> bool:
@@ -192,7 +206,7 @@ class AsyncEmbeddingEngine:
             return list(vectors), int(num_tokens.sum())
         position_of = {text: position for position, text in enumerate(distinct)}
         positions = [position_of[text] for text in sentences]
-        return [vectors[position] for position in positions], int(num_tokens[positions].sum())
+        return list(vectors[positions]), int(num_tokens[positions].sum())
 
     async def rerank(
         self, *, query: str, docs: list[str], raw_scores: bool = False, top_n: int | None = None
@@ -225,7 +239,8 @@ class AsyncEmbeddingEngine:
     def _cannot(self, capability: Capability) -> ModelNotDeployedError:
         able = ", ".join(self.info.capabilities)
         return ModelNotDeployedError(
-            f"model {self.engine_args.served_model_name!r} does not support {capability!r}; it supports {able}"
+            f"model {self.engine_args.served_model_name!r} does not support {capability!r};"
+            f" it supports {able}"
         )
 
     def _admit(self, num_items: int) -> None:
@@ -246,13 +261,28 @@ class AsyncEmbeddingEngine:
         self._num_accepted_items += num_items
         self._num_accepted_requests += 1
 
+    def _release(self, num_items: int) -> None:
+        """Give back the room of a request that has ended."""
+        self._num_accepted_items -= num_items
+        self._num_accepted_requests -= 1
+        if self._on_idle is not None and not self._num_accepted_requests:
+            self._on_idle()
+
     async def _compute(
         self, texts: list[str], *, num_items: int, truncate: bool
     ) -> tuple[Rows, npt.NDArray[np.int64]]:
-        """Texts → rows (N, D) and token counts (N,)."""
+        """Texts → rows (N, D) and token counts (N,), once there is room for `num_items`."""
         self._admit(num_items)
+        try:
+            return await self._compute_admitted(texts, truncate=truncate)
+        finally:
+            self._release(num_items)
+
+    async def _compute_admitted(
+        self, texts: list[str], *, truncate: bool
+    ) -> tuple[Rows, npt.NDArray[np.int64]]:
         bar = open_progress_bar(len(texts), "Embedding")
-        pending, done = self._open_request(len(texts), bar)
+        pending, done = _open_request(len(texts), bar)
         try:
             chunks = range(0, len(texts), TEXTS_PER_CHUNK)
             counts = await asyncio.gather(
@@ -264,24 +294,11 @@ class AsyncEmbeddingEngine:
             raise
         finally:
             bar.close()
-            self._num_accepted_items -= num_items
-            self._num_accepted_requests -= 1
         if pending.error is not None:
-            raise pending.error
+            # One error may end many requests: each raises it with a traceback of its own.
+            raise pending.error.with_traceback(None)
         assert pending.rows is not None
         return pending.rows, np.concatenate(counts)
-
-    def _open_request(self, num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
-        """An empty answer, and a future of this loop that completes with it."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def set_done() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        on_progress = (lambda n: _call_in_loop(loop, lambda: bar.update(n))) if bar.is_shown else None
-        return PendingRequest(num_items, lambda _: _call_in_loop(loop, set_done), on_progress), done
 
     async def _submit_chunk(
         self, texts: list[str], start: int, pending: PendingRequest, *, truncate: bool
@@ -316,6 +333,26 @@ def check_texts(texts: Sequence[str]) -> None:
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise BadInput(f"sentences[{position}] is {type(text).__name__}, not a text")
+
+
+def _open_request(num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
+    """An empty answer, and a future of this loop that completes with it."""
+    loop = asyncio.get_running_loop()
+    done, set_done = _open_future()
+    on_progress = (lambda n: _call_in_loop(loop, lambda: bar.update(n))) if bar.is_shown else None
+    return PendingRequest(num_items, lambda _: set_done(), on_progress), done
+
+
+def _open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    """A future of this loop, and what completes it from any thread."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def complete() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return future, lambda: _call_in_loop(loop, complete)
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

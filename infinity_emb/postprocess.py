@@ -31,7 +31,8 @@ def shorten_rows(rows: Rows, dimensions: int | None) -> Rows:
         return rows
     short = rows[:, :dimensions]  # (N, dimensions)
     norms = np.linalg.norm(short, axis=1, keepdims=True)  # (N, 1)
-    return np.divide(short, norms, out=np.zeros_like(short), where=norms > 0)
+    scaled: Rows = np.divide(short, norms, out=np.zeros_like(short), where=norms > 0)
+    return scaled
 
 
 def quantize_rows(rows: Rows, dtype: EmbeddingDtype) -> npt.NDArray[Any]:

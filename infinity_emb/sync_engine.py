@@ -6,6 +6,8 @@ Every task returns a `concurrent.futures.Future` at once. Knows nothing of the t
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -20,25 +22,47 @@ from infinity_emb.errors import EngineNotReady
 T = TypeVar("T")
 
 
-class _LoopThread:
-    """An event loop on a daemon thread."""
+# What requests get, after the engines have stopped, to hand their error to those who wait for it.
+GRACE_S = 1.0
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="infinity-sync", daemon=True)
+
+class _LoopThread:
+    """An event loop on a daemon thread, for as long as the engines of one array run."""
+
+    def __init__(self, array: AsyncEngineArray) -> None:
+        self._array = array
+        self._is_stopping = asyncio.Event()
+        ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._run(ready),), name="infinity-sync", daemon=True
+        )
         self._thread.start()
+        self._loop = ready.result()
+        atexit.register(self.stop)
+        self.submit(array.astart()).result()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def close(self, array: AsyncEngineArray) -> None:
-        """Stop the engines, then the loop. Harmless when called twice."""
-        if self.loop.is_closed():
-            return
-        self.submit(array.astop()).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
+    def begin_stop(self) -> None:
+        """Let the engines and then the thread end; waits for nothing, so that a collector may call it."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+            self._loop.call_soon_threadsafe(self._is_stopping.set)
+
+    def stop(self) -> None:
+        """Finish what was accepted, end the thread. Harmless when called twice."""
+        self.begin_stop()
         self._thread.join()
-        self.loop.close()
+
+    async def _run(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        ready.set_result(asyncio.get_running_loop())
+        await self._is_stopping.wait()
+        try:
+            await self._array.astop()
+            if unanswered := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(unanswered, timeout=GRACE_S)
+        finally:
+            atexit.unregister(self.stop)
 
 
 def _by_model(task: str) -> Callable[..., Future[Any]]:
@@ -56,14 +80,16 @@ class SyncEngineArray:
         with SyncEngineArray([EngineArgs()]) as array:
             vectors, num_tokens = array.embed(model=0, sentences=["Hello"]).result()
 
-    Loading blocks the constructor. An array that is collected or left at exit stops itself.
+    Loading blocks the constructor. An array that is collected or left at exit stops itself: at exit the
+    interpreter waits for it, the collector does not, as it may run on one of the threads that are to end.
     """
 
     def __init__(self, engine_args_array: Sequence[EngineArgs]) -> None:
         self._array = AsyncEngineArray.from_args(engine_args_array)
-        self._thread = _LoopThread()
-        self._thread.submit(self._array.astart()).result()
-        self._finalizer = weakref.finalize(self, self._thread.close, self._array)
+        self._thread = _LoopThread(self._array)
+        self._lock = threading.Lock()  # nothing is handed to the loop behind its end
+        self._finalizer = weakref.finalize(self, self._thread.begin_stop)
+        self._finalizer.atexit = False
 
     @classmethod
     def from_args(cls, engine_args_array: Sequence[EngineArgs]) -> SyncEngineArray:
@@ -89,13 +115,16 @@ class SyncEngineArray:
 
     def stop(self) -> None:
         """Finish what was accepted, then end the threads; blocks."""
-        self._finalizer()
+        with self._lock:
+            self._finalizer()
+        self._thread.stop()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        if not self._finalizer.alive:
-            coroutine.close()
-            raise EngineNotReady("this SyncEngineArray is stopped; make another one")
-        return self._thread.submit(coroutine)
+        with self._lock:
+            if self._finalizer.alive:
+                return self._thread.submit(coroutine)
+        coroutine.close()
+        raise EngineNotReady("this SyncEngineArray is stopped; make another one")
 
     embed = _by_model("embed")
     rerank = _by_model("rerank")

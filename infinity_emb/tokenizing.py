@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # An over-long text is cut to so many characters per token of the limit before it is tokenized.
 CHARS_PER_TOKEN = 16
-# Tokens of the cut text that must lie behind the limit: what a cut changes is near the cut.
+# Tokens of the cut text that must lie behind the limit: what a cut changes is near the cut. That is not so
+# inside a word that WordPiece takes for unknown when it is whole, or that Unigram splits from its end.
 CUT_MARGIN_TOKENS = 64
 
 
@@ -42,7 +43,10 @@ class RawTokenizer:
         truncation_side: str = "right",
         prompt: str = "",
     ) -> None:
+        from tokenizers.models import BPE
+
         self._serialized = tokenizer.to_str()
+        self._is_bpe = isinstance(tokenizer.model, BPE)
         self._max_tokens = max_tokens
         self._truncation_side = truncation_side
         self._prompt = prompt
@@ -86,23 +90,26 @@ class RawTokenizer:
         return encodings
 
     def _encode_cut(self, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[Encoding]:
-        """Cut long texts before tokenizing them, so that a megabyte costs milliseconds."""
+        """Cut long texts before tokenizing them, so that a megabyte of words costs milliseconds."""
         max_chars = max_tokens * CHARS_PER_TOKEN
-        if self._truncation_side != "right" or max(map(len, texts)) <= max_chars:
+        if self._truncation_side != "right" or max(map(len, texts), default=0) <= max_chars:
             return _encode(tokenizer, texts)
         starts = [_cut_at_space(text, max_chars) for text in texts]
-        encodings = _encode(tokenizer, starts)
+        encodings = _encode(tokenizer, starts, with_word_ids=True)
         for position, (text, start) in enumerate(zip(texts, starts, strict=True)):
             num_chars = len(start)
             while num_chars < len(text) and not self._is_cut_safe(encodings[position], tokenizer):
                 num_chars = min(num_chars * 4, len(text))
-                encodings[position] = _encode(tokenizer, [_cut_at_space(text, num_chars)])[0]
+                start = _cut_at_space(text, num_chars)
+                encodings[position] = _encode(tokenizer, [start], with_word_ids=True)[0]
         return encodings
 
     def _is_cut_safe(self, encoding: Encoding, tokenizer: Tokenizer) -> bool:
         """Whether the kept tokens end so far before the cut that more text would not change them."""
         assert self._max_tokens is not None
-        return _num_tokens_uncut(encoding, tokenizer) >= self._max_tokens + CUT_MARGIN_TOKENS
+        if _num_tokens_uncut(encoding, tokenizer) < self._max_tokens + CUT_MARGIN_TOKENS:
+            return False
+        return self._is_bpe or _last_word(encoding) < _last_word(encoding.overflowing[-1])
 
 
 class PipelineTokenizer:
@@ -129,9 +136,9 @@ class PipelineTokenizer:
         return all_ids
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+def _encode(tokenizer: Tokenizer, texts: list[str], *, with_word_ids: bool = False) -> list[Encoding]:
     try:
-        return tokenizer.encode_batch_fast(texts)
+        return tokenizer.encode_batch(texts) if with_word_ids else tokenizer.encode_batch_fast(texts)
     except (TypeError, UnicodeEncodeError) as exc:
         raise BadInput(f"a text is not valid Unicode ({exc}); remove lone surrogates from it") from exc
 
@@ -147,6 +154,11 @@ def checked_ids(all_ids: list[list[int]]) -> list[TokenIds]:
 def _num_tokens_uncut(encoding: Encoding, tokenizer: Tokenizer) -> int:
     num_special = tokenizer.num_special_tokens_to_add(False)
     return len(encoding.ids) + sum(len(part.ids) - num_special for part in encoding.overflowing)
+
+
+def _last_word(encoding: Encoding) -> int:
+    """Number of the word that the last token belongs to; -1 where there are special tokens only."""
+    return max((word for word in encoding.word_ids if word is not None), default=-1)
 
 
 def _cut_at_space(text: str, num_chars: int) -> str:

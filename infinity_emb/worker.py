@@ -3,6 +3,7 @@
 The promise: every item that `submit` accepted ends in exactly one row or one exception, whatever the
 backend does. Nothing here sleeps or polls; threads wait on one condition. Knows nothing of texts, HTTP
 or event loops: a finished request is announced by calling its `on_done` once, on the device thread.
+Over 300 lines, so that the promise can be checked on one page.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PendingRequest:
     """The answer to one request while it is being computed.
 
     on_done is called once, on whichever thread ends the request: after the last row, or after the first
-    error. `rows` is (num_items, D) float32 once `error` is None and it is done.
+    error; it must not raise. `rows` is (num_items, D) float32 once `error` is None and it is done.
     """
 
     __slots__ = ("_num_missing", "error", "is_cancelled", "num_items", "on_done", "on_progress", "rows")
@@ -48,7 +49,7 @@ class PendingRequest:
         self._num_missing = num_items
 
     def cancel(self) -> None:
-        """Drop what still waits; `on_done` will not be called."""
+        """Drop what still waits; `on_done` is not called, unless that call is under way already."""
         self.is_cancelled = True
 
     def count_rows(self, num_rows: int) -> bool:
@@ -56,24 +57,25 @@ class PendingRequest:
         self._num_missing -= num_rows
         return self._num_missing == 0 and not self.is_cancelled
 
-    def set_error(self, error: Exception) -> bool:
-        """Note the first error and drop the rest; true for the first. Called under the pool's lock."""
-        if self.is_cancelled:
-            return False
+    def set_error(self, error: Exception) -> None:
+        """Note the error and drop the rest. Called under the pool's lock, not for a cancelled request."""
         self.error = error
         self.is_cancelled = True
-        return True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
-    """One text that waits: its tokens, and the row of its request that it fills."""
+    """One text that waits: its tokens, and the row of its request that it fills.
+
+    is_answered: it ended, in a row or an exception; written under the pool's lock, once.
+    """
 
     token_ids: TokenIds
     request: PendingRequest
     row: int
     type_ids: TokenIds | None = None
     num_tokens: int = field(init=False)
+    is_answered: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.num_tokens = len(self.token_ids)
@@ -85,10 +87,10 @@ class Item:
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Counters since start; written under the pool's lock."""
+    """Counters since start; written under the pool's lock. No item is counted twice."""
 
     num_batches: int = 0
-    num_items: int = 0
+    num_items: int = 0  # answered with a row
     num_tokens: int = 0
     num_failed_items: int = 0
     num_split_batches: int = 0
@@ -112,9 +114,11 @@ class WorkerPool:
         )
         self._changed = threading.Condition()
         self._num_idle = 0
+        self._num_running = 0
         self._is_open = False
         self._death: BaseException | None = None
-        self._threads: list[threading.Thread] = []
+        self._on_ended: Callable[[], None] | None = None
+        self._taken: list[list[Item]] = []  # of each thread: items out of the queue, not surely answered
 
     @property
     def is_alive(self) -> bool:
@@ -132,16 +136,16 @@ class WorkerPool:
         return self._queue.num_tokens
 
     def start(self) -> None:
-        """Start one thread per replica."""
-        self._is_open = True
-        self._threads = [
-            threading.Thread(
-                target=self._run, args=(replica,), name=f"infinity-replica-{number}", daemon=True
-            )
-            for number, replica in enumerate(self._replicas)
-        ]
-        for thread in self._threads:
-            thread.start()
+        """Start one thread per replica. Raises EngineNotReady while one of an earlier start has not ended."""
+        with self._changed:
+            if self._num_running:
+                raise EngineNotReady("a device thread is still running; stop the engine, or wait for its end")
+            self._is_open, self._death, self._on_ended = True, None, None
+            self._num_running = len(self._replicas)
+            self._taken = [[] for _ in self._replicas]
+        for number, work in enumerate(zip(self._replicas, self._taken, strict=True)):
+            name = f"infinity-replica-{number}"
+            threading.Thread(target=self._run, args=work, name=name, daemon=True).start()
 
     def submit(self, items: list[Item]) -> None:
         """Accept items. Raises EngineNotReady when they would never be computed."""
@@ -151,30 +155,43 @@ class WorkerPool:
             self._queue.add(items)
             self._changed.notify(len(items))
 
-    def stop(self, *, drain_timeout_s: float) -> int:
-        """Refuse new items, finish accepted ones within the deadline, fail the rest. Blocks.
+    def close(self, on_ended: Callable[[], None]) -> None:
+        """Refuse new items and finish the accepted ones. Returns at once.
 
-        Returns how many items were failed because the deadline passed.
+        on_ended: called once, by the last thread to end; here where all have ended.
         """
         with self._changed:
             self._is_open = False
             self._changed.notify_all()
-        deadline_s = time.monotonic() + drain_timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
-        with self._changed:
-            left_over = self._queue.take_all()
-        error = EngineNotReady("the server is shutting down and this request was not finished in time")
-        self._fail(left_over, error)
-        return len(left_over)
+            self._on_ended = on_ended
+            is_over = not self._num_running
+        if is_over:
+            on_ended()
 
-    def _run(self, replica: Backend) -> None:
+    def fail_waiting(self) -> int:
+        """Refuse new items and fail those that wait for a device; returns how many they were."""
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+            waiting = self._queue.take_all()
+        return self._fail(waiting, _unfinished())
+
+    def fail_rest(self) -> int:
+        """Fail those that wait and those that a device is computing; returns how many they were.
+
+        A batch cannot be called back from its device: its rows are dropped when they come.
+        """
+        num_waiting = self.fail_waiting()
+        with self._changed:
+            under_way = [item for taken in self._taken for item in taken]
+        return num_waiting + self._fail(under_way, _unfinished())
+
+    def _run(self, replica: Backend, taken: list[Item]) -> None:
         in_flight: deque[_InFlight] = deque()
-        batch: list[Item] = []
         try:
             replica.prepare_thread()
             while True:
-                batch = self._next_batch(wait=not in_flight)
+                batch = self._next_batch(in_flight, taken)
                 if batch:
                     self._launch(replica, batch, in_flight)
                 elif not in_flight:
@@ -182,17 +199,20 @@ class WorkerPool:
                 if in_flight and (not batch or len(in_flight) >= replica.num_in_flight):
                     self._collect(replica, in_flight.popleft())
         except BaseException as exc:  # noqa: BLE001 - a thread that dies must not leave a request waiting
-            under_way = [item for each in in_flight for item in each.batch]
-            self._die(exc, batch + under_way)
+            self._die(exc, taken)
+        finally:
+            self._end_thread()
 
-    def _next_batch(self, *, wait: bool) -> list[Item]:
-        """The next batch; empty when none waits and `wait` is false, or when the pool is closed."""
+    def _next_batch(self, in_flight: deque[_InFlight], taken: list[Item]) -> list[Item]:
+        """The next batch; empty when none waits and one is in flight, or when the pool is closed."""
         with self._changed:
+            taken[:] = [item for each in in_flight for item in each.batch]
             self._num_idle += 1
             try:
                 while True:
                     batch = self._queue.take_batch(num_idle_replicas=self._num_idle)
-                    if batch or not wait or not self._is_open:
+                    if batch or in_flight or not self._is_open:
+                        taken += batch
                         return batch
                     self._changed.wait()
             finally:
@@ -209,6 +229,8 @@ class WorkerPool:
         try:
             rows = done.launched.collect()
             check_rows(rows, len(done.batch))
+            for item, row in zip(done.batch, rows, strict=True):
+                self._store(item, row)
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
             self._retry_or_fail(replica, done.batch, exc)
         else:
@@ -216,40 +238,19 @@ class WorkerPool:
 
     def _retry_or_fail(self, replica: Backend, batch: list[Item], exc: Exception) -> None:
         """Halve a failed batch until the item that is to blame fails alone."""
-        batch = [item for item in batch if not item.is_cancelled]
-        if len(batch) <= 1:
+        if len(batch) == 1:
             self._fail(batch, _as_backend_failure(exc))
             return
         logger.warning("a batch of %d items failed (%s); computing its halves", len(batch), exc)
         with self._changed:
             self.stats.num_split_batches += 1
         for half in split_batch(batch):
+            wanted = [item for item in half if not item.is_cancelled]
             under_way: deque[_InFlight] = deque()
-            self._launch(replica, half, under_way)
+            if wanted:
+                self._launch(replica, wanted, under_way)
             if under_way:
                 self._collect(replica, under_way.popleft())
-
-    def _resolve(self, batch: list[Item], rows: Rows, busy_s: float) -> None:
-        finite = np.isfinite(rows).all(axis=1)  # (B,)
-        if not finite.all():
-            bad = [item for item, is_finite in zip(batch, finite, strict=True) if not is_finite]
-            self._fail(bad, BackendFailed("the model answered NaN or infinity for this input"))
-        done: list[PendingRequest] = []
-        progress: dict[PendingRequest, int] = {}
-        for item, row in zip(batch, rows, strict=True):
-            self._store(item, row)
-            progress[item.request] = progress.get(item.request, 0) + 1
-        with self._changed:
-            self.stats.num_batches += 1
-            self.stats.num_items += len(batch)
-            self.stats.num_tokens += sum(item.num_tokens for item in batch)
-            self.stats.busy_s += busy_s
-            done = [request for request, num_rows in progress.items() if request.count_rows(num_rows)]
-        for request, num_rows in progress.items():
-            if request.on_progress is not None and not request.is_cancelled:
-                request.on_progress(num_rows)
-        for request in done:
-            request.on_done(request)
 
     def _store(self, item: Item, row: Rows) -> None:
         request = item.request
@@ -257,23 +258,56 @@ class WorkerPool:
             with self._changed:
                 if request.rows is None:
                     request.rows = np.empty((request.num_items, row.shape[0]), dtype=np.float32)
+        if row.shape != request.rows.shape[1:]:
+            raise BackendFailed(f"the backend answered {row.shape[0]} values after {request.rows.shape[1]}")
         request.rows[item.row] = row
 
-    def _fail(self, items: list[Item], error: Exception) -> None:
+    def _resolve(self, batch: list[Item], rows: Rows, busy_s: float) -> None:
+        finite = np.isfinite(rows).all(axis=1)  # (B,)
+        if not finite.all():
+            bad = [batch[position] for position in np.flatnonzero(~finite)]
+            self._fail(bad, BackendFailed("the model answered NaN or infinity for this input"))
+        num_rows: dict[PendingRequest, int] = {}
         with self._changed:
-            self.stats.num_failed_items += len(items)
-            requests = {item.request: None for item in items}
-            failed = [request for request in requests if request.set_error(error)]
-        for request in failed:
+            answered = _mark_answered(batch)
+            for item in answered:
+                num_rows[item.request] = num_rows.get(item.request, 0) + 1
+            self.stats.num_batches += 1
+            self.stats.num_items += len(answered)
+            self.stats.num_tokens += sum(item.num_tokens for item in answered)
+            self.stats.busy_s += busy_s
+            done = [request for request, number in num_rows.items() if request.count_rows(number)]
+        for request, number in num_rows.items():
+            if request.on_progress is not None and not request.is_cancelled:
+                request.on_progress(number)
+        for request in done:
             request.on_done(request)
 
-    def _die(self, exc: BaseException, items: list[Item]) -> None:
+    def _fail(self, items: list[Item], error: Exception) -> int:
+        """End what is not answered yet with an error; returns how many items that were."""
+        with self._changed:
+            failed = [item for item in _mark_answered(items) if not item.is_cancelled]
+            self.stats.num_failed_items += len(failed)
+            requests = dict.fromkeys(item.request for item in failed)
+            for request in requests:
+                request.set_error(error)
+        for request in requests:
+            request.on_done(request)
+        return len(failed)
+
+    def _die(self, exc: BaseException, taken: list[Item]) -> None:
         logger.critical("a device thread died: %r", exc, exc_info=exc)
         with self._changed:
             self._death = exc
-            items = items + self._queue.take_all()
-            self._changed.notify_all()
+            items = taken + self._queue.take_all()
         self._fail(items, self._not_ready())
+
+    def _end_thread(self) -> None:
+        with self._changed:
+            self._num_running -= 1
+            on_ended = None if self._num_running else self._on_ended
+        if on_ended is not None:
+            on_ended()
 
     def _not_ready(self) -> EngineNotReady:
         if self._death is not None:
@@ -293,6 +327,18 @@ def to_batch(items: list[Item]) -> Batch:
         lengths=[item.num_tokens for item in items],
         type_ids=type_ids,
     )
+
+
+def _mark_answered(items: list[Item]) -> list[Item]:
+    """Those that end now, and not before. Called under the pool's lock."""
+    unanswered = [item for item in items if not item.is_answered]
+    for item in unanswered:
+        item.is_answered = True
+    return unanswered
+
+
+def _unfinished() -> EngineNotReady:
+    return EngineNotReady("the server is shutting down and this request was not finished in time")
 
 
 def _as_backend_failure(exc: Exception) -> Exception:

@@ -21,7 +21,18 @@ Vectors = npt.NDArray[np.float32]
 def texts() -> list[str]:
     """500 real texts and a few that are awkward."""
     short, passages = load_texts(num_short=350, num_passages=150)
-    awkward = ["", " ", "\n", "a", "ﬁ Ⅸ", "日本語のテキスト", "🙂 emoji 🏳️‍🌈", "word " * 2000, "x" * 5000, "naïve café"]
+    awkward = [
+        "",
+        " ",
+        "\n",
+        "a",
+        "ﬁ Ⅸ",
+        "日本語のテキスト",
+        "🙂 emoji 🏳️‍🌈",
+        "word " * 2000,
+        "x" * 5000,
+        "naïve café",
+    ]
     return [text for pair in zip(short, passages, strict=False) for text in pair] + short[150:] + awkward
 
 

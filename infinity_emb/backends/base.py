@@ -77,5 +77,6 @@ def check_rows(rows: Rows, num_items: int) -> None:
     """
     if rows.ndim != 2 or rows.shape[0] != num_items or rows.dtype != np.float32:
         raise BackendFailed(
-            f"the backend answered an array of shape {rows.shape} and dtype {rows.dtype} for {num_items} items"
+            f"the backend answered an array of shape {rows.shape} and dtype {rows.dtype}"
+            f" for {num_items} items"
         )

@@ -7,6 +7,7 @@ name: `debug?delay_s=0.2&fail_on=poison&wrong_count_on=short&nan_on=nan`.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
@@ -82,13 +83,14 @@ def tokenize(texts: list[str], *, truncate: bool) -> list[TokenIds]:
     for position, text in enumerate(texts):
         if len(text) > MAX_TOKENS and not truncate:
             raise InputTooLong(
-                f"input {position} has {len(text)} tokens, the limit is {MAX_TOKENS}; shorten it or set truncate"
+                f"input {position} has {len(text)} tokens, the limit is {MAX_TOKENS};"
+                " shorten it, or allow it to be cut with truncate=true"
             )
     return [np.array([ord(char) for char in text[:MAX_TOKENS]], dtype=np.int32) for text in texts]
 
 
 def load_model(args: EngineArgs) -> LoadedModel:
-    """Nothing is loaded. Raises StartupError for an unknown fault in the model name."""
+    """Nothing is loaded. Raises StartupError for a fault in the model name that it does not understand."""
     faults = _parse_faults(args.model_name_or_path)
     info = ModelInfo(
         embedding_dimension=EMBEDDING_DIMENSION,
@@ -119,8 +121,18 @@ def _parse_faults(model_name: str) -> Faults:
     unknown = given.keys() - known.keys()
     if unknown:
         raise StartupError(f"debugengine knows no fault {sorted(unknown)}; it knows {sorted(known)}")
-    delay_s = float(given.pop("delay_s", 0))
+    delay_s = _parse_seconds(given.pop("delay_s", "0"))
     return Faults(delay_s=delay_s, **given)
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise StartupError(f"debugengine cannot wait delay_s={text!r}; give a number of seconds")
+    return seconds
 
 
 def _decode(batch: Batch) -> list[str]:

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infinity_emb import hardware
+from infinity_emb.hardware import num_usable_cpus
+
+NUM_VISIBLE = 16
+
+
+@pytest.fixture(autouse=True)
+def _sixteen_cores_and_the_root_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(NUM_VISIBLE)), raising=False)
+    be_in_group(monkeypatch, "/")
+
+
+def be_in_group(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """This process's control group, as /proc/self/cgroup says it under version 2."""
+    read = hardware._read_lines
+
+    def read_lines(path: Path) -> list[str]:
+        return ["1:cpu:/", f"0::{name}"] if path == Path("/proc/self/cgroup") else read(path)
+
+    monkeypatch.setattr(hardware, "_read_lines", read_lines)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_control_groups_every_visible_core_counts(tmp_path: Path) -> None:
+    assert num_usable_cpus(tmp_path) == NUM_VISIBLE
+    assert num_usable_cpus(tmp_path / "nothing here") == NUM_VISIBLE
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "num_cpus"),
+    [
+        ("max 100000\n", NUM_VISIBLE),
+        ("200000 100000\n", 2),
+        ("350000 100000\n", 3),  # a fraction is rounded down
+        ("199999 100000\n", 1),
+        ("50000 100000\n", 1),  # at least 1
+        ("1000 100000\n", 1),
+        ("6400000 100000\n", NUM_VISIBLE),  # a quota of more than there is
+        ("25000 10000\n", 2),
+        ("", NUM_VISIBLE),
+    ],
+)
+def test_the_quota_of_version_2_bounds_the_cores(tmp_path: Path, cpu_max: str, num_cpus: int) -> None:
+    write(tmp_path / "cpu.max", cpu_max)
+    assert num_usable_cpus(tmp_path) == num_cpus
+
+
+@pytest.mark.parametrize(
+    ("quota", "period", "num_cpus"),
+    [
+        ("-1\n", "100000\n", NUM_VISIBLE),
+        ("0\n", "100000\n", NUM_VISIBLE),
+        ("200000\n", "100000\n", 2),
+        ("350000\n", "100000\n", 3),
+        ("50000\n", "100000\n", 1),
+        ("6400000\n", "100000\n", NUM_VISIBLE),
+    ],
+)
+def test_the_quota_of_version_1_bounds_the_cores(
+    tmp_path: Path, quota: str, period: str, num_cpus: int
+) -> None:
+    write(tmp_path / "cpu" / "cpu.cfs_quota_us", quota)
+    write(tmp_path / "cpu" / "cpu.cfs_period_us", period)
+    assert num_usable_cpus(tmp_path) == num_cpus
+
+
+def test_half_a_version_1_is_no_quota(tmp_path: Path) -> None:
+    write(tmp_path / "cpu" / "cpu.cfs_quota_us", "200000\n")
+    assert num_usable_cpus(tmp_path) == NUM_VISIBLE
+
+
+@pytest.mark.parametrize(
+    ("own", "parent", "root", "num_cpus"),
+    [("400000", "200000", "max", 2), ("200000", "400000", "max", 2), ("max", "max", "300000", 3)],
+)
+def test_the_tightest_quota_of_the_own_group_and_its_parents_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, parent: str, root: str, num_cpus: int
+) -> None:
+    be_in_group(monkeypatch, "/kubepods/pod7")
+    write(tmp_path / "kubepods" / "pod7" / "cpu.max", f"{own} 100000\n")
+    write(tmp_path / "kubepods" / "cpu.max", f"{parent} 100000\n")
+    write(tmp_path / "cpu.max", f"{root} 100000\n")
+    write(tmp_path / "kubepods" / "pod8" / "cpu.max", "100000 100000\n")  # somebody else's
+
+    assert num_usable_cpus(tmp_path) == num_cpus
+
+
+def test_an_own_group_that_is_not_visible_here_leaves_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_in_group(monkeypatch, "/docker/of-the-host")
+    write(tmp_path / "cpu.max", "200000 100000\n")
+    assert num_usable_cpus(tmp_path) == 2
+
+
+def test_the_affinity_mask_bounds_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 9}, raising=False)
+    assert num_usable_cpus(tmp_path) == 3
+    write(tmp_path / "cpu.max", "800000 100000\n")
+    assert num_usable_cpus(tmp_path) == 3
+    write(tmp_path / "cpu.max", "200000 100000\n")
+    assert num_usable_cpus(tmp_path) == 2
+
+
+@pytest.mark.parametrize(("cpu_count", "num_cpus"), [(8, 8), (None, 1)])
+def test_where_there_is_no_affinity_mask_all_cores_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_count: int | None, num_cpus: int
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpu_count)
+    assert num_usable_cpus(tmp_path) == num_cpus
+
+
+def test_this_machine_has_a_core() -> None:
+    assert num_usable_cpus() >= 1

@@ -1,0 +1,737 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infinity_emb.backends.base import Batch, Rows
+from infinity_emb.backends.fake import load_model
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import BackendFailed, EngineNotReady, InputTooLong
+from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats, to_batch
+
+# Everything below is waited for by an event; a wait that takes this long has failed.
+PATIENCE_S = 30.0
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+# A tiny world: an item is a number, three tokens long, and its row is that number, twice.
+
+
+@dataclass
+class Device:
+    """A backend that computes at once, unless it is told to do something else with the numbers it gets."""
+
+    num_in_flight: int = 1
+    on_launch: Callable[[list[int]], None] = lambda numbers: None
+    on_collect: Callable[[list[int], Rows], Rows] = lambda numbers, rows: rows
+    on_prepare: Callable[[], None] = lambda: None
+    launched: list[list[int]] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    info = load_model(EngineArgs(engine="debugengine")).replicas[0].info
+
+    def prepare_thread(self) -> None:
+        self.on_prepare()
+
+    def launch(self, batch: Batch) -> Launched:
+        numbers = batch.token_ids[::3].tolist()
+        assert batch.lengths == [3] * len(numbers)
+        self.threads.add(threading.get_ident())
+        self.launched.append(numbers)
+        self.on_launch(numbers)
+        return Launched(self, numbers)
+
+
+@dataclass
+class Launched:
+    device: Device
+    numbers: list[int]
+
+    def collect(self) -> Rows:
+        rows = np.repeat(np.array(self.numbers, dtype=np.float32)[:, None], 2, axis=1)
+        return self.device.on_collect(self.numbers, rows)
+
+
+class Answers:
+    """Requests of the given numbers, and how often each of them was said to be done."""
+
+    def __init__(self, *requests: Sequence[int]) -> None:
+        self.numbers = [list(numbers) for numbers in requests]
+        self.pending = [PendingRequest(len(numbers), self._note) for numbers in requests]
+        self.num_done: Counter[int] = Counter()
+        self._changed = threading.Condition()
+
+    def _note(self, request: PendingRequest) -> None:
+        with self._changed:
+            self.num_done[self.pending.index(request)] += 1
+            self._changed.notify_all()
+
+    def items(self, position: int = 0) -> list[Item]:
+        request = self.pending[position]
+        return [Item(ids_of(number), request, row) for row, number in enumerate(self.numbers[position])]
+
+    def submit_all(self, pool: WorkerPool) -> None:
+        pool.submit([item for position in range(len(self.pending)) for item in self.items(position)])
+
+    def wait(self, *positions: int) -> None:
+        """Until these requests have ended; all of them where none is named."""
+        wanted = positions or range(len(self.pending))
+        with self._changed:
+            ended = self._changed.wait_for(lambda: all(self.num_done[each] for each in wanted), PATIENCE_S)
+        assert ended, f"only {sorted(self.num_done)} of {len(self.pending)} requests ended"
+
+    def check_rows(self, position: int = 0) -> None:
+        request = self.pending[position]
+        assert request.error is None
+        assert request.rows is not None
+        assert request.rows.tolist() == [[number, number] for number in self.numbers[position]]
+
+    def errors(self) -> list[Exception | None]:
+        return [request.error for request in self.pending]
+
+
+def ids_of(number: int) -> np.ndarray:
+    return np.full(3, number, dtype=np.int32)
+
+
+def pool_of(*devices: Device, max_batch_items: int = 1000) -> WorkerPool:
+    return WorkerPool(devices, max_batch_tokens=1_000_000, max_batch_items=max_batch_items)
+
+
+def end(pool: WorkerPool) -> None:
+    ended = threading.Event()
+    pool.close(ended.set)
+    assert ended.wait(PATIENCE_S), "the device threads did not end"
+
+
+@contextmanager
+def running(*devices: Device, max_batch_items: int = 1000) -> Iterator[WorkerPool]:
+    pool = pool_of(*devices, max_batch_items=max_batch_items)
+    pool.start()
+    try:
+        yield pool
+    finally:
+        end(pool)
+
+
+@contextmanager
+def working_off(answers: Answers, *devices: Device, max_batch_items: int = 1000) -> Iterator[WorkerPool]:
+    """A pool whose threads begin only when all requests wait."""
+    gate = Gate()
+    for device in devices:
+        device.on_prepare = gate
+    with running(*devices, max_batch_items=max_batch_items) as pool:
+        answers.submit_all(pool)
+        gate.is_open.set()
+        yield pool
+
+
+class Gate:
+    """Holds a device until it is opened."""
+
+    def __init__(self) -> None:
+        self.is_reached = threading.Event()
+        self.is_open = threading.Event()
+
+    def __call__(self, *args: object) -> None:
+        self.is_reached.set()
+        assert self.is_open.wait(PATIENCE_S)
+
+    def wait_until_reached(self) -> None:
+        assert self.is_reached.wait(PATIENCE_S)
+
+
+def fail_on(*bad: int, error: BaseException | None = None) -> Callable[..., Rows]:
+    """At launch or at collect: raises for a batch that holds one of these numbers."""
+
+    def check(numbers: list[int], rows: Rows | None = None) -> Rows:
+        if set(bad) & set(numbers):
+            raise error or RuntimeError("told to fail")
+        return rows  # type: ignore[return-value]
+
+    return check
+
+
+def drop_last_row_on(*bad: int) -> Callable[[list[int], Rows], Rows]:
+    return lambda numbers, rows: rows[:-1] if set(bad) & set(numbers) else rows
+
+
+def nan_on(*bad: int) -> Callable[[list[int], Rows], Rows]:
+    return lambda numbers, rows: np.where(np.isin(rows, bad), np.float32(np.nan), rows)
+
+
+FAULTS = {
+    "launch": lambda *bad: {"on_launch": fail_on(*bad)},
+    "collect": lambda *bad: {"on_collect": fail_on(*bad)},
+    "row count": lambda *bad: {"on_collect": drop_last_row_on(*bad)},
+    "NaN": lambda *bad: {"on_collect": nan_on(*bad)},
+}
+each_fault = pytest.mark.parametrize("fault", FAULTS)
+each_depth = pytest.mark.parametrize("num_in_flight", [1, 2])
+each_number_of_replicas = pytest.mark.parametrize("num_replicas", [1, 2])
+
+
+def test_rows_stand_in_the_order_of_their_request() -> None:
+    answers = Answers([5, 3, 9], [1], [7, 7])
+    with running(Device()) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+    for position in range(3):
+        answers.check_rows(position)
+
+
+@each_fault
+@each_depth
+@each_number_of_replicas
+def test_an_item_that_fails_is_found_by_halving_and_its_neighbours_answer(
+    fault: str, num_in_flight: int, num_replicas: int
+) -> None:
+    devices = [Device(num_in_flight, **FAULTS[fault](6, 13)) for _ in range(num_replicas)]
+    answers = Answers(*([number] for number in range(20)))
+    with running(*devices) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    for number in range(20):
+        if number in (6, 13):
+            assert isinstance(answers.errors()[number], BackendFailed)
+        else:
+            answers.check_rows(number)
+    assert set(answers.num_done.values()) == {1}
+    assert (pool.stats.num_items, pool.stats.num_failed_items) == (18, 2)
+    assert pool.stats.num_tokens == 18 * 3
+
+
+def test_an_item_is_not_blamed_before_it_failed_alone() -> None:
+    """Where all but one item of a failed batch were cancelled, the last one failed without a second try."""
+    answers = Answers([1], [2])
+
+    def fail_while_another_hangs_up(numbers: list[int]) -> None:
+        answers.pending[0].cancel()
+        fail_on(1)(numbers)
+
+    device = Device(on_launch=fail_while_another_hangs_up)
+    with working_off(answers, device):
+        answers.wait(1)
+
+    answers.check_rows(1)
+    assert device.launched == [[1, 2], [2]]
+
+
+def test_one_failing_item_fails_its_whole_request_once() -> None:
+    answers = Answers([1, 2, 3, 4], [5, 6])
+    with running(Device(on_launch=fail_on(2, 3))) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    assert isinstance(answers.errors()[0], BackendFailed)
+    answers.check_rows(1)
+    assert set(answers.num_done.values()) == {1}
+
+
+def test_the_error_tells_what_the_backend_raised() -> None:
+    answers = Answers([1])
+    with running(Device(on_launch=fail_on(1, error=MemoryError("no room")))) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    error = answers.errors()[0]
+    assert str(error) == "computing this input failed: MemoryError: no room"
+    assert isinstance(error, BackendFailed)
+    assert isinstance(error.__cause__, MemoryError)
+
+
+def test_an_error_of_this_package_is_passed_on_as_it_is() -> None:
+    error = InputTooLong("too long")
+    answers = Answers([1])
+    with running(Device(on_launch=fail_on(1, error=error))) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    assert answers.errors() == [error]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda rows: rows.astype(np.float64),
+        lambda rows: rows[0],
+        lambda rows: np.concatenate([rows, rows]),
+        lambda rows: rows.tolist(),
+        lambda rows: None,
+    ],
+)
+def test_an_answer_of_the_wrong_shape_or_type_is_an_error(wrong: Callable[[Rows], object]) -> None:
+    answers = Answers([1])
+    with running(Device(on_collect=lambda numbers, rows: wrong(rows))) as pool:  # type: ignore[arg-type,return-value]
+        answers.submit_all(pool)
+        answers.wait()
+        assert pool.is_alive
+
+    assert isinstance(answers.errors()[0], BackendFailed)
+
+
+@pytest.mark.parametrize("other_width", [1, 3])
+def test_rows_of_another_dimension_than_before_fail_their_request_and_not_the_thread(
+    other_width: int,
+) -> None:
+    """Storing them raised outside of what was guarded, so that the device thread died; a single value would
+    even have been spread over the whole row."""
+    widths = iter([2, other_width, 2])
+    answers = Answers([1, 2], [3])
+    device = Device(on_collect=lambda numbers, rows: np.zeros((len(rows), next(widths)), dtype=np.float32))
+    with running(device, max_batch_items=1) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+        assert pool.is_alive
+
+    assert isinstance(answers.errors()[0], BackendFailed)
+    assert answers.errors()[1] is None
+
+
+@each_depth
+@each_number_of_replicas
+@pytest.mark.parametrize("where", ["on_launch", "on_collect"])
+def test_a_thread_that_dies_fails_everything_that_waits_or_is_under_way(
+    num_in_flight: int, num_replicas: int, where: str
+) -> None:
+    """The batch that was being collected behind another one was forgotten; its request waited forever."""
+    devices = [
+        Device(num_in_flight, **{where: fail_on(*range(100), error=SystemExit("told to die"))})
+        for _ in range(num_replicas)
+    ]
+    answers = Answers(*([number] for number in range(40)))
+    with working_off(answers, *devices, max_batch_items=4) as pool:
+        answers.wait()
+
+    assert all(isinstance(error, EngineNotReady) for error in answers.errors())
+    assert "SystemExit('told to die')" in str(answers.errors()[0])
+    assert set(answers.num_done.values()) == {1}
+    assert pool.stats == WorkerStats(num_failed_items=40)
+
+
+def test_after_a_death_new_items_are_refused_with_the_reason() -> None:
+    answers = Answers([1], [2])
+    with running(Device(on_launch=fail_on(1, error=SystemExit("told to die")))) as pool:
+        pool.submit(answers.items(0))
+        answers.wait(0)
+
+        assert not pool.is_alive
+        with pytest.raises(EngineNotReady, match="told to die"):
+            pool.submit(answers.items(1))
+
+
+def test_a_thread_that_cannot_be_prepared_fails_what_waits() -> None:
+    gate = Gate()
+
+    def prepare() -> None:
+        gate()
+        raise RuntimeError("no such device")
+
+    answers = Answers([1])
+    with running(Device(on_prepare=prepare)) as pool:
+        answers.submit_all(pool)
+        gate.is_open.set()
+        answers.wait()
+
+    assert isinstance(answers.errors()[0], EngineNotReady)
+    assert "no such device" in str(answers.errors()[0])
+
+
+def test_when_one_of_two_replicas_dies_the_other_still_answers_what_it_computes() -> None:
+    """A death fails what waits and what the dead replica held; the engine as a whole refuses from then on."""
+    gate = Gate()
+    answers = Answers([1], [2], [3])
+    slow = Device(on_launch=gate)
+    dying = Device(on_launch=fail_on(2, error=SystemExit("told to die")))
+    dying_may_start = Gate()
+    dying.on_prepare = dying_may_start
+    with running(slow, dying, max_batch_items=1) as pool:
+        pool.submit(answers.items(0))
+        gate.wait_until_reached()
+        pool.submit(answers.items(1) + answers.items(2))
+        dying_may_start.is_open.set()
+        answers.wait(1, 2)
+        assert answers.num_done[0] == 0
+        gate.is_open.set()
+        answers.wait(0)
+        with pytest.raises(EngineNotReady):
+            pool.submit(answers.items(0))
+
+    answers.check_rows(0)
+    assert all(isinstance(error, EngineNotReady) for error in answers.errors()[1:])
+    assert (slow.launched, dying.launched) == ([[1]], [[2]])
+
+
+@each_depth
+@each_number_of_replicas
+def test_closing_finishes_what_was_accepted_and_refuses_the_rest(
+    num_in_flight: int, num_replicas: int
+) -> None:
+    gate = Gate()
+    answers = Answers(*([number] for number in range(30)))
+    pool = pool_of(*(Device(num_in_flight, on_launch=gate) for _ in range(num_replicas)), max_batch_items=4)
+    pool.start()
+    answers.submit_all(pool)
+    ended = threading.Event()
+    pool.close(ended.set)
+
+    with pytest.raises(EngineNotReady, match="shutting down"):
+        pool.submit(Answers([99]).items())
+    assert not ended.is_set()
+    gate.is_open.set()
+    answers.wait()
+    assert ended.wait(PATIENCE_S)
+    for position in range(30):
+        answers.check_rows(position)
+    assert pool.fail_rest() == 0
+
+
+@each_depth
+@each_number_of_replicas
+@pytest.mark.parametrize("where", ["on_launch", "on_collect"])
+def test_a_device_that_hangs_does_not_keep_its_items_from_failing_at_the_deadline(
+    num_in_flight: int, num_replicas: int, where: str
+) -> None:
+    """What was under way on the device was neither finished nor failed: its requests waited forever."""
+    gates = [Gate() for _ in range(num_replicas)]
+
+    def hang(gate: Gate) -> Callable[..., Rows]:
+        def hold(numbers: list[int], rows: Rows | None = None) -> Rows:
+            gate()
+            return rows  # type: ignore[return-value]
+
+        return hold
+
+    pool = pool_of(*(Device(num_in_flight, **{where: hang(gate)}) for gate in gates), max_batch_items=4)
+    answers = Answers(*([number] for number in range(30)))
+    pool.start()
+    answers.submit_all(pool)
+    for gate in gates:
+        gate.wait_until_reached()
+    ended = threading.Event()
+    pool.close(ended.set)
+
+    assert pool.fail_rest() == 30
+    answers.wait()
+    assert all(isinstance(error, EngineNotReady) for error in answers.errors())
+    assert pool.fail_rest() == 0
+    assert not ended.is_set()
+    for gate in gates:
+        gate.is_open.set()
+    assert ended.wait(PATIENCE_S)
+    assert set(answers.num_done.values()) == {1}, "a row that comes too late is dropped"
+    assert (pool.stats.num_items, pool.stats.num_failed_items) == (0, 30)
+
+
+def test_a_pool_starts_again_after_it_ended() -> None:
+    device = Device()
+    pool = pool_of(device)
+    for number in range(3):
+        answers = Answers([number])
+        pool.start()
+        answers.submit_all(pool)
+        answers.wait()
+        answers.check_rows()
+        end(pool)
+
+    assert pool.stats.num_items == 3
+
+
+def test_a_pool_whose_thread_died_starts_again() -> None:
+    device = Device(on_launch=fail_on(1, error=SystemExit("told to die")))
+    pool = pool_of(device)
+    for number in (1, 2):
+        answers = Answers([number])
+        pool.start()
+        answers.submit_all(pool)
+        answers.wait()
+        end(pool)
+
+    answers.check_rows()
+
+
+def test_a_pool_does_not_start_beside_a_thread_that_still_runs() -> None:
+    """Two threads would use one replica, which no backend allows."""
+    gate = Gate()
+    answers = Answers([1])
+    pool = pool_of(Device(on_launch=gate))
+    pool.start()
+    answers.submit_all(pool)
+    gate.wait_until_reached()
+    pool.fail_rest()
+
+    with pytest.raises(EngineNotReady, match="still running"):
+        pool.start()
+    gate.is_open.set()
+    end(pool)
+    pool.start()
+    end(pool)
+
+
+def test_items_are_refused_before_the_start() -> None:
+    with pytest.raises(EngineNotReady, match="not started"):
+        pool_of(Device()).submit(Answers([1]).items())
+
+
+def test_idle_replicas_share_what_comes_and_each_is_used_by_one_thread() -> None:
+    both_compute = threading.Barrier(2)
+    devices = [Device(on_launch=lambda numbers: void(both_compute.wait(PATIENCE_S))) for _ in range(2)]
+    answers = Answers(*([number] for number in range(1000)))
+    with running(*devices) as pool:
+        wait_until(lambda: pool._num_idle == 2)
+        answers.submit_all(pool)
+        answers.wait()
+
+    assert [[len(batch) for batch in device.launched] for device in devices] == [[500], [500]]
+    assert [len(device.threads) for device in devices] == [1, 1]
+
+
+def void(_: object) -> None:
+    return None
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.001)
+
+
+def test_with_two_in_flight_the_next_batch_is_launched_before_the_first_is_collected() -> None:
+    order: list[tuple[str, list[int]]] = []
+    device = Device(
+        2,
+        on_launch=lambda numbers: order.append(("launch", numbers)),
+        on_collect=lambda numbers, rows: (order.append(("collect", numbers)), rows)[1],
+    )
+    answers = Answers([1], [2], [3])
+    with working_off(answers, device, max_batch_items=1):
+        answers.wait()
+
+    assert order == [
+        ("launch", [1]),
+        ("launch", [2]),
+        ("collect", [1]),
+        ("launch", [3]),
+        ("collect", [2]),
+        ("collect", [3]),
+    ]
+
+
+def test_a_cancelled_request_is_never_announced_and_what_waits_never_reaches_the_device() -> None:
+    gate = Gate()
+    device = Device(on_launch=gate)
+    answers = Answers([1, 2], [3], [4])
+    with running(device, max_batch_items=2) as pool:
+        pool.submit(answers.items(0))
+        gate.wait_until_reached()
+        pool.submit(answers.items(1) + answers.items(2))
+        answers.pending[0].cancel()
+        answers.pending[1].cancel()
+        gate.is_open.set()
+        answers.wait(2)
+
+    answers.check_rows(2)
+    assert device.launched == [[1, 2], [4]]
+    assert answers.num_done == {2: 1}
+    assert pool.stats.num_failed_items == 0
+
+
+def test_cancelled_items_do_not_count_as_failed_at_the_deadline() -> None:
+    gate = Gate()
+    answers = Answers([1], [2], [3])
+    with running(Device(on_launch=gate), max_batch_items=1) as pool:
+        answers.submit_all(pool)
+        gate.wait_until_reached()
+        answers.pending[2].cancel()
+        assert pool.fail_rest() == 2
+        gate.is_open.set()
+
+    assert answers.num_done == {0: 1, 1: 1}
+
+
+def test_a_failed_request_takes_its_waiting_items_out_of_the_queue() -> None:
+    device = Device(on_launch=fail_on(1))
+    answers = Answers([1, 2, 3], [4])
+    with working_off(answers, device, max_batch_items=1):
+        answers.wait()
+
+    assert device.launched == [[1], [4]]
+
+
+def test_progress_adds_up_to_the_items_of_the_request() -> None:
+    steps: list[int] = []
+    is_done = threading.Event()
+    request = PendingRequest(10, lambda _: is_done.set(), steps.append)
+    with running(Device(), max_batch_items=4) as pool:
+        pool.submit([Item(ids_of(number), request, number) for number in range(10)])
+        assert is_done.wait(PATIENCE_S)
+
+    assert sum(steps) == 10
+    assert len(steps) >= 3
+
+
+def test_the_queue_is_counted_in_items_and_tokens() -> None:
+    gate = Gate()
+    with running(Device(on_prepare=gate)) as pool:
+        Answers([1, 2], [3]).submit_all(pool)
+        assert (pool.num_waiting, pool.num_waiting_tokens) == (3, 9)
+        assert pool.fail_rest() == 3
+        assert (pool.num_waiting, pool.num_waiting_tokens) == (0, 0)
+        gate.is_open.set()
+
+
+def test_tokens_stand_end_to_end_and_missing_segment_ids_are_zero() -> None:
+    request = PendingRequest(2, lambda _: None)
+    items = [Item(ids_of(7), request, 0), Item(ids_of(8), request, 1, type_ids=ids_of(1))]
+
+    assert to_batch(items[:1]).type_ids is None
+    batch = to_batch(items)
+    assert batch.token_ids.tolist() == [7, 7, 7, 8, 8, 8]
+    assert batch.lengths == [3, 3]
+    assert batch.type_ids is not None
+    assert batch.type_ids.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+# Anything may go wrong at once, with many threads submitting.
+
+KINDS = ("fine", *FAULTS)
+
+
+@unhurried
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=60),
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=60),
+    num_replicas=st.integers(1, 2),
+    num_in_flight=st.integers(1, 2),
+    max_batch_items=st.integers(1, 8),
+    num_threads=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_every_item_ends_once_whatever_goes_wrong(
+    kinds: list[str],
+    sizes: list[int],
+    num_replicas: int,
+    num_in_flight: int,
+    max_batch_items: int,
+    num_threads: int,
+    seed: int,
+) -> None:
+    bad = {kind: [number for number, each in enumerate(kinds) if each == kind] for kind in KINDS}
+    answers = Answers(*requests_of(list(range(len(kinds))), sizes))
+    with running(
+        *(faulty_device(bad, num_in_flight) for _ in range(num_replicas)), max_batch_items=max_batch_items
+    ) as pool:
+        submit_from_threads(pool, answers, num_threads, seed)
+        answers.wait()
+        assert pool.is_alive
+
+    assert set(answers.num_done.values()) == {1}
+    for position, numbers in enumerate(answers.numbers):
+        if all(kinds[number] == "fine" for number in numbers):
+            answers.check_rows(position)
+        else:
+            assert isinstance(answers.errors()[position], BackendFailed)
+    num_alone = sum(len(numbers) == 1 for numbers in answers.numbers)
+    assert pool.stats.num_items + pool.stats.num_failed_items <= len(kinds)
+    if num_alone == len(answers.numbers):
+        assert pool.stats.num_items == len(bad["fine"])
+        assert pool.stats.num_failed_items == len(kinds) - len(bad["fine"])
+
+
+@unhurried
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=60),
+    deadly=st.integers(0, 59),
+    dies_at_launch=st.booleans(),
+    num_replicas=st.integers(1, 2),
+    num_in_flight=st.integers(1, 2),
+    max_batch_items=st.integers(1, 8),
+    num_threads=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_every_item_ends_once_even_when_a_thread_dies(
+    sizes: list[int],
+    deadly: int,
+    dies_at_launch: bool,
+    num_replicas: int,
+    num_in_flight: int,
+    max_batch_items: int,
+    num_threads: int,
+    seed: int,
+) -> None:
+    where = "on_launch" if dies_at_launch else "on_collect"
+    death = fail_on(deadly, error=SystemExit("told to die"))
+    answers = Answers(*requests_of(list(range(60)), sizes))
+    with running(
+        *(Device(num_in_flight, **{where: death}) for _ in range(num_replicas)),
+        max_batch_items=max_batch_items,
+    ) as pool:
+        refused = submit_from_threads(pool, answers, num_threads, seed)
+        answers.wait(*(position for position in range(len(answers.pending)) if position not in refused))
+        assert not pool.is_alive
+
+    assert set(answers.num_done.values()) <= {1}
+    assert not refused & answers.num_done.keys()
+    for position in answers.num_done:
+        if answers.errors()[position] is None:
+            answers.check_rows(position)
+        else:
+            assert isinstance(answers.errors()[position], EngineNotReady)
+    num_accepted = sum(len(answers.numbers[position]) for position in answers.num_done)
+    assert pool.stats.num_items + pool.stats.num_failed_items <= num_accepted
+    assert pool.stats.num_failed_items >= 1
+
+
+def requests_of(numbers: list[int], sizes: list[int]) -> list[list[int]]:
+    """The numbers in requests of these sizes, over and over."""
+    requests = []
+    for position in range(len(numbers)):
+        size = sizes[position % len(sizes)]
+        requests.append(numbers[:size])
+        numbers = numbers[size:]
+    return [request for request in requests if request]
+
+
+def faulty_device(bad: dict[str, list[int]], num_in_flight: int) -> Device:
+    def collect(numbers: list[int], rows: Rows) -> Rows:
+        rows = nan_on(*bad["NaN"])(numbers, rows)
+        rows = fail_on(*bad["collect"])(numbers, rows)
+        return drop_last_row_on(*bad["row count"])(numbers, rows)
+
+    return Device(num_in_flight, on_launch=fail_on(*bad["launch"]), on_collect=collect)
+
+
+def submit_from_threads(pool: WorkerPool, answers: Answers, num_threads: int, seed: int) -> set[int]:
+    """Each thread submits some requests, item by item or at once. Returns those that were refused whole."""
+    positions = list(range(len(answers.pending)))
+    random.Random(seed).shuffle(positions)
+    refused: set[int] = set()
+
+    def submit(mine: list[int]) -> None:
+        for position in mine:
+            try:
+                pool.submit(answers.items(position))
+            except EngineNotReady:
+                refused.add(position)
+
+    threads = [
+        threading.Thread(target=submit, args=(positions[number::num_threads],))
+        for number in range(num_threads)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    return refused
