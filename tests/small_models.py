@@ -1,4 +1,4 @@
-"""Small random sentence-transformers models of real architectures, made on the spot: nothing is downloaded."""
+"""Small random sentence-transformers models of real architectures, made on the spot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SIZE: dict[str, Any] = {
 }
 _DECODER = _SIZE | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
 
-# Model type → config values beside the size; what makes the architecture special is kept small enough to matter.
+# Model type → config values; windows are small enough that the texts are longer than they reach.
 PACKED_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": _SIZE,
     "roberta": _SIZE,

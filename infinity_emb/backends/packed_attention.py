@@ -9,6 +9,10 @@ Knows nothing of sentence-transformers or of batches beyond that.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 GROUPED = "infinity_grouped"
 VARLEN = "infinity_varlen"
@@ -29,7 +32,7 @@ class Run(NamedTuple):
 
     start: int  # first token in the flat row
     length: int  # tokens of each sequence
-    count: int  # sequences
+    num_sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,9 @@ def runs_of_equal_length(lengths: list[int]) -> list[Run]:
     """Runs of neighbours of equal length, in order."""
     runs: list[Run] = []
     start = 0
-    for length in lengths:
-        if runs and runs[-1].length == length:
-            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
-        else:
-            runs.append(Run(start, length, 1))
-        start += length
+    for length, same in itertools.groupby(lengths):
+        runs.append(Run(start, length, num_sequences=len(list(same))))
+        start += length * runs[-1].num_sequences
     return runs
 
 
@@ -78,7 +78,7 @@ def grouped_attention(
     for run in packed_layout.runs:
         mask = _band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
         attended = scaled_dot_product_attention(
-            _sequences(query, run),  # (count, H, length, D)
+            _sequences(query, run),  # (num_sequences, H, length, D)
             _sequences(key, run),
             _sequences(value, run),
             attn_mask=mask,
@@ -103,13 +103,26 @@ def varlen_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The same as `grouped_attention` in one kernel, for CUDA in float16 or bfloat16."""
+    """The same as `grouped_attention` in one kernel, for CUDA in float16 or bfloat16.
+
+    Raises NotImplementedError also where torch's kernel takes no window and no scale (before torch 2.11).
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     _check_supported(kwargs)
-    reach = -1 if sliding_window is None else sliding_window - 1
+    known = _parameters(varlen_attn)
+    if not {"window_size", "scale"} <= known:
+        raise NotImplementedError(
+            f"varlen_attn of torch {torch.__version__} takes no window; 2.11 or newer does"
+        )
+    reach = -1 if sliding_window is None else sliding_window - 1  # torch counts the neighbours on one side
     window = (reach, 0) if _is_causal(module, kwargs) else (reach, reach)
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    num_sharing = query.shape[1] // key.shape[1]  # query heads that share one head of keys and values
+    sharing: dict[str, Any] = {}
+    if num_sharing > 1 and "enable_gqa" in known:
+        sharing = {"enable_gqa": True}
+    elif num_sharing > 1:  # torch 2.11
+        key, value = (states.repeat_interleave(num_sharing, dim=1) for states in (key, value))
     rows = varlen_attn(
         query[0].transpose(0, 1),  # (T, H, D)
         key[0].transpose(0, 1),
@@ -120,27 +133,33 @@ def varlen_attention(
         packed_layout.max_length,
         scale=scaling,
         window_size=window,
-        **grouped,
+        **sharing,
     )
     assert isinstance(rows, Tensor)  # a tuple only where auxiliary outputs are asked for
     return rows.unsqueeze(0), None
 
 
 def register() -> None:
-    """Make both kernels known to transformers; no mask is built for them. Harmless when repeated."""
+    """Make both kernels known to transformers. Harmless when repeated.
+
+    No mask function goes with them: without one transformers builds no mask and leaves at once, while with
+    one, even one that answers None, its decoders first ask the device whether the input is packed, and so
+    wait for all batches before this one.
+    """
     for name, function in ((GROUPED, grouped_attention), (VARLEN, varlen_attention)):
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, _no_mask)
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _sequences(states: Tensor, run: Run) -> Tensor:
-    """(1, H, T, D) → the run's sequences as a view, (count, H, length, D)."""
-    rows = states[0, :, run.start : run.start + run.length * run.count]
-    return rows.unflatten(1, (run.count, run.length)).transpose(0, 1)
+    """(1, H, T, D) → the run's sequences as a view, (num_sequences, H, length, D)."""
+    num_heads, head_dim = states.shape[1], states.shape[3]
+    rows = states[0, :, run.start : run.start + run.length * run.num_sequences]
+    return rows.view(num_heads, run.num_sequences, run.length, head_dim).transpose(0, 1)
 
 
 def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:

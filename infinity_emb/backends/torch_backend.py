@@ -51,16 +51,20 @@ class TorchBackend:
         self._num_threads = num_threads
 
     def prepare_thread(self) -> None:
-        """Set how many cores this thread's operators use."""
+        """Set how many cores this thread's operators use, or which GPU is its current one."""
         if self._device.type == "cpu":
             torch.set_num_threads(self._num_threads)
+        elif self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
 
     def launch(self, batch: Batch) -> TorchLaunched:
         """Queue the batch on the device; on a CPU compute it."""
         order = np.argsort(batch.lengths, kind="stable")  # ascending, as both paths want it
         with torch.inference_mode():
-            rows = self._forward_packed(batch, order) if self._layout.is_packed else self._forward_padded(
-                batch, order
+            rows = (
+                self._forward_packed(batch, order)
+                if self._layout.is_packed
+                else self._forward_padded(batch, order)
             )
             return TorchLaunched.start(rows, order)
 
@@ -100,8 +104,8 @@ class TorchLaunched:
             return cls(rows.cpu(), order, None)
         host = torch.empty(rows.shape, dtype=torch.float32, pin_memory=True)
         host.copy_(rows, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no hint
+        copied.record(torch.cuda.current_stream(rows.device))  # the current device may be another one
         return cls(host, order, copied)
 
     def collect(self) -> Rows:
@@ -121,16 +125,20 @@ def packed_features(
     device: torch.device,
 ) -> dict[str, Any]:
     """One flat row, shortest sequence first. lengths: in that order."""
-    starts = np.cumsum([0, *lengths])  # (B + 1,)
+    starts = np.cumsum([0, *lengths])  # (B + 1,), of the sequences in the row
+    ends = np.cumsum(batch.lengths)  # (B,), of the sequences in the batch
     num_tokens = int(starts[-1])
-    host = _staging_buffer((4, num_tokens), torch.int64, device)
     host_starts = _staging_buffer((len(starts),), torch.int32, device)
     host_starts.numpy()[:] = starts
+    host = _staging_buffer((4, num_tokens), torch.int64, device)
     table = host.numpy()
-    table[0] = _reorder(batch.token_ids, batch.lengths, order)
-    table[1] = np.arange(num_tokens) - np.repeat(starts[:-1], lengths) + layout.position_offset
-    table[2] = np.repeat(np.arange(len(lengths)), lengths)
-    table[3] = 0 if batch.type_ids is None else _reorder(batch.type_ids, batch.lengths, order)
+    sequence = np.repeat(np.arange(len(lengths)), lengths)  # (T,)
+    position = np.arange(num_tokens) - starts[sequence]  # (T,)
+    source = position + (ends[order] - lengths)[sequence]  # (T,), where in the batch each token stands
+    table[0] = batch.token_ids[source]
+    table[1] = position + layout.position_offset
+    table[2] = sequence
+    table[3] = 0 if batch.type_ids is None else batch.type_ids[source]
     input_ids, position_ids, seq_idx, type_ids = host.to(device, non_blocking=True).unsqueeze(1)  # (1, T)
     cu_seq_lens = host_starts.to(device, non_blocking=True)
     features: dict[str, Any] = {
@@ -153,7 +161,9 @@ def padded_features(
     ends = np.cumsum(batch.lengths)
     width = max(1, *(batch.lengths[position] for position in positions))
     shape = (len(positions), width)
-    table = np.zeros((3, *shape), dtype=np.int64)
+    host = _staging_buffer((3, *shape), torch.int64, device)
+    table = host.numpy()
+    table[:] = 0
     table[0] = layout.pad_token_id
     for row, position in enumerate(positions):
         length = batch.lengths[position]
@@ -163,7 +173,7 @@ def padded_features(
         table[1, row, target] = 1
         if batch.type_ids is not None:
             table[2, row, target] = batch.type_ids[source]
-    input_ids, attention_mask, type_ids = torch.from_numpy(table).to(device)  # (B, S)
+    input_ids, attention_mask, type_ids = host.to(device, non_blocking=True)  # (B, S)
     features = {"input_ids": input_ids, "attention_mask": attention_mask, "modality": "text"}
     if layout.has_type_ids:
         features["token_type_ids"] = type_ids
@@ -171,12 +181,8 @@ def padded_features(
 
 
 def _staging_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host memory; pinned for CUDA, where torch keeps and reuses it and the copy does not stop the stream."""
+    """Host memory; pinned for CUDA, so that a copy neither waits for the device nor is waited for.
+
+    It may be let go while the copy is under way: torch hands it out again only when the copy is done.
+    """
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
-
-
-def _reorder(
-    flat: npt.NDArray[np.int32], lengths: list[int], order: npt.NDArray[np.intp]
-) -> npt.NDArray[np.int32]:
-    ends = np.cumsum(lengths)
-    return np.concatenate([flat[ends[position] - lengths[position] : ends[position]] for position in order])

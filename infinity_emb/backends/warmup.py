@@ -14,11 +14,11 @@ import numpy as np
 from infinity_emb.backends.base import Backend, Batch, TokenIds
 
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16_384}
-_CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "mps": (2048, 4096, 8192, 16_384)}
+_CANDIDATES = {"cpu": (512, 1024, 2048), "mps": (2048, 4096, 8192, 16_384)}
 _CANDIDATES_GPU = (4096, 8192, 16_384, 32_768, 65_536)
 # A larger batch must be so much faster to be worth its latency.
 _WORTHWHILE_GAIN = 1.04
-_DEADLINE_S = 4.0
+_DEADLINE_S = 2.5
 _SEQUENCE_TOKENS = (16, 128, 32, 256, 64)
 
 
@@ -46,7 +46,7 @@ def find_batch_tokens(backend: Backend, sample: TokenIds) -> int:
     return best_tokens
 
 
-def seconds_per_batch(compute: Callable[[], Any], num_runs: int = 3) -> float:
+def seconds_per_batch(compute: Callable[[], Any], num_runs: int = 2) -> float:
     """The shortest of a few runs after one that does not count."""
     compute()
     durations = []

@@ -27,7 +27,7 @@ def _embed(path: Path, texts: list[str], **options: object) -> tuple[np.ndarray,
 
 
 def _reference(path: Path, texts: list[str]) -> np.ndarray:
-    """One text at a time: the reference without any padding of its own (left padding moves rotary positions)."""
+    """One text at a time, so that the reference does not pad either."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(path), device="cpu")

@@ -1,0 +1,152 @@
+"""What is measured, each in a process of its own: sentence-transformers, our engine, our server.
+
+Run as `python -m benchmarks.peers NAME`, it answers one JSON line for each JSON line it reads; so nobody's
+threads, allocator or imports disturb anybody else, and turns can alternate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+
+
+class Subject(Protocol):
+    """Something that embeds."""
+
+    def embed(self, texts: list[str]) -> np.ndarray: ...
+
+
+class SentenceTransformers:
+    """The peer, as its documentation uses it."""
+
+    def __init__(self, model: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(model, device="cpu")
+        self._model.encode(["warm up"], show_progress_bar=False)
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return self._model.encode(texts, batch_size=32, show_progress_bar=False)
+
+    def forward_ms(self, text: str) -> float:
+        return _median_ms(lambda: self.embed([text]))
+
+
+class BareEngine:
+    """Our engine without HTTP."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+
+        self._engine = AsyncEmbeddingEngine.from_args(EngineArgs(model_name_or_path=model, **options))
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._engine.astart())
+        self.batch_tokens = self._engine.max_batch_tokens
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return np.array(self._loop.run_until_complete(self._engine.embed(texts))[0])
+
+    def forward_ms(self, text: str) -> float:
+        """One text through the backend alone: no queue, no event loop, no tokenizer."""
+        from infinity_emb.backends.base import Batch
+
+        model = self._engine._model
+        ids = model.tokenize([text], truncate=True)[0]
+        backend = model.replicas[0]
+        backend.prepare_thread()
+        return _median_ms(lambda: backend.launch(Batch(ids, [len(ids)])).collect())
+
+
+def _median_ms(call: Callable[[], Any], num_runs: int = 40) -> float:
+    durations = []
+    for _ in range(num_runs):
+        started_s = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - started_s)
+    return float(np.median(durations)) * 1000
+
+
+class Peer:
+    """The other end of such a process."""
+
+    def __init__(self, name: str, model: str, **options: Any) -> None:
+        started_s = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers", name, model, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.ready = self._read()
+        self.ready_s = time.perf_counter() - started_s
+
+    def ask(self, action: str, **arguments: Any) -> dict[str, Any]:
+        """Have it done and return what came of it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"action": action, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the measured process ended with code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def resident_mib(pid: int | None = None) -> float:
+    """Resident memory of a process in MiB."""
+    return psutil.Process(pid).memory_info().rss / 2**20
+
+
+def main() -> None:
+    """Serve one subject over standard input and output."""
+    name, model, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    subject = {"sentence-transformers": SentenceTransformers, "engine": BareEngine}[name](model, **options)
+    _answer(answers, {"resident_mib": resident_mib(), "batch_tokens": getattr(subject, "batch_tokens", None)})
+    for line in sys.stdin:
+        request = json.loads(line)
+        _answer(answers, _act(subject, request))
+
+
+def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
+    if request["action"] == "forward":
+        return {"ms": subject.forward_ms(request["text"])}
+    if request["action"] == "memory":
+        return {"resident_mib": resident_mib()}
+    started_s = time.perf_counter()
+    vectors = subject.embed(request["texts"])
+    elapsed_s = time.perf_counter() - started_s
+    if "save" in request:
+        np.save(Path(request["save"]), vectors)
+    return {"s": elapsed_s}
+
+
+def _answer(stream: Any, answer: dict[str, Any]) -> None:
+    stream.write(json.dumps(answer) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

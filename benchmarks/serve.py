@@ -1,0 +1,234 @@
+"""Speed on this machine, as ratios: our engine to sentence-transformers, our server to our engine.
+
+    python -m benchmarks.serve [--rounds 5] [--engine-option device_id=0,1]
+
+Everything takes turns within one run, each peer in a process of its own; the table shows the median ratio
+of the rounds with its spread, and the last line is JSON. What each row means is in docs/measurements.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from benchmarks.http_load import make_requests, median_ms, run_load
+from benchmarks.matmul import matmul_flops_per_s, model_matmul_flops_per_token
+from benchmarks.peers import Peer, resident_mib
+from benchmarks.texts import bundled_model_folder, load_texts, token_counter
+
+NUM_SHORT, NUM_PASSAGES = 1024, 256
+PASSAGES_PER_REQUEST = 32
+
+
+@dataclass(slots=True)
+class Row:
+    """One line of the table: a ratio measured once a round, and the goal it has."""
+
+    name: str
+    goal: str
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values))
+
+    def __str__(self) -> str:
+        spread = f"{min(self.values):.2f} … {max(self.values):.2f}"
+        return f"{self.name:<62} {self.median:>8.2f}  {spread:<16} {self.goal}"
+
+
+class Server:
+    """`infinity_emb v2` in a process of its own, on a free loopback port."""
+
+    def __init__(self, flags: list[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "infinity_emb", "v2", "--host", "127.0.0.1"]
+        started_s = time.perf_counter()
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--log-level", "warning", *flags]
+        )
+        self._wait_until_ready()
+        self.ready_s = time.perf_counter() - started_s
+
+    @property
+    def resident_mib(self) -> float:
+        return resident_mib(self._process.pid)
+
+    def close(self) -> None:
+        """End it as an operator would."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+    def _wait_until_ready(self) -> None:
+        deadline_s = time.monotonic() + 300
+        while time.monotonic() < deadline_s and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError("the server did not become ready")
+
+
+class Bench:
+    """The peers, and the rounds in which they take turns."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        model = str(bundled_model_folder())
+        self.short, self.passages = load_texts(num_short=NUM_SHORT, num_passages=NUM_PASSAGES)
+        self.reference = Peer("sentence-transformers", model)
+        self.engine = Peer("engine", model, **options)
+        self.server = Server(_as_flags(options))
+        self.rows = {
+            "st_short": Row("engine / sentence-transformers, short queries", ">= 2.2"),
+            "st_passages": Row("engine / sentence-transformers, passages", ">= 2.2"),
+            "http_passages": Row("server / engine, 32 passages a request, 4 clients", ">= 0.90"),
+            "http_short": Row("server / engine, one query a request, 32 clients", ">= 0.80"),
+            "http_float": Row("the same passages as JSON floats instead of base64", ""),
+            "lone_ms": Row("one lone query over its bare forward pass, ms", "<= 2.0"),
+            "ceiling": Row("share of the machine's matrix-product rate, short queries", ""),
+            "ceiling_st": Row("the same share of sentence-transformers", ""),
+        }
+
+    def run(self, rounds: int) -> None:
+        """One round that does not count, then those that do."""
+        for number in range(rounds + 1):
+            values = self._round()
+            if number:
+                for name, value in values.items():
+                    self.rows[name].values.append(value)
+
+    def close(self) -> None:
+        """End all processes."""
+        self.reference.close()
+        self.engine.close()
+        self.server.close()
+
+    def _round(self) -> dict[str, float]:
+        st_short = self.reference.ask("embed", texts=self.short)["s"]
+        engine_short = self.engine.ask("embed", texts=self.short)["s"]
+        http_short, _ = self._load(self.short, per_request=1, num_clients=32)
+        flops_per_s = matmul_flops_per_s()
+        st_passages = self.reference.ask("embed", texts=self.passages)["s"]
+        engine_passages = self.engine.ask("embed", texts=self.passages)["s"]
+        http_passages, _ = self._load(self.passages, per_request=PASSAGES_PER_REQUEST, num_clients=4)
+        http_float, _ = self._load(
+            self.passages, per_request=PASSAGES_PER_REQUEST, num_clients=4, encoding_format="float"
+        )
+        query = self.short[7]
+        forward_ms = self.engine.ask("forward", text=query)["ms"]
+        _, lone_s = self._load([query] * 40, per_request=1, num_clients=1)
+        needed_s = self._num_short_tokens() * model_matmul_flops_per_token() / flops_per_s
+        return {
+            "st_short": st_short / engine_short,
+            "st_passages": st_passages / engine_passages,
+            "http_passages": engine_passages / http_passages,
+            "http_short": engine_short / http_short,
+            "http_float": engine_passages / http_float,
+            "lone_ms": median_ms(lone_s) - forward_ms,
+            "ceiling": needed_s / engine_short,
+            "ceiling_st": needed_s / st_short,
+        }
+
+    def _num_short_tokens(self) -> int:
+        return sum(token_counter(bundled_model_folder())(self.short))
+
+    def _load(
+        self, texts: list[str], *, per_request: int, num_clients: int, encoding_format: str = "base64"
+    ) -> tuple[float, list[float]]:
+        requests = make_requests(
+            texts, per_request=per_request, port=self.server.port, encoding_format=encoding_format
+        )
+        return asyncio.run(run_load(requests, port=self.server.port, num_clients=num_clients))
+
+    def footprint(self) -> dict[str, dict[str, float]]:
+        """Resident memory after the rounds and time to ready of each process."""
+        return {
+            "sentence-transformers": {
+                "ready_s": self.reference.ready_s,
+                "resident_mib": self.reference.ask("memory")["resident_mib"],
+            },
+            "engine": {
+                "ready_s": self.engine.ready_s,
+                "resident_mib": self.engine.ask("memory")["resident_mib"],
+            },
+            "server": {"ready_s": self.server.ready_s, "resident_mib": self.server.resident_mib},
+        }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine-option", action="append", default=[], metavar="NAME=VALUE")
+    arguments = parser.parse_args()
+    options = dict(each.split("=", 1) for each in arguments.engine_option)
+    bench = Bench(options)
+    try:
+        bench.run(arguments.rounds)
+        footprint = bench.footprint()
+        _print_table(bench, footprint, options)
+    finally:
+        bench.close()
+
+
+def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: dict[str, Any]) -> None:
+    counts = token_counter(bundled_model_folder())
+    short, passages = counts(bench.short), counts(bench.passages)
+    print(f"\n{_machine()}, batches of {bench.engine.ready['batch_tokens']} tokens, options {options}")
+    print(
+        f"{len(short)} queries of {np.mean(short):.0f} tokens ({min(short)} to {max(short)}),"
+        f" {len(passages)} passages of {np.mean(passages):.0f} ({min(passages)} to {max(passages)},"
+        " cut at 256 by the model)\n"
+    )
+    print(f"{'':<62} {'median':>8}  {'spread':<16} goal")
+    for row in bench.rows.values():
+        print(row)
+    print()
+    for name, figures in footprint.items():
+        print(
+            f"{name:<24} ready after {figures['ready_s']:5.1f} s, {figures['resident_mib']:6.0f} MiB resident"
+        )
+    result = {
+        "machine": _machine(),
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "rounds": len(next(iter(bench.rows.values())).values),
+        "ratios": {name: {"median": row.median, "rounds": row.values} for name, row in bench.rows.items()},
+        "footprint": footprint,
+    }
+    print("\n" + json.dumps(result))
+
+
+def _as_flags(options: dict[str, Any]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _machine() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            found = re.search(r"model name\s*:\s*(.*)", lines.read())
+    except OSError:
+        found = None
+    return f"{found.group(1) if found else platform.machine()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""How a model wants its input: packed where it may be, and where a comparison with single texts bears it out.
+
+Knows nothing of files, devices or options; `torch_loading.py` calls it once per model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from infinity_emb.backends import packed_attention
+from infinity_emb.backends.base import Batch, Rows, TokenIds, Tokenize
+from infinity_emb.backends.torch_backend import PACKED_FEATURES, InputLayout, TorchBackend
+from infinity_emb.backends.torch_device import Choice
+from infinity_emb.primitives import ModelInfo
+
+# How far a packed row may be from the same text alone, relative to the largest value, before the model
+# is taken to be one that cannot be packed. Rounding stays far below; a wrong mask is far above.
+_PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+SAMPLE_TEXT = (
+    "Packed sequences must not see each other. The quick brown fox jumps over the lazy dog, while thirteen"
+    " wizards debate whether numbers such as 3.14159 or 2,718 describe rivers, circles and interest rates. "
+)
+_MAX_CHECKED_TOKENS = 1100
+
+
+def choose_layout(
+    model: SentenceTransformer, transformer: Transformer, tokenize: Tokenize, *, max_tokens: int | None
+) -> tuple[InputLayout, Choice]:
+    """Packed where the architecture allows it and a comparison with single texts bears it out.
+
+    Packing is switched on in `model` as a side effect. The choice is "packed" or "padded", and why.
+    """
+    padded = InputLayout(
+        is_packed=False,
+        position_offset=0,
+        has_type_ids="token_type_ids" in getattr(transformer.tokenizer, "model_input_names", []),
+        pad_token_id=getattr(transformer.tokenizer, "pad_token_id", None) or 0,
+        pads_left=getattr(transformer.tokenizer, "padding_side", "right") == "left",
+        prompt_length=_excluded_prompt_length(model, transformer),
+    )
+    network = transformer.model
+    if not network.is_backend_compatible():  # type: ignore[no-untyped-call]  # transformers has no hint
+        return padded, Choice("padded", f"{network.config.model_type} has attention code of its own")
+    if transformer.transformer_task != "feature-extraction":
+        return padded, Choice("padded", f"its task is {transformer.transformer_task}")
+    packed = InputLayout(
+        is_packed=True,
+        position_offset=_first_position(network),
+        has_type_ids=padded.has_type_ids,
+        pad_token_id=padded.pad_token_id,
+        pads_left=padded.pads_left,
+        prompt_length=padded.prompt_length,
+    )
+    batch = _check_batch(tokenize, network.config, max_tokens)
+    choice = _try_packing(model, transformer, padded, packed, batch)
+    return (packed if choice.value == "packed" else padded), choice
+
+
+def _try_packing(
+    model: SentenceTransformer,
+    transformer: Transformer,
+    padded: InputLayout,
+    packed: InputLayout,
+    batch: Batch,
+) -> Choice:
+    """Install the first kernel whose packed rows equal the rows of single texts; else leave it padded."""
+    network = transformer.model
+    original = network.config._attn_implementation
+    forward_params = transformer.model_forward_params
+    expected = np.concatenate([_rows(model, padded, single) for single in _singles(batch)])
+    packed_attention.register()
+    failures = []
+    for kernel in _kernels(model):
+        network.set_attn_implementation(kernel)
+        if forward_params is not None:
+            transformer.model_forward_params = forward_params | PACKED_FEATURES
+        try:
+            difference = float(np.abs(_rows(model, packed, batch) - expected).max() / np.abs(expected).max())
+        except Exception as exc:  # noqa: BLE001 - whatever a foreign architecture raises means that it cannot be packed
+            failures.append(f"{kernel}: {type(exc).__name__}: {exc}")
+            continue
+        if difference <= _PACKED_TOLERANCE[network.dtype]:
+            return Choice("packed", f"{kernel}, {difference:.0e} from single texts")
+        failures.append(f"{kernel} differs by {difference:.0e} from single texts")
+    network.set_attn_implementation(original)
+    transformer.model_forward_params = forward_params
+    return Choice("padded", " ".join("; ".join(failures).split())[:300])
+
+
+def _kernels(model: SentenceTransformer) -> list[str]:
+    if model.device.type != "cuda" or model.dtype == torch.float32:
+        return [packed_attention.GROUPED]
+    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return [packed_attention.VARLEN, packed_attention.GROUPED] if has_varlen else [packed_attention.GROUPED]
+
+
+def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows:
+    backend = TorchBackend(model, layout=layout, info=_NO_INFO, num_threads=1)
+    return backend.launch(batch).collect()
+
+
+def _check_batch(tokenize: Tokenize, config: Any, max_tokens: int | None) -> Batch:
+    """Short and long sequences, one longer than a local attention window where there is one."""
+    window = getattr(config, "sliding_window", None) or 0
+    longest = min(max_tokens or _MAX_CHECKED_TOKENS, max(96, window + 32), _MAX_CHECKED_TOKENS)
+    ids = sample_ids(tokenize, longest)
+    sequences = [ids[:7], ids[:longest], ids[: longest // 3], ids[:7], ids[: longest // 2]]
+    return Batch(np.concatenate(sequences), [len(sequence) for sequence in sequences])
+
+
+def sample_ids(tokenize: Tokenize, num_tokens: int | None) -> TokenIds:
+    """Token ids of real words, about `num_tokens` of them."""
+    repeats = 1 + (num_tokens or 512) // 40
+    return tokenize([SAMPLE_TEXT * repeats], truncate=True)[0]
+
+
+def _singles(batch: Batch) -> list[Batch]:
+    ends = np.cumsum(batch.lengths)
+    return [
+        Batch(batch.token_ids[end - length : end], [length])
+        for end, length in zip(ends, batch.lengths, strict=True)
+    ]
+
+
+def _first_position(network: torch.nn.Module) -> int:
+    """RoBERTa's learned positions start behind its padding index; all others at 0.
+
+    Its embeddings are told by having both a padding index and a table of positions.
+    """
+    for module in network.modules():
+        padding_idx = getattr(module, "padding_idx", None)
+        if isinstance(padding_idx, int) and isinstance(
+            getattr(module, "position_embeddings", None), torch.nn.Embedding
+        ):
+            return padding_idx + 1
+    return 0
+
+
+def default_prompt(model: SentenceTransformer) -> str:
+    """What sentence-transformers puts before every text unless told otherwise."""
+    return model.prompts.get(model.default_prompt_name or "") or ""
+
+
+def _excluded_prompt_length(model: SentenceTransformer, transformer: Transformer) -> int | None:
+    """Tokens of the default prompt, where the model's pooling leaves the prompt out."""
+    prompt = default_prompt(model)
+    leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in model)
+    if not prompt or not leaves_out:
+        return None
+    length: int | None = transformer.preprocess(["text"], prompt=prompt).get("prompt_length")
+    return length
+
+
+_NO_INFO = ModelInfo(
+    embedding_dimension=0,
+    max_tokens=None,
+    capabilities=(),
+    dtype="",
+    dtype_reason="",
+    device="",
+    attention="",
+    attention_reason="",
+    pooling="",
+    prompts={},
+    default_prompt_name=None,
+    revision=None,
+    source="",
+)
