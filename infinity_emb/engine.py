@@ -147,7 +147,7 @@ class AsyncEmbeddingEngine:
     @property
     def info(self) -> ModelInfo:
         """What was detected about the model."""
-        return self._model.replicas[0].info
+        return self._model.info
 
     @property
     def stats(self) -> WorkerStats:
@@ -200,7 +200,12 @@ class AsyncEmbeddingEngine:
         check_dimensions(matryoshka_dim, self.info.embedding_dimension)
         check_texts(sentences)
         distinct = list(dict.fromkeys(sentences))
-        rows, num_tokens = await self._compute(distinct, num_items=len(sentences), truncate=truncate)
+        try:
+            rows, num_tokens = await self._compute(distinct, num_items=len(sentences), truncate=truncate)
+        except BadInput as exc:
+            if exc.position is None:
+                raise
+            raise exc.moved_to(sentences.index(distinct[exc.position])) from exc
         vectors = quantize_rows(shorten_rows(rows, matryoshka_dim), self.engine_args.embedding_dtype)
         if len(distinct) == len(sentences):
             return list(vectors), int(num_tokens.sum())
@@ -308,7 +313,9 @@ class AsyncEmbeddingEngine:
         try:
             token_ids = await self._tokenize(chunk, truncate=truncate)
         except BadInput as exc:
-            raise type(exc)(f"inputs {start} and following: {exc}" if start else str(exc)) from exc
+            if exc.position is None:
+                raise
+            raise exc.moved_to(start + exc.position) from exc
         if not pending.is_cancelled:
             self._pool.submit(
                 [Item(ids, pending, start + position) for position, ids in enumerate(token_ids)]

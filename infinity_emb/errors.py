@@ -23,7 +23,19 @@ class ServingError(Exception):
 
 
 class BadInput(ServingError, ValueError):
-    """What the caller sent cannot be served; sending it again will fail again."""
+    """What the caller sent cannot be served; sending it again will fail again.
+
+    position: which of the request's inputs is to blame, where it is one; the message then names it.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None) -> None:
+        super().__init__(reason if position is None else f"input {position} {reason}")
+        self.reason = reason
+        self.position = position
+
+    def moved_to(self, position: int) -> BadInput:
+        """The same error about the input that the caller knows by another number."""
+        return type(self)(self.reason, position=position)
 
 
 class InputTooLong(BadInput):

@@ -84,8 +84,9 @@ class RawTokenizer:
             if encoding.overflowing:
                 num_tokens = _num_tokens_uncut(encoding, tokenizer)
                 raise InputTooLong(
-                    f"input {position} has {num_tokens} tokens, the limit is {max_tokens};"
-                    " shorten it, or allow it to be cut with truncate=true"
+                    f"has {num_tokens} tokens, the limit is {max_tokens};"
+                    " shorten it, or allow it to be cut with truncate=true",
+                    position=position,
                 )
         return encodings
 
@@ -130,8 +131,9 @@ class PipelineTokenizer:
         for position, ids in enumerate(all_ids):
             if not truncate and self._max_tokens is not None and len(ids) >= self._max_tokens:
                 raise InputTooLong(
-                    f"input {position} fills or exceeds the limit of {self._max_tokens} tokens;"
-                    " shorten it, or allow it to be cut with truncate=true"
+                    f"fills or exceeds the limit of {self._max_tokens} tokens;"
+                    " shorten it, or allow it to be cut with truncate=true",
+                    position=position,
                 )
         return all_ids
 
@@ -147,7 +149,7 @@ def checked_ids(all_ids: list[list[int]]) -> list[TokenIds]:
     """As arrays. Raises BadInput for a text without a token, which has no vector."""
     for position, ids in enumerate(all_ids):
         if not ids:
-            raise BadInput(f"input {position} has no token: it is empty and this tokenizer adds nothing")
+            raise BadInput("has no token: it is empty and this tokenizer adds nothing", position=position)
     return [np.array(ids, dtype=np.int32) for ids in all_ids]
 
 

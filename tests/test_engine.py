@@ -6,7 +6,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,10 +57,6 @@ class GatedBackend:
     seen: list[str] = field(default_factory=list)
     num_in_flight = 1
 
-    @property
-    def info(self) -> Any:
-        return self.backend.info
-
     def prepare_thread(self) -> None:
         pass
 
@@ -103,7 +99,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> World:
         def load(args: EngineArgs) -> LoadedModel:
             model = fake.load_model(args)
             backends.append(GatedBackend(model.replicas[0]))
-            return LoadedModel(list(backends), tokenize, model.max_batch_tokens, model.num_tokenizer_threads)
+            return replace(model, replicas=list(backends), tokenize=tokenize)
 
         monkeypatch.setattr(engine_module, "load_model", load)
         return fake_engine(faults, **options), backends[0]
@@ -225,6 +221,19 @@ def test_a_text_that_is_too_long_is_cut_or_refused_as_asked() -> None:
             with pytest.raises(InputTooLong, match=r"input 1 has 8193 tokens, the limit is 8192"):
                 await engine.embed(["a", long], truncate=False)
             assert engine.overload_status() == (0, 0, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("before", [["a"], ["a"] * 5, [f"text {number}" for number in range(200)]])
+def test_a_refused_text_is_named_by_its_place_in_the_request(before: list[str]) -> None:
+    """Not by its place among the distinct texts, or in the chunk that was tokenized."""
+
+    async def main() -> None:
+        async with fake_engine() as engine:
+            with pytest.raises(InputTooLong, match=rf"^input {len(before)} has 8193 tokens") as raised:
+                await engine.embed([*before, "x" * (fake.MAX_TOKENS + 1)], truncate=False)
+            assert raised.value.position == len(before)
 
     run(main())
 

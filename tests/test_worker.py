@@ -14,8 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinity_emb.backends.base import Batch, Rows
-from infinity_emb.backends.fake import load_model
-from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BackendFailed, EngineNotReady, InputTooLong
 from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats, to_batch
 
@@ -38,7 +36,6 @@ class Device:
     on_prepare: Callable[[], None] = lambda: None
     launched: list[list[int]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
-    info = load_model(EngineArgs(engine="debugengine")).replicas[0].info
 
     def prepare_thread(self) -> None:
         self.on_prepare()

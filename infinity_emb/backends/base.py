@@ -42,7 +42,6 @@ class Launched(Protocol):
 class Backend(Protocol):
     """One replica: one copy of a model on one device, used by one thread at a time."""
 
-    info: ModelInfo
     # Batches that may be under way at once: 2 lets the host prepare one while the device computes another.
     num_in_flight: int
 
@@ -64,6 +63,7 @@ class Tokenize(Protocol):
 class LoadedModel:
     """What a backend module hands over: replicas of one model and its tokenizer."""
 
+    info: ModelInfo
     replicas: list[Backend]
     tokenize: Tokenize
     max_batch_tokens: int  # found by measurement, or a default

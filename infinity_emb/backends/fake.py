@@ -39,8 +39,7 @@ class FakeBackend:
 
     num_in_flight = 1
 
-    def __init__(self, info: ModelInfo, faults: Faults) -> None:
-        self.info = info
+    def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
     def prepare_thread(self) -> None:
@@ -83,8 +82,9 @@ def tokenize(texts: list[str], *, truncate: bool) -> list[TokenIds]:
     for position, text in enumerate(texts):
         if len(text) > MAX_TOKENS and not truncate:
             raise InputTooLong(
-                f"input {position} has {len(text)} tokens, the limit is {MAX_TOKENS};"
-                " shorten it, or allow it to be cut with truncate=true"
+                f"has {len(text)} tokens, the limit is {MAX_TOKENS};"
+                " shorten it, or allow it to be cut with truncate=true",
+                position=position,
             )
     return [np.array([ord(char) for char in text[:MAX_TOKENS]], dtype=np.int32) for text in texts]
 
@@ -108,7 +108,8 @@ def load_model(args: EngineArgs) -> LoadedModel:
         source="built in",
     )
     return LoadedModel(
-        replicas=[FakeBackend(info, faults) for _ in args.device_id or (0,)],
+        info=info,
+        replicas=[FakeBackend(faults) for _ in args.device_id or (0,)],
         tokenize=tokenize,
         max_batch_tokens=args.max_batch_tokens or 16_384,
         num_tokenizer_threads=1,

@@ -18,7 +18,6 @@ from torch import Tensor
 from infinity_emb.backends.base import Batch, Rows
 from infinity_emb.backends.packed_attention import PackedLayout, runs_of_equal_length
 from infinity_emb.batching import groups_of_similar_length
-from infinity_emb.primitives import ModelInfo
 
 # Features for our attention and for sentence-transformers' flat pooling; the model's forward must let
 # them pass although they are not in its signature.
@@ -40,10 +39,7 @@ class InputLayout:
 class TorchBackend:
     """One copy of a model on one device."""
 
-    def __init__(
-        self, model: SentenceTransformer, *, layout: InputLayout, info: ModelInfo, num_threads: int
-    ) -> None:
-        self.info = info
+    def __init__(self, model: SentenceTransformer, *, layout: InputLayout, num_threads: int) -> None:
         self.num_in_flight = 2 if model.device.type == "cuda" else 1
         self._model = model
         self._layout = layout

@@ -6,7 +6,7 @@ Knows nothing of files, devices or options; `torch_loading.py` calls it once per
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,23 +15,18 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from infinity_emb.backends import packed_attention
-from infinity_emb.backends.base import Batch, Rows, TokenIds, Tokenize
+from infinity_emb.backends.base import Batch, Rows, TokenIds
 from infinity_emb.backends.torch_backend import PACKED_FEATURES, InputLayout, TorchBackend
 from infinity_emb.backends.torch_device import Choice
-from infinity_emb.primitives import ModelInfo
 
-# How far a packed row may be from the same text alone, relative to the largest value, before the model
-# is taken to be one that cannot be packed. Rounding stays far below; a wrong mask is far above.
-_PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-SAMPLE_TEXT = (
-    "Packed sequences must not see each other. The quick brown fox jumps over the lazy dog, while thirteen"
-    " wizards debate whether numbers such as 3.14159 or 2,718 describe rivers, circles and interest rates. "
-)
+# How far a packed row may be from the row of the same text alone, as 1 - cosine, before the model is taken
+# to be one that cannot be packed. Rounding stays far below; a wrong mask is far above.
+_PACKED_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _MAX_CHECKED_TOKENS = 1100
 
 
 def choose_layout(
-    model: SentenceTransformer, transformer: Transformer, tokenize: Tokenize, *, max_tokens: int | None
+    model: SentenceTransformer, transformer: Transformer, *, max_tokens: int | None
 ) -> tuple[InputLayout, Choice]:
     """Packed where the architecture allows it and a comparison with single texts bears it out.
 
@@ -50,15 +45,8 @@ def choose_layout(
         return padded, Choice("padded", f"{network.config.model_type} has attention code of its own")
     if transformer.transformer_task != "feature-extraction":
         return padded, Choice("padded", f"its task is {transformer.transformer_task}")
-    packed = InputLayout(
-        is_packed=True,
-        position_offset=_first_position(network),
-        has_type_ids=padded.has_type_ids,
-        pad_token_id=padded.pad_token_id,
-        pads_left=padded.pads_left,
-        prompt_length=padded.prompt_length,
-    )
-    batch = _check_batch(tokenize, network.config, max_tokens)
+    packed = replace(padded, is_packed=True, position_offset=_first_position(network))
+    batch = _check_batch(transformer, max_tokens, padded.prompt_length or 0)
     choice = _try_packing(model, transformer, padded, packed, batch)
     return (packed if choice.value == "packed" else padded), choice
 
@@ -82,8 +70,8 @@ def _try_packing(
         if forward_params is not None:
             transformer.model_forward_params = forward_params | PACKED_FEATURES
         try:
-            difference = float(np.abs(_rows(model, packed, batch) - expected).max() / np.abs(expected).max())
-        except Exception as exc:  # noqa: BLE001 - whatever a foreign architecture raises means that it cannot be packed
+            difference = _largest_distance(_rows(model, packed, batch), expected)
+        except Exception as exc:  # noqa: BLE001 - whatever an architecture raises, it cannot be packed
             failures.append(f"{kernel}: {type(exc).__name__}: {exc}")
             continue
         if difference <= _PACKED_TOLERANCE[network.dtype]:
@@ -102,23 +90,36 @@ def _kernels(model: SentenceTransformer) -> list[str]:
 
 
 def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows:
-    backend = TorchBackend(model, layout=layout, info=_NO_INFO, num_threads=1)
+    backend = TorchBackend(model, layout=layout, num_threads=1)
     return backend.launch(batch).collect()
 
 
-def _check_batch(tokenize: Tokenize, config: Any, max_tokens: int | None) -> Batch:
+def _largest_distance(rows: Rows, expected: Rows) -> float:
+    """1 - cosine of the two rows that differ most; infinite where one is not a number."""
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    distance = float((1 - (rows * expected).sum(axis=1, dtype=np.float64) / norms).max())
+    return distance if np.isfinite(distance) else np.inf
+
+
+def _check_batch(transformer: Transformer, max_tokens: int | None, prompt_length: int) -> Batch:
     """Short and long sequences, one longer than a local attention window where there is one."""
-    window = getattr(config, "sliding_window", None) or 0
+    window = getattr(transformer.model.config, "sliding_window", None) or 0
     longest = min(max_tokens or _MAX_CHECKED_TOKENS, max(96, window + 32), _MAX_CHECKED_TOKENS)
-    ids = sample_ids(tokenize, longest)
-    sequences = [ids[:7], ids[:longest], ids[: longest // 3], ids[:7], ids[: longest // 2]]
-    return Batch(np.concatenate(sequences), [len(sequence) for sequence in sequences])
+    ids = random_ids(transformer, longest)
+    shortest = min(prompt_length + 7, longest)
+    lengths = [shortest, longest, max(shortest, longest // 3), shortest, max(shortest, longest // 2)]
+    return Batch(np.concatenate([ids[:length] for length in lengths]), lengths)
 
 
-def sample_ids(tokenize: Tokenize, num_tokens: int | None) -> TokenIds:
-    """Token ids of real words, about `num_tokens` of them."""
-    repeats = 1 + (num_tokens or 512) // 40
-    return tokenize([SAMPLE_TEXT * repeats], truncate=True)[0]
+def random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
+    """(num_tokens,) int32 from the whole vocabulary but the special tokens, always the same."""
+    weights = transformer.model.get_input_embeddings().weight
+    assert isinstance(weights, torch.Tensor)
+    num_words = weights.shape[0]
+    special = getattr(transformer.tokenizer, "all_special_ids", [])
+    words = np.setdiff1d(np.arange(num_words, dtype=np.int32), special)
+    chosen: TokenIds = np.random.default_rng(0).choice(words, num_tokens)
+    return chosen
 
 
 def _singles(batch: Batch) -> list[Batch]:
@@ -156,20 +157,3 @@ def _excluded_prompt_length(model: SentenceTransformer, transformer: Transformer
         return None
     length: int | None = transformer.preprocess(["text"], prompt=prompt).get("prompt_length")
     return length
-
-
-_NO_INFO = ModelInfo(
-    embedding_dimension=0,
-    max_tokens=None,
-    capabilities=(),
-    dtype="",
-    dtype_reason="",
-    device="",
-    attention="",
-    attention_reason="",
-    pooling="",
-    prompts={},
-    default_prompt_name=None,
-    revision=None,
-    source="",
-)

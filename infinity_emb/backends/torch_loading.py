@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from infinity_emb.backends.base import LoadedModel, Tokenize
 from infinity_emb.backends.torch_backend import InputLayout, TorchBackend
 from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
-from infinity_emb.backends.torch_layout import SAMPLE_TEXT, choose_layout, default_prompt, sample_ids
+from infinity_emb.backends.torch_layout import choose_layout, default_prompt, random_ids
 from infinity_emb.backends.warmup import DEFAULT_BATCH_TOKENS, find_batch_tokens, seconds_per_batch
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
@@ -43,13 +43,16 @@ def load_model(args: EngineArgs) -> LoadedModel:
     transformer = _first_transformer(model)
     _apply_pooling(model, args.pooling_method)
     tokenize = make_tokenizer(model, transformer)
-    layout, attention = choose_layout(model, transformer, tokenize, max_tokens=max_tokens_of(model))
+    layout, attention = choose_layout(model, transformer, max_tokens=max_tokens_of(model))
     info = _describe(model, files, devices[0], dtype, attention)
-    replicas = _make_replicas(model, layout, info, devices, args)
+    replicas = _make_replicas(model, layout, devices, args)
     max_batch_tokens = args.max_batch_tokens or DEFAULT_BATCH_TOKENS[devices[0].type]
     if args.model_warmup and not args.max_batch_tokens:
-        max_batch_tokens = find_batch_tokens(replicas[0], sample_ids(tokenize, info.max_tokens))
+        max_batch_tokens = find_batch_tokens(
+            replicas[0], random_ids(transformer, info.max_tokens or 512), device_kind=devices[0].type
+        )
     return LoadedModel(
+        info=info,
         replicas=list(replicas),
         tokenize=tokenize,
         max_batch_tokens=max_batch_tokens,
@@ -79,7 +82,11 @@ def _load_pipeline(
         )
     except Exception as exc:  # whatever a model's files can make the libraries raise
         raise StartupError(_loading_failure(args, exc)) from exc
-    return model.eval().to(dtype)
+    model.eval()
+    # Parameters only: the frequencies of rotary positions are buffers and must stay float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _loading_failure(args: EngineArgs, exc: Exception) -> str:
@@ -104,7 +111,9 @@ def _keep_half_if_faster(model: SentenceTransformer, dtype: Choice) -> tuple[Sen
 
 
 def _seconds_per_encode(model: SentenceTransformer) -> float:
-    texts = [SAMPLE_TEXT] * 8
+    texts = [
+        "Half precision must earn its place: seven words of 3.14159, rivers and interest rates. " * 4
+    ] * 8
     return seconds_per_batch(lambda: model.encode(texts, show_progress_bar=False))
 
 
@@ -115,7 +124,8 @@ def _first_transformer(model: SentenceTransformer) -> Transformer:
             f"the model starts with a {type(first).__name__} module; this version serves models that start"
             " with a Transformer module"
         )
-    return first
+    transformer: Transformer = first
+    return transformer
 
 
 def _apply_pooling(model: SentenceTransformer, method: PoolingMethod) -> None:
@@ -155,7 +165,6 @@ def max_tokens_of(model: SentenceTransformer) -> int | None:
 def _make_replicas(
     model: SentenceTransformer,
     layout: InputLayout,
-    info: ModelInfo,
     devices: list[torch.device],
     args: EngineArgs,
 ) -> list[TorchBackend]:
@@ -164,7 +173,7 @@ def _make_replicas(
     models = [model]
     for device in devices[1:]:
         models.append(model if device.type == "cpu" else copy.deepcopy(model).to(device))
-    return [TorchBackend(each, layout=layout, info=info, num_threads=num_threads) for each in models]
+    return [TorchBackend(each, layout=layout, num_threads=num_threads) for each in models]
 
 
 def _describe(

@@ -22,16 +22,16 @@ _DEADLINE_S = 2.5
 _SEQUENCE_TOKENS = (16, 128, 32, 256, 64)
 
 
-def find_batch_tokens(backend: Backend, sample: TokenIds) -> int:
+def find_batch_tokens(backend: Backend, sample: TokenIds, *, device_kind: str) -> int:
     """The smallest batch, in tokens, whose rate no larger one beats by more than a few per cent.
 
     sample: token ids to make batches of, as long as the longest sequence that should be tried.
+    device_kind: "cpu", "mps" or "cuda", for the sizes that are worth trying.
     Stops at a deadline, or at the first size that the device has no memory for, with the best so far.
     """
-    kind = backend.info.device.partition(":")[0]
     started_s = time.monotonic()
     best_tokens, best_rate = 0, 0.0
-    for num_tokens in _CANDIDATES.get(kind, _CANDIDATES_GPU):
+    for num_tokens in _CANDIDATES.get(device_kind, _CANDIDATES_GPU):
         batch = sample_batch(sample, num_tokens)
         try:
             rate = len(batch.token_ids) / seconds_per_batch(lambda: backend.launch(batch).collect())  # noqa: B023

@@ -31,7 +31,7 @@ def test_a_row_says_how_many_characters_its_text_has() -> None:
 
 def test_what_is_said_about_the_model_is_true() -> None:
     model = load()
-    info = model.replicas[0].info
+    info = model.info
 
     assert info.embedding_dimension == compute(model, "a").shape[1]
     assert info.max_tokens == MAX_TOKENS
