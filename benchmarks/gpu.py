@@ -298,7 +298,7 @@ def copy_to_device(
 def make_backend(model: SentenceTransformer) -> tuple[TorchBackend, str]:
     """The product's own backend, and what its own check at loading chose and why."""
     layout, attention = choose_layout(model, model[0], max_tokens=MAX_TOKENS)
-    backend = TorchBackend(model, layout=layout, num_threads=torch.get_num_threads())
+    backend = TorchBackend(model, layout=layout)
     backend.prepare_thread()
     return backend, f"{attention.value}: {attention.reason}"
 

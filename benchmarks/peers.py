@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +55,19 @@ class BareEngine:
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.array(self._loop.run_until_complete(self._engine.embed(texts))[0])
 
+    def embed_each(self, texts: list[str], num_clients: int) -> None:
+        """One request per text from so many coroutines, as a server's clients send them."""
+        todo = iter(texts)
+
+        async def client() -> None:
+            for text in todo:
+                await self._engine.embed([text])
+
+        async def all_clients() -> None:
+            await asyncio.gather(*(client() for _ in range(num_clients)))
+
+        self._loop.run_until_complete(all_clients())
+
     def forward_ms(self, text: str) -> float:
         """One text through the backend alone: no queue, no event loop, no tokenizer."""
         from infinity_emb.backends.base import Batch
@@ -63,7 +75,6 @@ class BareEngine:
         model = self._engine._model
         ids = model.tokenize([text], truncate=True)[0]
         backend = model.replicas[0]
-        backend.prepare_thread()
         return _median_ms(lambda: backend.launch(Batch(ids, [len(ids)])).collect())
 
 
@@ -136,11 +147,11 @@ def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["action"] == "memory":
         return {"resident_mib": resident_mib()}
     started_s = time.perf_counter()
-    vectors = subject.embed(request["texts"])
-    elapsed_s = time.perf_counter() - started_s
-    if "save" in request:
-        np.save(Path(request["save"]), vectors)
-    return {"s": elapsed_s}
+    if request["action"] == "embed_each":
+        subject.embed_each(request["texts"], request["num_clients"])
+    else:
+        subject.embed(request["texts"])
+    return {"s": time.perf_counter() - started_s}
 
 
 def _answer(stream: Any, answer: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from typing import Generic, Protocol, TypeVar
 
 # How many items that do not fit may be passed over while a batch is filled: bounds the work per batch.
 MAX_PASSED_OVER = 64
-# A batch is not made smaller than this for the sake of sharing the work with an idle replica.
-MIN_SHARED_TOKENS = 256
+# A batch is not made smaller than this for the sake of computing it beside another.
+MIN_SHARED_TOKENS = 192
 
 
 class Waiting(Protocol):
@@ -66,12 +66,17 @@ class WaitingQueue(Generic[ItemT]):
         self._num_tokens = 0
         return items
 
-    def take_batch(self, *, num_idle_replicas: int = 1) -> list[ItemT]:
-        """Remove and return the next batch; empty only when nothing that is not cancelled waits.
+    def take_batch(self, *, num_idle_replicas: int = 1, tokens_beside: int = 0) -> list[ItemT]:
+        """Remove and return the next batch.
 
+        Empty when nothing waits but what is cancelled, or too little for a batch beside another.
         num_idle_replicas: how many replicas could start now, the caller included. The waiting tokens are
         shared among them, so that one replica does not take what two could compute side by side.
+        tokens_beside: how many tokens another replica computes on the same device now. It would take a core
+        from that batch to compute a few, so these wait until it ends or there are more of them.
         """
+        if self._num_tokens < min(MIN_SHARED_TOKENS, tokens_beside):
+            return []
         budget = self._shared_budget(num_idle_replicas)
         batch: list[ItemT] = []
         passed_over: list[ItemT] = []

@@ -191,7 +191,7 @@ class WorkerPool:
         try:
             replica.prepare_thread()
             while True:
-                batch = self._next_batch(in_flight, taken)
+                batch = self._next_batch(replica, in_flight, taken)
                 if batch:
                     self._launch(replica, batch, in_flight)
                 elif not in_flight:
@@ -203,20 +203,28 @@ class WorkerPool:
         finally:
             self._end_thread()
 
-    def _next_batch(self, in_flight: deque[_InFlight], taken: list[Item]) -> list[Item]:
+    def _next_batch(self, replica: Backend, in_flight: deque[_InFlight], taken: list[Item]) -> list[Item]:
         """The next batch; empty when none waits and one is in flight, or when the pool is closed."""
         with self._changed:
             taken[:] = [item for each in in_flight for item in each.batch]
             self._num_idle += 1
             try:
                 while True:
-                    batch = self._queue.take_batch(num_idle_replicas=self._num_idle)
+                    batch = self._queue.take_batch(
+                        num_idle_replicas=self._num_idle,
+                        tokens_beside=self._tokens_beside(taken) if replica.shares_device else 0,
+                    )
                     if batch or in_flight or not self._is_open:
                         taken += batch
                         return batch
                     self._changed.wait()
             finally:
                 self._num_idle -= 1
+
+    def _tokens_beside(self, taken: list[Item]) -> int:
+        """Tokens that the other threads compute. Called under the pool's lock."""
+        others = (each for each in self._taken if each is not taken)
+        return sum(item.num_tokens for each in others for item in each)
 
     def _launch(self, replica: Backend, batch: list[Item], in_flight: deque[_InFlight]) -> None:
         started_s = time.monotonic()

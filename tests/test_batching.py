@@ -151,6 +151,25 @@ def test_two_idle_replicas_get_half_each() -> None:
     assert len(queue.take_batch(num_idle_replicas=1)) == 8
 
 
+@pytest.mark.parametrize(
+    ("waiting", "beside", "leaves"),
+    [
+        (1, 0, True),  # a lone text leaves at once
+        (20, 20, True),  # beside a batch as small as itself
+        (20, 21, False),
+        (MIN_SHARED_TOKENS, 10_000, True),
+        (MIN_SHARED_TOKENS - 1, 10_000, False),
+    ],
+)
+def test_a_few_tokens_wait_for_a_larger_batch_on_the_same_device(
+    waiting: int, beside: int, leaves: bool
+) -> None:
+    queue = queue_of(texts_of(waiting), tokens=10_000)
+
+    assert bool(queue.take_batch(tokens_beside=beside)) == leaves
+    assert len(queue) == (0 if leaves else 1)
+
+
 def test_little_work_is_not_shared() -> None:
     queue = queue_of(texts_of(*[MIN_SHARED_TOKENS // 4] * 4), tokens=10_000)
 

@@ -56,6 +56,7 @@ class GatedBackend:
     is_open: threading.Event = field(default_factory=threading.Event)
     seen: list[str] = field(default_factory=list)
     num_in_flight = 1
+    shares_device = False
 
     def prepare_thread(self) -> None:
         pass

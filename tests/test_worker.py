@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinity_emb.backends.base import Batch, Rows
+from infinity_emb.batching import MIN_SHARED_TOKENS
 from infinity_emb.errors import BackendFailed, EngineNotReady, InputTooLong
 from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats, to_batch
 
@@ -31,6 +32,7 @@ class Device:
     """A backend that computes at once, unless it is told to do something else with the numbers it gets."""
 
     num_in_flight: int = 1
+    shares_device: bool = False
     on_launch: Callable[[list[int]], None] = lambda numbers: None
     on_collect: Callable[[list[int], Rows], Rows] = lambda numbers, rows: rows
     on_prepare: Callable[[], None] = lambda: None
@@ -494,6 +496,37 @@ def test_idle_replicas_share_what_comes_and_each_is_used_by_one_thread() -> None
     assert [len(device.threads) for device in devices] == [1, 1]
 
 
+def test_on_a_shared_device_a_few_items_wait_for_the_batch_beside_them() -> None:
+    """They would slow that batch down more than they gain; two idle replicas must not change that."""
+    gate = Gate()
+    devices = [Device(shares_device=True, on_launch=gate) for _ in range(2)]
+    answers = Answers(list(range(10)), [99])
+    with running(*devices) as pool:
+        pool.submit(answers.items(0))
+        gate.wait_until_reached()
+        pool.submit(answers.items(1))
+        wait_until(lambda: pool._num_idle == 1)
+        assert pool.num_waiting == 1
+        gate.is_open.set()
+        answers.wait()
+
+    assert sorted(devices[0].launched + devices[1].launched) == [list(range(10)), [99]]
+    answers.check_rows(1)
+
+
+def test_on_a_shared_device_much_work_is_computed_beside_a_batch() -> None:
+    both_compute = threading.Barrier(2)
+    devices = [
+        Device(shares_device=True, on_launch=lambda numbers: void(both_compute.wait(PATIENCE_S)))
+        for _ in range(2)
+    ]
+    many = list(range(MIN_SHARED_TOKENS))
+    answers = Answers(many, many)
+    with running(*devices, max_batch_items=len(many)) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+
 def void(_: object) -> None:
     return None
 
@@ -612,6 +645,7 @@ KINDS = ("fine", *FAULTS)
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=60),
     num_replicas=st.integers(1, 2),
     num_in_flight=st.integers(1, 2),
+    shares_device=st.booleans(),
     max_batch_items=st.integers(1, 8),
     num_threads=st.integers(1, 6),
     seed=st.integers(0, 1000),
@@ -621,6 +655,7 @@ def test_every_item_ends_once_whatever_goes_wrong(
     sizes: list[int],
     num_replicas: int,
     num_in_flight: int,
+    shares_device: bool,
     max_batch_items: int,
     num_threads: int,
     seed: int,
@@ -628,7 +663,8 @@ def test_every_item_ends_once_whatever_goes_wrong(
     bad = {kind: [number for number, each in enumerate(kinds) if each == kind] for kind in KINDS}
     answers = Answers(*requests_of(list(range(len(kinds))), sizes))
     with running(
-        *(faulty_device(bad, num_in_flight) for _ in range(num_replicas)), max_batch_items=max_batch_items
+        *(faulty_device(bad, num_in_flight, shares_device) for _ in range(num_replicas)),
+        max_batch_items=max_batch_items,
     ) as pool:
         submit_from_threads(pool, answers, num_threads, seed)
         answers.wait()
@@ -701,13 +737,13 @@ def requests_of(numbers: list[int], sizes: list[int]) -> list[list[int]]:
     return [request for request in requests if request]
 
 
-def faulty_device(bad: dict[str, list[int]], num_in_flight: int) -> Device:
+def faulty_device(bad: dict[str, list[int]], num_in_flight: int, shares_device: bool) -> Device:
     def collect(numbers: list[int], rows: Rows) -> Rows:
         rows = nan_on(*bad["NaN"])(numbers, rows)
         rows = fail_on(*bad["collect"])(numbers, rows)
         return drop_last_row_on(*bad["row count"])(numbers, rows)
 
-    return Device(num_in_flight, on_launch=fail_on(*bad["launch"]), on_collect=collect)
+    return Device(num_in_flight, shares_device, on_launch=fail_on(*bad["launch"]), on_collect=collect)
 
 
 def submit_from_threads(pool: WorkerPool, answers: Answers, num_threads: int, seed: int) -> set[int]:

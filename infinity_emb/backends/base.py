@@ -44,6 +44,8 @@ class Backend(Protocol):
 
     # Batches that may be under way at once: 2 lets the host prepare one while the device computes another.
     num_in_flight: int
+    # Whether the model's other replicas compute on the same device.
+    shares_device: bool
 
     def launch(self, batch: Batch) -> Launched:
         """Start computing a batch; a device that computes in the calling thread is done on return."""

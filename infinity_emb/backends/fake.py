@@ -38,6 +38,7 @@ class FakeBackend:
     """Rows that say how long each text was."""
 
     num_in_flight = 1
+    shares_device = False
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

@@ -6,6 +6,7 @@ nothing of how the model was chosen and loaded (`torch_loading.py`), nor of queu
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from infinity_emb.backends.base import Batch, Rows
+from infinity_emb.backends.cpu_cores import SharedCores
 from infinity_emb.backends.packed_attention import PackedLayout, runs_of_equal_length
 from infinity_emb.batching import groups_of_similar_length
 
@@ -37,26 +39,31 @@ class InputLayout:
 
 
 class TorchBackend:
-    """One copy of a model on one device."""
+    """One copy of a model on one device.
 
-    def __init__(self, model: SentenceTransformer, *, layout: InputLayout, num_threads: int) -> None:
+    cores: what the replicas on a CPU share; torch's own setting where it is None.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, *, layout: InputLayout, cores: SharedCores | None = None
+    ) -> None:
         self.num_in_flight = 2 if model.device.type == "cuda" else 1
+        self.shares_device = cores is not None
         self._model = model
         self._layout = layout
         self._device = model.device
-        self._num_threads = num_threads
+        self._cores = cores
 
     def prepare_thread(self) -> None:
-        """Set how many cores this thread's operators use, or which GPU is its current one."""
-        if self._device.type == "cpu":
-            torch.set_num_threads(self._num_threads)
-        elif self._device.type == "cuda":
+        """Set which GPU is this thread's current one."""
+        if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
     def launch(self, batch: Batch) -> TorchLaunched:
         """Queue the batch on the device; on a CPU compute it."""
         order = np.argsort(batch.lengths, kind="stable")  # ascending, as both paths want it
-        with torch.inference_mode():
+        share = self._cores.share(len(batch.token_ids)) if self._cores else contextlib.nullcontext()
+        with torch.inference_mode(), share:
             rows = (
                 self._forward_packed(batch, order)
                 if self._layout.is_packed

@@ -8,7 +8,11 @@ import torch
 
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
+from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.primitives import Device, Dtype
+
+# Replicas on a CPU share the weights and divide the cores; more would wait for Python instead.
+MAX_CPU_REPLICAS = 8
 
 
 class Choice(NamedTuple):
@@ -22,7 +26,8 @@ def choose_devices(args: EngineArgs) -> list[torch.device]:
     """One device per replica. Raises StartupError for a device that is not here."""
     kind = _choose_device_kind(args.device)
     if kind == "cpu":
-        return [torch.device("cpu")] * max(1, len(args.device_id))
+        num_cores = args.threads or num_usable_cpus()
+        return [torch.device("cpu")] * (len(args.device_id) or min(num_cores, MAX_CPU_REPLICAS))
     if kind == "mps":
         return [torch.device("mps")]
     num_devices = torch.cuda.device_count()

@@ -90,7 +90,7 @@ def _kernels(model: SentenceTransformer) -> list[str]:
 
 
 def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows:
-    backend = TorchBackend(model, layout=layout, num_threads=1)
+    backend = TorchBackend(model, layout=layout)
     return backend.launch(batch).collect()
 
 

@@ -14,6 +14,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from infinity_emb.backends.base import LoadedModel, Tokenize
+from infinity_emb.backends.cpu_cores import SharedCores
 from infinity_emb.backends.torch_backend import InputLayout, TorchBackend
 from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
 from infinity_emb.backends.torch_layout import choose_layout, default_prompt, random_ids
@@ -163,17 +164,14 @@ def max_tokens_of(model: SentenceTransformer) -> int | None:
 
 
 def _make_replicas(
-    model: SentenceTransformer,
-    layout: InputLayout,
-    devices: list[torch.device],
-    args: EngineArgs,
+    model: SentenceTransformer, layout: InputLayout, devices: list[torch.device], args: EngineArgs
 ) -> list[TorchBackend]:
-    """One backend per device; replicas on the CPU share the weights and divide the cores."""
-    num_threads = max(1, (args.threads or num_usable_cpus()) // len(devices))
+    """One backend per device; replicas on the CPU share the weights and the cores."""
+    cores = SharedCores(args.threads or num_usable_cpus()) if devices[0].type == "cpu" else None
     models = [model]
     for device in devices[1:]:
         models.append(model if device.type == "cpu" else copy.deepcopy(model).to(device))
-    return [TorchBackend(each, layout=layout, num_threads=num_threads) for each in models]
+    return [TorchBackend(each, layout=layout, cores=cores) for each in models]
 
 
 def _describe(

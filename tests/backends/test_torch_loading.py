@@ -14,7 +14,7 @@ import torch
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.backends import torch_loading
-from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
+from infinity_emb.backends.torch_device import MAX_CPU_REPLICAS, Choice, choose_devices, choose_dtype
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import Dtype
 from tests.small_models import random_texts, save_small_model
@@ -88,19 +88,21 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(bert: Path, tm
         load(tmp_path)
 
 
-def test_cpu_replicas_divide_the_cores(bert: Path) -> None:
-    engine = load(bert, device_id=(0, 1), threads=4)
-    assert [replica._num_threads for replica in engine._model.replicas] == [2, 2]
+def test_a_cpu_has_a_replica_for_each_core_up_to_a_limit(bert: Path) -> None:
+    assert len(choose_devices(EngineArgs(device="cpu", threads=3))) == 3
+    assert len(choose_devices(EngineArgs(device="cpu", threads=64))) == MAX_CPU_REPLICAS
+    assert len(choose_devices(EngineArgs(device="cpu", threads=64, device_id=(0, 1)))) == 2
 
 
-def test_one_cpu_replica_uses_the_threads_that_are_asked_for(bert: Path) -> None:
-    assert load(bert, threads=1)._model.replicas[0]._num_threads == 1
+def test_replicas_on_a_cpu_share_the_weights(bert: Path) -> None:
+    first, second = load(bert, device_id=(0, 1))._model.replicas
+    assert first._model is second._model
 
 
 def test_the_device_is_the_cpu_where_there_is_no_other() -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("this machine has another device")
-    assert choose_devices(EngineArgs()) == [CPU]
+    assert set(choose_devices(EngineArgs())) == {CPU}
 
 
 def test_the_dtype_on_a_cpu_is_float32_unless_asked_for() -> None:
