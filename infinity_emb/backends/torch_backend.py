@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from infinity_emb.backends.base import Batch, Rows
-from infinity_emb.backends.cpu_cores import SharedCores
 from infinity_emb.backends.packed_attention import PackedLayout, runs_of_equal_length
+from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.batching import groups_of_similar_length
 
 # Features for our attention and for sentence-transformers' flat pooling; the model's forward must let

@@ -14,8 +14,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from infinity_emb.backends.base import LoadedModel, Tokenize
-from infinity_emb.backends.cpu_cores import SharedCores
 from infinity_emb.backends.torch_backend import InputLayout, TorchBackend
+from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
 from infinity_emb.backends.torch_layout import choose_layout, default_prompt, random_ids
 from infinity_emb.backends.warmup import DEFAULT_BATCH_TOKENS, find_batch_tokens, seconds_per_batch

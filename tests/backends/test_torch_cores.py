@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from infinity_emb.backends.cpu_cores import MIN_TOKENS_PER_CORE, SharedCores
+from infinity_emb.backends.torch_cores import MIN_TOKENS_PER_CORE, SharedCores
 
 pytestmark = pytest.mark.model
 
