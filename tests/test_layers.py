@@ -50,6 +50,7 @@ ENGINES: dict[str, set[str]] = {
     "torch": {
         "backends.packed_attention",
         "backends.torch_backend",
+        "backends.torch_cores",
         "backends.torch_device",
         "backends.torch_layout",
         "backends.torch_loading",
