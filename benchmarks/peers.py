@@ -37,9 +37,6 @@ class SentenceTransformers:
     def embed(self, texts: list[str]) -> np.ndarray:
         return self._model.encode(texts, batch_size=32, show_progress_bar=False)
 
-    def forward_ms(self, text: str) -> float:
-        return _median_ms(lambda: self.embed([text]))
-
 
 class BareEngine:
     """Our engine without HTTP."""
@@ -68,23 +65,22 @@ class BareEngine:
 
         self._loop.run_until_complete(all_clients())
 
-    def forward_ms(self, text: str) -> float:
+    def forward_ms(self, text: str, num_runs: int) -> list[float]:
         """One text through the backend alone: no queue, no event loop, no tokenizer."""
         from infinity_emb.backends.base import Batch
 
         model = self._engine._model
         ids = model.tokenize([text], truncate=True)[0]
         backend = model.replicas[0]
-        return _median_ms(lambda: backend.launch(Batch(ids, [len(ids)])).collect())
+        return [
+            _milliseconds(lambda: backend.launch(Batch(ids, [len(ids)])).collect()) for _ in range(num_runs)
+        ]
 
 
-def _median_ms(call: Callable[[], Any], num_runs: int = 40) -> float:
-    durations = []
-    for _ in range(num_runs):
-        started_s = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - started_s)
-    return float(np.median(durations)) * 1000
+def _milliseconds(call: Callable[[], Any]) -> float:
+    started_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - started_s) * 1000
 
 
 class Peer:
@@ -143,7 +139,7 @@ def main() -> None:
 
 def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["action"] == "forward":
-        return {"ms": subject.forward_ms(request["text"])}
+        return {"ms": subject.forward_ms(request["text"], request["num_runs"])}
     if request["action"] == "memory":
         return {"resident_mib": resident_mib()}
     started_s = time.perf_counter()

@@ -363,7 +363,7 @@ def test_launching_a_packed_batch_asks_nothing_of_the_device(
     """
     path = save_small_model(tmp_path, model_type, pooling_mode=pooling_mode)
     model = load_model(EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False))
-    [backend] = model.replicas
+    backend = model.replicas[0]
     assert model.info.attention == "packed"
     lengths = [40, 3, 17, 3]
     batch = Batch(np.arange(10, 10 + sum(lengths), dtype=np.int32), lengths)
