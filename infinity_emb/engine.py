@@ -1,7 +1,7 @@
 """One served model: checks a request, lets it in or not, and brings it through the device.
 
 Hops 3 to 7 of a request (docs/architecture.md). Knows nothing of HTTP or of any compute library; the model
-is whatever `backends.registry` loaded.
+is whatever `backends.registry` loaded. Over 300 lines: the Python API with its docstrings is half of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from infinity_emb.backends.base import Rows, TokenIds
 from infinity_emb.backends.registry import load_model
+from infinity_emb.completion import open_future, open_request
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BadInput, EngineNotReady, ModelNotDeployedError, Overloaded, StartupError
 from infinity_emb.postprocess import check_dimensions, quantize_rows, shorten_rows
@@ -29,7 +30,7 @@ from infinity_emb.primitives import (
     OverloadStatus,
     RerankReturnType,
 )
-from infinity_emb.progress import ProgressBar, open_progress_bar
+from infinity_emb.progress import open_progress_bar
 from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats
 
 logger = logging.getLogger("infinity_emb")
@@ -118,7 +119,7 @@ class AsyncEmbeddingEngine:
             return
         self._is_started = False
         num_failed = 0
-        ended, set_ended = _open_future()
+        ended, set_ended = open_future()
         self._on_idle = lambda: self._pool.close(set_ended)
         if not self._num_accepted_requests:
             self._on_idle()
@@ -287,7 +288,7 @@ class AsyncEmbeddingEngine:
         self, texts: list[str], *, truncate: bool
     ) -> tuple[Rows, npt.NDArray[np.int64]]:
         bar = open_progress_bar(len(texts), "Embedding")
-        pending, done = _open_request(len(texts), bar)
+        pending, done = open_request(len(texts), bar)
         try:
             chunks = range(0, len(texts), TEXTS_PER_CHUNK)
             counts = await asyncio.gather(
@@ -340,31 +341,3 @@ def check_texts(texts: Sequence[str]) -> None:
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise BadInput(f"sentences[{position}] is {type(text).__name__}, not a text")
-
-
-def _open_request(num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
-    """An empty answer, and a future of this loop that completes with it."""
-    loop = asyncio.get_running_loop()
-    done, set_done = _open_future()
-    on_progress = (lambda n: _call_in_loop(loop, lambda: bar.update(n))) if bar.is_shown else None
-    return PendingRequest(num_items, lambda _: set_done(), on_progress), done
-
-
-def _open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
-    """A future of this loop, and what completes it from any thread."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def complete() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    return future, lambda: _call_in_loop(loop, complete)
-
-
-def _call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Run `callback` on the loop's thread; a loop that was closed meanwhile has nobody who waits."""
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        logger.debug("an event loop was closed before its request was answered")

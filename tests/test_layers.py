@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     # F3 worker
     "worker": 3,
     # F4 engine
+    "completion": 4,
     "engine": 4,
     "engine_array": 4,
     # F5 server
