@@ -75,8 +75,8 @@ def _try_packing(
             failures.append(f"{kernel}: {type(exc).__name__}: {exc}")
             continue
         if difference <= _PACKED_TOLERANCE[network.dtype]:
-            return Choice("packed", f"{kernel}, {difference:.0e} from single texts")
-        failures.append(f"{kernel} differs by {difference:.0e} from single texts")
+            return Choice("packed", f"{kernel}, 1 - cosine to single texts {difference:.0e}")
+        failures.append(f"{kernel}: 1 - cosine to single texts is {difference:.0e}")
     network.set_attn_implementation(original)
     transformer.model_forward_params = forward_params
     return Choice("padded", " ".join("; ".join(failures).split())[:300])
@@ -95,10 +95,12 @@ def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows
 
 
 def _largest_distance(rows: Rows, expected: Rows) -> float:
-    """1 - cosine of the two rows that differ most; infinite where one is not a number."""
-    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
-    distance = float((1 - (rows * expected).sum(axis=1, dtype=np.float64) / norms).max())
-    return distance if np.isfinite(distance) else np.inf
+    """1 - cosine of the two rows that differ most; infinite where one is zero or not a number."""
+    a, b = rows.astype(np.float64), expected.astype(np.float64)  # float32 would round more than they differ
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    if not np.isfinite(norms).all() or not norms.all():
+        return np.inf
+    return max(0.0, float((1 - (a * b).sum(axis=1) / norms).max()))
 
 
 def _check_batch(transformer: Transformer, max_tokens: int | None, prompt_length: int) -> Batch:

@@ -15,6 +15,7 @@ import torch
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.backends import torch_loading
 from infinity_emb.backends.torch_device import MAX_CPU_REPLICAS, Choice, choose_devices, choose_dtype
+from infinity_emb.backends.torch_layout import _largest_distance
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import Dtype
 from tests.small_models import random_texts, save_small_model
@@ -206,9 +207,15 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
     monkeypatch.setattr("infinity_emb.backends.torch_backend.runs_of_equal_length", one_text)
     engine = load(bert)
     assert engine.info.attention == "padded"
-    assert "from single texts" in engine.info.attention_reason
+    assert "to single texts" in engine.info.attention_reason
     texts = random_texts(20)
     assert np.abs(embed(engine, texts) - reference(bert, texts)).max() <= 2e-5
+
+
+@pytest.mark.parametrize(("factor", "distance"), [(1.0, 0.0), (-1.0, 2.0), (np.nan, np.inf), (0.0, np.inf)])
+def test_rows_that_are_no_numbers_are_infinitely_far(factor: float, distance: float) -> None:
+    rows = np.eye(3, dtype=np.float32)
+    assert _largest_distance(rows * np.float32(factor), rows) == distance
 
 
 def test_warm_up_finds_a_batch_size(bert: Path) -> None:
