@@ -42,19 +42,6 @@ def _check_redirect(value: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """How much may pass through the device at once, and how much may wait.
-
-    max_batch_tokens: 0 lets the warm-up find it.
-    """
-
-    max_batch_tokens: int
-    max_batch_items: int
-    max_queue_items: int
-    max_queue_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineArgs:
     """One served model: what to load, where, and within which limits."""
 
@@ -119,16 +106,6 @@ class EngineArgs:
         settle_options(self)
         if not self.served_model_name:
             object.__setattr__(self, "served_model_name", _short_name(self.model_name_or_path))
-
-    @property
-    def batch_limits(self) -> BatchLimits:
-        """The part that the batching and the queue need."""
-        return BatchLimits(
-            max_batch_tokens=self.max_batch_tokens,
-            max_batch_items=self.batch_size,
-            max_queue_items=self.max_queue_items,
-            max_queue_tokens=self.max_queue_tokens,
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """Field names and values."""

@@ -72,13 +72,11 @@ class AsyncEmbeddingEngine:
                 " use float32, binary or ubinary"
             )
         self._model = load_model(self.engine_args)
-        limits = self.engine_args.batch_limits
         self._pool = WorkerPool(
             self._model.replicas,
-            max_batch_tokens=limits.max_batch_tokens or self._model.max_batch_tokens,
-            max_batch_items=limits.max_batch_items,
+            max_batch_tokens=self._model.max_batch_tokens,
+            max_batch_items=self.engine_args.batch_size,
         )
-        self._limits = limits
         self._num_accepted_items = 0
         self._num_accepted_requests = 0
         self._is_started = False
@@ -158,7 +156,7 @@ class AsyncEmbeddingEngine:
     @property
     def max_batch_tokens(self) -> int:
         """Tokens in one forward pass, as given or as measured."""
-        return self._limits.max_batch_tokens or self._model.max_batch_tokens
+        return self._model.max_batch_tokens
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -173,15 +171,15 @@ class AsyncEmbeddingEngine:
     def is_overloaded(self) -> bool:
         """Whether the next request would be refused."""
         return (
-            self._num_accepted_items >= self._limits.max_queue_items
-            or self._pool.num_waiting_tokens >= self._limits.max_queue_tokens
+            self._num_accepted_items >= self.engine_args.max_queue_items
+            or self._pool.num_waiting_tokens >= self.engine_args.max_queue_tokens
         )
 
     def overload_status(self) -> OverloadStatus:
         """How full the queue is."""
         num_waiting = self._pool.num_waiting
         return OverloadStatus(
-            queue_fraction=num_waiting / self._limits.max_queue_items,
+            queue_fraction=num_waiting / self.engine_args.max_queue_items,
             queue_absolute=num_waiting,
             results_absolute=self._num_accepted_requests,
         )
@@ -256,7 +254,7 @@ class AsyncEmbeddingEngine:
                 f"model {self.engine_args.served_model_name!r} is not started, is shutting down or its"
                 " worker died"
             )
-        limit = self._limits.max_queue_items
+        limit = self.engine_args.max_queue_items
         if num_items > limit:
             raise BadInput(f"the request has {num_items} inputs, more than the {limit} that may ever wait")
         if self.is_overloaded() or self._num_accepted_items + num_items > limit:

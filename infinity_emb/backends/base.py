@@ -68,7 +68,7 @@ class LoadedModel:
     info: ModelInfo
     replicas: list[Backend]
     tokenize: Tokenize
-    max_batch_tokens: int  # found by measurement, or a default
+    max_batch_tokens: int  # as the options ask; else found by measurement, or a default
     num_tokenizer_threads: int
 
 
