@@ -5,7 +5,6 @@ Knows nothing of files, devices or options; `torch_loading.py` calls it once per
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -85,8 +84,8 @@ def _try_packing(
 def _kernels(model: SentenceTransformer) -> list[str]:
     if model.device.type != "cuda" or model.dtype == torch.float32:
         return [packed_attention.GROUPED]
-    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    return [packed_attention.VARLEN, packed_attention.GROUPED] if has_varlen else [packed_attention.GROUPED]
+    # A torch without the first one's kernel fails the comparison, like one whose kernel cannot do this model.
+    return [packed_attention.VARLEN, packed_attention.GROUPED]
 
 
 def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows:
