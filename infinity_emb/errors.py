@@ -4,6 +4,8 @@
     ├── BadInput                what the caller sent cannot be served           400
     │   ├── InputTooLong        a text has too many tokens and may not be cut   400
     │   ├── MatryoshkaDimError  `dimensions` outside 1..dimension               400
+    │   ├── ImageCorruption     an image cannot be decoded, or not safely       400
+    │   ├── AudioCorruption     a sound cannot be decoded, or not safely        400
     │   ├── UnknownModel        no engine of that name                          400
     │   └── ModelNotDeployedError  the model cannot do that task or modality    400
     ├── Overloaded              the queue is full                               429
@@ -17,13 +19,14 @@ the way out. HTTP statuses are listed here for the reader; `server/errors.py` ho
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class ServingError(Exception):
-    """Base of everything this package raises on purpose."""
-
-
-class BadInput(ServingError, ValueError):
-    """What the caller sent cannot be served; sending it again will fail again.
+    """Base of everything this package raises on purpose.
 
     position: which of the request's inputs is to blame, where it is one; the message then names it.
     """
@@ -33,9 +36,15 @@ class BadInput(ServingError, ValueError):
         self.reason = reason
         self.position = position
 
-    def moved_to(self, position: int) -> BadInput:
+    def moved_to(self, position: int) -> Self:
         """The same error about the input that the caller knows by another number."""
-        return type(self)(self.reason, position=position)
+        moved = type(self)(self.reason, position=position)
+        moved.__cause__ = self.__cause__
+        return moved
+
+
+class BadInput(ServingError, ValueError):
+    """What the caller sent cannot be served; sending it again will fail again."""
 
 
 class InputTooLong(BadInput):
@@ -44,6 +53,14 @@ class InputTooLong(BadInput):
 
 class MatryoshkaDimError(BadInput):
     """The requested number of dimensions is not in 1..dimension of the model."""
+
+
+class ImageCorruption(BadInput):
+    """An image is broken, of an unknown format, too small or too large."""
+
+
+class AudioCorruption(BadInput):
+    """A sound is broken, of an unknown format, empty or too long."""
 
 
 class UnknownModel(BadInput, IndexError):
