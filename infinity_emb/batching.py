@@ -107,7 +107,7 @@ def split_batch(batch: list[ItemT]) -> tuple[list[ItemT], list[ItemT]]:
     return batch[:middle], batch[middle:]
 
 
-def groups_of_similar_length(lengths: list[int], *, max_padding: float = 0.15) -> list[tuple[int, int]]:
+def groups_of_similar_length(lengths: list[int], *, max_padding: float) -> list[tuple[int, int]]:
     """Cut a batch into runs that may be padded to one length.
 
     lengths: token counts in ascending order.

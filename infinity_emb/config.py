@@ -26,7 +26,7 @@ from infinity_emb.options import (
     parse_option,
     settle_options,
 )
-from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, PoolingMethod
+from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, ModelKind, PoolingMethod
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -56,6 +56,11 @@ class EngineArgs:
         False, "Run Python code that comes with the model. Whoever wrote the model then runs code here."
     )
     engine: InferenceEngine = option(InferenceEngine.torch, "Library that computes.")
+    model_kind: ModelKind = option(
+        ModelKind.auto,
+        "What the model is served as; auto is what its files say. A language model that reranks by yes or no"
+        " is told by its name, or by this option.",
+    )
     model_warmup: bool = option(True, "Measure the best batch size in tokens before the server is ready.")
     vector_disk_cache: bool = option(
         False, "Keep vectors on disk; there is no cache in this version.", no_effect=True
@@ -68,7 +73,12 @@ class EngineArgs:
         True, "Count tokens for `usage`; the tokens that were embedded are always counted.", no_effect=True
     )
     dtype: Dtype = option(Dtype.auto, "Number format of the weights; auto chooses by device.")
-    embedding_dtype: EmbeddingDtype = option(EmbeddingDtype.float32, "Number format of the vectors.")
+    embedding_dtype: EmbeddingDtype = option(
+        EmbeddingDtype.float32, "Number format of the vectors, where a request asks for no other."
+    )
+    calibration_file: str = option(
+        "", "Texts, one a line, that int8 and uint8 vectors take their ranges from; the package has its own."
+    )
     pooling_method: PoolingMethod = option(
         PoolingMethod.auto, "Pooling; auto is what the model's own files say."
     )

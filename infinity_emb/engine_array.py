@@ -1,4 +1,4 @@
-"""Several engines by name. Knows nothing of what an engine does.
+"""Several engines by name, and by name and side of a search. Knows nothing of what an engine does.
 
 Tasks are reached as `array["name"].embed(...)`; the methods with a `model` argument, which users of
 `AsyncEngineArray` know, are made from the engine's own by `_by_model`.
@@ -7,12 +7,24 @@ Tasks are reached as `array["name"].embed(...)`; the methods with a `model` argu
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from infinity_emb.config import EngineArgs, check_distinct_names
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import UnknownModel
 from infinity_emb.primitives import Capability
+
+# What may stand behind a model's name, for clients that can send nothing but a name: `model:query`, and
+# `model-query` as NVIDIA's servers have it.
+INPUT_TYPE_SEPARATORS = (":", "-")
+INPUT_TYPE_SUFFIXES = ("query", "document", "passage")
+
+
+class Resolved(NamedTuple):
+    """The engine that a name stands for, and the input type that the name asks for."""
+
+    engine: AsyncEmbeddingEngine
+    input_type: str | None
 
 
 def _by_model(task: str) -> Callable[..., Awaitable[Any]]:
@@ -66,14 +78,30 @@ class AsyncEngineArray:
             )
         return self._by_name[index_or_name]
 
-    def first_with(self, capability: Capability) -> AsyncEmbeddingEngine:
-        """The engine for a request that names no model: the only one that can do it.
+    def resolve(self, name: str) -> Resolved:
+        """The engine for a request that names a model, by served name, alias, or either with an input type.
 
-        Raises UnknownModel when none or several can.
+        A served name or an alias always wins. Otherwise `:query`, `:document` or `:passage`, or the same
+        behind a `-`, is taken off and says what the texts are. Raises UnknownModel as `array[name]` does.
+        """
+        if name not in self._by_name:
+            for separator in INPUT_TYPE_SEPARATORS:
+                base, _, suffix = name.rpartition(separator)
+                if suffix in INPUT_TYPE_SUFFIXES and base in self._by_name:
+                    return Resolved(self._by_name[base], suffix)
+        return Resolved(self[name], None)
+
+    def first_with(self, capability: Capability) -> AsyncEmbeddingEngine:
+        """The engine for a request that names no model: the only one made for it, else the only one able.
+
+        An only engine gets every request, and says itself what it cannot. Raises UnknownModel when none or
+        several can.
         """
         able = [engine for engine in self if capability in engine.capabilities]
-        if len(able) == 1 or len(self) == 1:
-            return (able or list(self))[0]
+        made = [engine for engine in able if engine.info.capabilities[0] == capability]
+        for candidates in (made, able, list(self)):
+            if len(candidates) == 1:
+                return candidates[0]
         names = [engine.engine_args.served_model_name for engine in able]
         raise UnknownModel(
             f"the request names no model and {len(able)} models can {capability!r}; give `model` as one of"
@@ -102,6 +130,8 @@ class AsyncEngineArray:
         return all(engine.is_running for engine in self)
 
     embed = _by_model("embed")
+    encode = _by_model("encode")
+    encode_passages = _by_model("encode_passages")
     rerank = _by_model("rerank")
     classify = _by_model("classify")
     image_embed = _by_model("image_embed")

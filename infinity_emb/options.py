@@ -19,11 +19,16 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from infinity_emb.errors import StartupError
 
 ENV_PREFIX = "INFINITY_"
+# Variables that are no options: each module that keeps files reads its own.
+ENV_NAMES_OF_FOLDERS = {
+    "HF_HOME": "Model files from the hub; `~/.cache/huggingface` where it is not set.",
+    "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model; `HF_HOME`,"
+    " `XDG_CACHE_HOME` or `~/.cache` where it is not set, and there `infinity_emb/calibration`.",
+}
 # Variables of infinity_emb 0.0.77 for things that this version does not do; set in many compose files.
 ENV_NAMES_WITHOUT_EFFECT = {
     "INFINITY_ANONYMOUS_USAGE_STATS": "There is no telemetry.",
-    "INFINITY_HOME": "Nothing is cached beside the model files, which HF_HOME places.",
-    "INFINITY_CALIBRATION_DATASET_URL": "No vector is quantised by calibration.",
+    "INFINITY_CALIBRATION_DATASET_URL": "No texts are downloaded; `--calibration-file` names your own.",
     "INFINITY_DISABLE_OPTIMUM": "Deprecated there already.",
     "DO_NOT_TRACK": "There is no telemetry.",
 }
@@ -142,6 +147,7 @@ def unknown_env_names(environ: Mapping[str, str], *configs: type) -> dict[str, s
         for name in environ
         if name.startswith(ENV_PREFIX)
         and name not in known
+        and name not in ENV_NAMES_OF_FOLDERS
         and name not in ENV_NAMES_WITHOUT_EFFECT
         and not _KUBERNETES_NAME.fullmatch(name)
     ]

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple, TypedDict
 
-Capability = Literal["embed", "rerank", "classify", "image_embed", "audio_embed"]
+Capability = Literal["embed", "rerank", "classify", "image_embed", "audio_embed", "embed_sparse"]
+# What can be computed of one input. Users ask for the first three; `multivector` is one vector per token, for
+# late interaction. `chunks`: one vector per span of tokens. `maxsim`: the score of a text for a query.
+OutputName = Literal["dense", "sparse", "multivector", "chunks", "maxsim"]
+# Where a text over the limit is cut; `off` refuses it, `model` cuts where the model's tokenizer does.
+Truncation = Literal["model", "left", "right", "off"]
 
 
 class _NameEnum(str, Enum):
@@ -28,6 +33,17 @@ class InferenceEngine(_NameEnum):
     optimum = "optimum"
     neuron = "neuron"
     debugengine = "debugengine"
+
+
+class ModelKind(_NameEnum):
+    """What a model is made for; `auto` is what its files say."""
+
+    auto = "auto"
+    embedder = "embedder"
+    reranker = "reranker"
+    classifier = "classifier"
+    sparse = "sparse"
+    multivector = "multivector"
 
 
 class Device(_NameEnum):
@@ -56,6 +72,7 @@ class EmbeddingDtype(_NameEnum):
     """Number format of the vectors that leave."""
 
     float32 = "float32"
+    float16 = "float16"
     int8 = "int8"
     uint8 = "uint8"
     binary = "binary"
@@ -113,16 +130,23 @@ class ClassifyReturnType(TypedDict):
 class ModelInfo:
     """What was detected about a loaded model, as `/models` and the start-up log show it."""
 
-    embedding_dimension: int
+    kind: ModelKind
+    capabilities: tuple[Capability, ...]  # first what the model is made for
+    outputs: tuple[OutputName, ...] = ()  # what an embedder can answer; the first one where none is asked for
+    embedding_dimension: int  # 0 for a model whose answers are scores
     max_tokens: int | None  # None: the model has no limit
-    capabilities: tuple[Capability, ...]
+    truncation_side: str = "right"
     dtype: str
     dtype_reason: str
     device: str
     attention: str  # "packed" or "padded"
     attention_reason: str
     pooling: str
+    activation: str = "none"  # of scores; raw_scores leaves it out
+    similarity: str = "cosine"
+    labels: tuple[str, ...] = ()
     prompts: dict[str, str]
     default_prompt_name: str | None
+    tasks: tuple[str, ...] = ()  # names that choose a part of the model: routes, adapters
     revision: str | None
     source: str

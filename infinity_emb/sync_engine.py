@@ -127,6 +127,8 @@ class SyncEngineArray:
         raise EngineNotReady("this SyncEngineArray is stopped; make another one")
 
     embed = _by_model("embed")
+    encode = _by_model("encode")
+    encode_passages = _by_model("encode_passages")
     rerank = _by_model("rerank")
     classify = _by_model("classify")
     image_embed = _by_model("image_embed")

@@ -14,13 +14,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from infinity_emb.backends.base import Backend, Batch, Launched, Rows, TokenIds, check_rows
+from infinity_emb.backends.base import (
+    Answers,
+    Backend,
+    Column,
+    Encoded,
+    Launched,
+    check_answers,
+    finite_items,
+)
 from infinity_emb.batching import WaitingQueue, split_batch
 from infinity_emb.errors import BackendFailed, EngineNotReady, ServingError
+from infinity_emb.primitives import OutputName
 
 logger = logging.getLogger("infinity_emb")
 
@@ -29,10 +38,11 @@ class PendingRequest:
     """The answer to one request while it is being computed.
 
     on_done is called once, on whichever thread ends the request: after the last row, or after the first
-    error; it must not raise. `rows` is (num_items, D) float32 once `error` is None and it is done.
+    error; it must not raise. `columns` holds one entry per item and output once `error` is None and it is
+    done.
     """
 
-    __slots__ = ("_num_missing", "error", "is_cancelled", "num_items", "on_done", "on_progress", "rows")
+    __slots__ = ("_num_missing", "columns", "error", "is_cancelled", "num_items", "on_done", "on_progress")
 
     def __init__(
         self,
@@ -40,7 +50,7 @@ class PendingRequest:
         on_done: Callable[[PendingRequest], None],
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.rows: Rows | None = None
+        self.columns: dict[OutputName, Any] = {}  # (num_items, D) float32, or a list of num_items arrays
         self.error: Exception | None = None
         self.is_cancelled = False
         self.on_done = on_done
@@ -65,20 +75,19 @@ class PendingRequest:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One text that waits: its tokens, and the row of its request that it fills.
+    """One input that waits, and the row of its request that it fills.
 
     is_answered: it ended, in a row or an exception; written under the pool's lock, once.
     """
 
-    token_ids: TokenIds
+    encoded: Encoded
     request: PendingRequest
     row: int
-    type_ids: TokenIds | None = None
     num_tokens: int = field(init=False)
     is_answered: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.num_tokens = len(self.token_ids)
+        self.num_tokens = self.encoded.num_tokens
 
     @property
     def is_cancelled(self) -> bool:
@@ -229,20 +238,25 @@ class WorkerPool:
     def _launch(self, replica: Backend, batch: list[Item], in_flight: deque[_InFlight]) -> None:
         started_s = time.monotonic()
         try:
-            in_flight.append(_InFlight(batch, replica.launch(to_batch(batch)), started_s))
+            in_flight.append(_InFlight(batch, replica.launch(encoded_of(batch)), started_s))
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
             self._retry_or_fail(replica, batch, exc)
 
     def _collect(self, replica: Backend, done: _InFlight) -> None:
         try:
-            rows = done.launched.collect()
-            check_rows(rows, len(done.batch))
-            for item, row in zip(done.batch, rows, strict=True):
-                self._store(item, row)
+            answers = done.launched.collect()
+            encoded = encoded_of(done.batch)
+            check_answers(answers, encoded)
+            is_finite = finite_items(answers, encoded)  # (B,)
+            for position in np.flatnonzero(is_finite).tolist():
+                self._store(done.batch[position], answers, position)
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
             self._retry_or_fail(replica, done.batch, exc)
         else:
-            self._resolve(done.batch, rows, time.monotonic() - done.started_s)
+            finite = [item for item, is_fine in zip(done.batch, is_finite, strict=True) if is_fine]
+            self._resolve(finite, time.monotonic() - done.started_s)
+            for position in np.flatnonzero(~is_finite).tolist():
+                self._retry_in_full_precision(replica, done.batch[position])
 
     def _retry_or_fail(self, replica: Backend, batch: list[Item], exc: Exception) -> None:
         """Halve a failed batch until the item that is to blame fails alone."""
@@ -260,21 +274,37 @@ class WorkerPool:
             if under_way:
                 self._collect(replica, under_way.popleft())
 
-    def _store(self, item: Item, row: Rows) -> None:
-        request = item.request
-        if request.rows is None:
-            with self._changed:
-                if request.rows is None:
-                    request.rows = np.empty((request.num_items, row.shape[0]), dtype=np.float32)
-        if row.shape != request.rows.shape[1:]:
-            raise BackendFailed(f"the backend answered {row.shape[0]} values after {request.rows.shape[1]}")
-        request.rows[item.row] = row
+    def _retry_in_full_precision(self, replica: Backend, item: Item) -> None:
+        """What was NaN or infinity in company and in half precision may be a number alone and in float32."""
+        if item.is_cancelled:
+            return
+        logger.warning("an input of %d tokens gave NaN or infinity; computing it in float32", item.num_tokens)
+        started_s = time.monotonic()
+        try:
+            answers = replica.launch([item.encoded], full_precision=True).collect()
+            check_answers(answers, [item.encoded])
+            if not finite_items(answers, [item.encoded]).all():
+                raise BackendFailed("gives NaN or infinity, alone and in float32 too")
+            self._store(item, answers, 0)
+        except Exception as exc:  # noqa: BLE001 - a bad item must not end the loop
+            self._fail([item], _as_backend_failure(exc))
+        else:
+            self._resolve([item], time.monotonic() - started_s)
 
-    def _resolve(self, batch: list[Item], rows: Rows, busy_s: float) -> None:
-        finite = np.isfinite(rows).all(axis=1)  # (B,)
-        if not finite.all():
-            bad = [batch[position] for position in np.flatnonzero(~finite)]
-            self._fail(bad, BackendFailed("the model answered NaN or infinity for this input"))
+    def _store(self, item: Item, answers: Answers, position: int) -> None:
+        """Copy one item's answers, each into its request's column."""
+        request = item.request
+        for name in item.encoded.recipe.outputs:
+            column = answers[name]
+            if name not in request.columns:
+                with self._changed:
+                    request.columns.setdefault(name, _empty_column(column, request.num_items))
+            target = request.columns[name]
+            if isinstance(column, np.ndarray) and column.shape[1:] != target.shape[1:]:
+                raise BackendFailed(f"got {column.shape[1]} values from the backend after {target.shape[1]}")
+            target[item.row] = column[position]
+
+    def _resolve(self, batch: list[Item], busy_s: float) -> None:
         num_rows: dict[PendingRequest, int] = {}
         with self._changed:
             answered = _mark_answered(batch)
@@ -296,10 +326,12 @@ class WorkerPool:
         with self._changed:
             failed = [item for item in _mark_answered(items) if not item.is_cancelled]
             self.stats.num_failed_items += len(failed)
-            requests = dict.fromkeys(item.request for item in failed)
-            for request in requests:
-                request.set_error(error)
-        for request in requests:
+            first_rows: dict[PendingRequest, int] = {}
+            for item in failed:
+                first_rows.setdefault(item.request, item.row)
+            for request, row in first_rows.items():
+                request.set_error(error.moved_to(row) if isinstance(error, BackendFailed) else error)
+        for request in first_rows:
             request.on_done(request)
         return len(failed)
 
@@ -323,18 +355,16 @@ class WorkerPool:
         return EngineNotReady("the engine is not started or is shutting down")
 
 
-def to_batch(items: list[Item]) -> Batch:
-    """Put the items' tokens end to end."""
-    type_ids = None
-    if any(item.type_ids is not None for item in items):
-        type_ids = np.concatenate(
-            [np.zeros_like(item.token_ids) if item.type_ids is None else item.type_ids for item in items]
-        )
-    return Batch(
-        token_ids=np.concatenate([item.token_ids for item in items]),  # (T,)
-        lengths=[item.num_tokens for item in items],
-        type_ids=type_ids,
-    )
+def encoded_of(items: list[Item]) -> list[Encoded]:
+    """What the device takes of each."""
+    return [item.encoded for item in items]
+
+
+def _empty_column(column: Column, num_items: int) -> Any:
+    """Room for one output of a whole request."""
+    if isinstance(column, np.ndarray):
+        return np.empty((num_items, column.shape[1]), dtype=np.float32)
+    return [None] * num_items
 
 
 def _mark_answered(items: list[Item]) -> list[Item]:
@@ -352,6 +382,6 @@ def _unfinished() -> EngineNotReady:
 def _as_backend_failure(exc: Exception) -> Exception:
     if isinstance(exc, ServingError):
         return exc
-    failure = BackendFailed(f"computing this input failed: {type(exc).__name__}: {exc}")
+    failure = BackendFailed(f"could not be computed: {type(exc).__name__}: {exc}")
     failure.__cause__ = exc
     return failure

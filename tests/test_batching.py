@@ -317,4 +317,4 @@ def padding(group: list[int]) -> int:
 
 def test_without_padding_a_group_is_a_run_of_equal_lengths() -> None:
     assert groups_of_similar_length([2, 2, 2, 3, 5, 5], max_padding=0) == [(0, 3), (3, 4), (4, 6)]
-    assert groups_of_similar_length([]) == []
+    assert groups_of_similar_length([], max_padding=0) == []

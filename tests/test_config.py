@@ -22,7 +22,7 @@ from infinity_emb.options import (
     option_kind,
     unknown_env_names,
 )
-from infinity_emb.primitives import Device, Dtype, InferenceEngine
+from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, ModelKind
 
 
 def test_every_field_but_the_aliases_is_declared_as_an_option() -> None:
@@ -136,6 +136,11 @@ def test_variables_that_kubernetes_sets_for_a_service_named_infinity_are_no_opti
         ({"model_warmup": "no"}, {"model_warmup": False}),
         ({"model_warmup": 0}, {"model_warmup": False}),
         ({"model_warmup": ""}, {"model_warmup": True}),
+        ({"model_kind": "reranker"}, {"model_kind": ModelKind.reranker}),
+        ({"model_kind": ""}, {"model_kind": ModelKind.auto}),
+        ({"embedding_dtype": "int8"}, {"embedding_dtype": EmbeddingDtype.int8}),
+        ({"calibration_file": ""}, {"calibration_file": ""}),
+        ({"calibration_file": "texts.txt"}, {"calibration_file": "texts.txt"}),
         ({"device_id": "0,1"}, {"device_id": (0, 1)}),
         ({"device_id": [2]}, {"device_id": (2,)}),
         ({"device_id": ""}, {"device_id": ()}),
@@ -154,6 +159,8 @@ def test_engine_args_turn_what_is_given_into_the_declared_type(
         ({"dtype": "flaot16"}, "--dtype 'flaot16' is not one of .*; did you mean 'float16'?"),
         ({"dtype": "Float16"}, "--dtype 'Float16' is not one of .*; did you mean 'float16'?"),
         ({"engine": "zzz"}, "--engine 'zzz' is not one of torch, ctranslate2, optimum, neuron, debugengine$"),
+        ({"model_kind": "rerank"}, "--model-kind 'rerank' is not one of auto, .*; did you mean 'reranker'?"),
+        ({"embedding_dtype": "int4"}, "--embedding-dtype 'int4' is not one of float32, float16, int8, uint8"),
         ({"batch_size": 0}, "--batch-size 0 is under the limit of 1"),
         ({"batch_size": "many"}, "--batch-size 'many' is not a whole number"),
         ({"batch_size": 1.5}, "--batch-size 1.5 is not a whole number"),
@@ -271,6 +278,8 @@ def test_the_environment_is_read_as_lists_for_models_and_as_text_for_the_server(
     environ = {
         "INFINITY_MODEL_ID": "a; b;",
         "INFINITY_COMPILE": "true;0",
+        "INFINITY_MODEL_KIND": "embedder;reranker",
+        "INFINITY_CALIBRATION_FILE": "texts.txt",
         "INFINITY_DTYPE": "float32",
         "INFINITY_QUEUE_SIZE": "7",
         "INFINITY_API_KEY": "one;two",
@@ -280,7 +289,9 @@ def test_the_environment_is_read_as_lists_for_models_and_as_text_for_the_server(
     both = EngineArgs.from_env(environ)
     assert [args.model_name_or_path for args in both] == ["a", "b"]
     assert [args.compile for args in both] == [True, False]
+    assert [args.model_kind for args in both] == [ModelKind.embedder, ModelKind.reranker]
     assert {args.dtype for args in both} == {Dtype.float32}
+    assert {args.calibration_file for args in both} == {"texts.txt"}
     assert {args.max_queue_items for args in both} == {7}
     config = ServerConfig.from_env(environ)
     assert (config.api_key, config.redirect_slash, config.port) == ("one;two", "", 7997)

@@ -1,35 +1,44 @@
+"""What each task means: its prompts, outputs, scores, number formats and errors, on the fake model."""
+
 from __future__ import annotations
 
 import asyncio
-import gc
+import base64
+import io
 import threading
-import traceback
 import warnings
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from infinity_emb import engine as engine_module
 from infinity_emb.backends import fake
-from infinity_emb.backends.base import Batch, LoadedModel, TokenIds
+from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair
 from infinity_emb.config import EngineArgs
-from infinity_emb.engine import TEXTS_PER_CHUNK, AsyncEmbeddingEngine
+from infinity_emb.embedding import EmbedOptions, Span
+from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import (
+    AudioCorruption,
     BackendFailed,
     BadInput,
     EngineNotReady,
+    ImageCorruption,
     InputTooLong,
     MatryoshkaDimError,
     ModelNotDeployedError,
     Overloaded,
-    StartupError,
 )
+from infinity_emb.primitives import EmbeddingDtype, OutputName
 
 # Everything below is waited for by an event; a wait that takes this long has failed.
 PATIENCE_S = 30.0
+LONG = "x" * (fake.MAX_TOKENS + 1)
 T = TypeVar("T")
 
 
@@ -37,204 +46,664 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(coroutine, PATIENCE_S))
 
 
-def fake_engine(faults: str = "", **options: Any) -> AsyncEmbeddingEngine:
+def fake_engine(name: str = "", **options: Any) -> AsyncEmbeddingEngine:
     """Every value of a vector is the number of characters of its text."""
-    args = EngineArgs(model_name_or_path=f"debug?{faults}", engine="debugengine", **options)
+    args = EngineArgs(model_name_or_path=f"debug?{name}", engine="debugengine", **options)
     return AsyncEmbeddingEngine.from_args(args)
 
 
-def lengths_of(vectors: list[np.ndarray]) -> list[int]:
+def call(engine: AsyncEmbeddingEngine, task: str, *args: Any, **kwargs: Any) -> Any:
+    """One task of an engine that is started for it."""
+
+    async def main() -> Any:
+        async with engine:
+            return await getattr(engine, task)(*args, **kwargs)
+
+    return run(main())
+
+
+def lengths_of(vectors: Sequence[npt.NDArray[Any]]) -> list[int]:
     return [int(vector[0]) for vector in vectors]
 
 
-@dataclass
-class GatedBackend:
-    """The fake backend behind a gate, with a list of the texts that reached it."""
+class Watched:
+    """Engines of the fake model, and what was asked of their preprocessing."""
 
-    backend: Any
-    is_reached: threading.Event = field(default_factory=threading.Event)
-    is_open: threading.Event = field(default_factory=threading.Event)
-    seen: list[str] = field(default_factory=list)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[list[Input], InputOptions]] = []
+        self._monkeypatch = monkeypatch
+
+    def engine(
+        self, name: str = "", info: dict[str, Any] | None = None, **changes: Any
+    ) -> AsyncEmbeddingEngine:
+        """changes: of the loaded model; info: of what it says of itself."""
+
+        def load(args: EngineArgs) -> LoadedModel:
+            model = fake.load_model(args)
+            changed: dict[str, Any] = {"prepare": self._prepare, **changes}
+            return replace(model, info=replace(model.info, **(info or {})), **changed)
+
+        with self._monkeypatch.context() as patch:
+            patch.setattr(engine_module, "load_model", load)
+            return fake_engine(name)
+
+    def _prepare(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        self.asked.append((list(inputs), options))
+        return fake.prepare(inputs, options)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where calibration rows are kept."""
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path))
+    return tmp_path
+
+
+# Vectors of texts
+
+
+def test_vectors_come_in_the_order_of_the_texts() -> None:
+    vectors, num_tokens = call(fake_engine(), "embed", ["four", "a", "seventh", "a"])
+
+    assert lengths_of(vectors) == [4, 1, 7, 1]
+    assert num_tokens == 13
+    assert all(vector.shape == (13,) and vector.dtype == np.float32 for vector in vectors)
+
+
+def test_an_empty_text_has_a_vector_where_the_tokenizer_allows_it() -> None:
+    vectors, num_tokens = call(fake_engine(), "embed", [""])
+    assert (lengths_of(vectors), num_tokens) == ([0], 0)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 13])
+def test_fewer_dimensions_are_scaled_to_length_one(dim: int) -> None:
+    vectors, _ = call(fake_engine(), "embed", ["four", "seventh"], matryoshka_dim=dim)
+
+    assert [vector.shape for vector in vectors] == [(dim,)] * 2
+    if dim < 13:
+        assert np.allclose([np.linalg.norm(vector) for vector in vectors], 1)
+
+
+def test_late_interaction_models_answer_an_array_per_text() -> None:
+    vectors, _ = call(fake_engine("kind=multivector"), "embed", ["ab", "c"], matryoshka_dim=4)
+
+    assert [vector.shape for vector in vectors] == [(2, 4), (1, 4)]
+    assert np.allclose(np.linalg.norm(vectors[0], axis=1), 1)
+
+
+def test_sparse_models_do_not_answer_arrays() -> None:
+    with pytest.raises(
+        ModelNotDeployedError, match=r"cannot answer \['dense'\]; its outputs are \['sparse'\]"
+    ):
+        call(fake_engine("kind=sparse"), "embed", ["a"])
+
+
+def test_several_outputs_come_from_one_pass_of_each_text() -> None:
+    async def main() -> None:
+        async with fake_engine("kind=embedder") as engine:
+            outputs: tuple[OutputName, ...] = ("sparse", "dense", "multivector", "dense")
+            answer = await engine.encode(["aab", "c"], EmbedOptions(outputs=outputs, dimensions=2))
+            assert engine.stats.num_items == 2
+            assert answer.num_tokens == 4
+            assert [vector.tolist() for vector in answer.dense or ()] == [[pytest.approx(0.5**0.5)] * 2] * 2
+            assert [rows.shape for rows in answer.multivector or ()] == [(3, 2), (1, 2)]
+            assert [(row.indices.tolist(), row.values.tolist()) for row in answer.sparse or ()] == [
+                ([97, 98], [2, 1]),
+                ([99], [1]),
+            ]
+            assert answer.spans is None
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("embedder", "dense"), ("sparse", "sparse"), ("multivector",) * 2]
+)
+def test_without_a_choice_the_answer_is_the_model_s_first_output(kind: str, first: str) -> None:
+    answer = call(fake_engine(f"kind={kind}"), "encode", ["a"])
+    assert [name for name in ("dense", "sparse", "multivector") if getattr(answer, name) is not None] == [
+        first
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs"),
+    [
+        ("auto", ("sparse",)),
+        ("sparse", ("dense",)),
+        ("multivector", ("dense", "multivector")),
+        ("embedder", ("chunks",)),
+    ],
+)
+def test_an_output_that_the_model_has_not_is_refused(kind: str, outputs: tuple[OutputName, ...]) -> None:
+    with pytest.raises(ModelNotDeployedError, match=r"cannot answer .*; its outputs are"):
+        call(fake_engine(f"kind={kind}"), "encode", ["a"], EmbedOptions(outputs=outputs))
+
+
+def test_a_text_that_is_too_long_is_cut_or_refused_as_asked() -> None:
+    async def main() -> None:
+        async with fake_engine() as engine:
+            vectors, num_tokens = await engine.embed([LONG])
+            assert (lengths_of(vectors), num_tokens) == ([fake.MAX_TOKENS], fake.MAX_TOKENS)
+            with pytest.raises(InputTooLong, match=r"input 2 has 8193 tokens, the limit is 8192"):
+                await engine.embed(["a", "a", LONG], truncate=False)
+            with pytest.raises(InputTooLong, match=r"input 1 "):
+                await engine.encode(["a", LONG], EmbedOptions(truncation="off"))
+            assert engine.overload_status() == (0, 0, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("truncation", ["model", "left", "right", "off"])
+def test_the_preprocessing_is_told_how_to_cut(truncation: Any, watched: Watched) -> None:
+    call(watched.engine(), "encode", ["a"], EmbedOptions(truncation=truncation))
+    [(_, options)] = watched.asked
+    assert options.truncation == truncation
+
+
+# Prompts and input types
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "task"),
+    [
+        ({}, "", None),
+        ({"prompt": "mine: "}, "mine: ", None),
+        ({"prompt_name": "query"}, "query: ", None),
+        ({"input_type": "query"}, "query: ", "query"),
+        ({"input_type": "search_query"}, "query: ", "query"),
+        ({"input_type": "document"}, "", "document"),
+        ({"input_type": "RETRIEVAL_PASSAGE"}, "", "document"),
+        ({"input_type": "query", "prompt": ""}, "", "query"),
+        ({"input_type": "document", "prompt_name": "query"}, "query: ", "document"),
+    ],
+)
+def test_prompts_and_tasks_are_those_that_were_chosen(
+    given: dict[str, str], text: str, task: str | None, watched: Watched
+) -> None:
+    """The rules themselves are tested in test_prompts.py."""
+    vectors, num_tokens = call(watched.engine("kind=embedder"), "embed", ["four", "a"], **given)
+    answer = call(watched.engine("kind=embedder"), "encode", ["four", "a"], EmbedOptions(**given))
+
+    assert lengths_of(vectors) == lengths_of(answer.dense) == [len(text) + 4, len(text) + 1]
+    assert num_tokens == answer.num_tokens == 2 * len(text) + 5
+    assert [(options.prompt, options.task) for _, options in watched.asked] == [(text, task)] * 2
+
+
+def test_the_default_prompt_goes_before_texts_and_pairs_alike(watched: Watched) -> None:
+    default = {"prompts": {"usual": "as usual: "}, "default_prompt_name": "usual"}
+
+    assert lengths_of(call(watched.engine(info=default), "embed", ["four"])[0]) == [14]
+    call(watched.engine("kind=classifier", default), "classify", sentences=["four"])
+    call(watched.engine("kind=reranker", default), "rerank", query="q", docs=["d"])
+    assert [options.prompt for _, options in watched.asked] == ["as usual: "] * 3
+
+
+@pytest.mark.parametrize("given", [{"prompt_name": "poem"}, {"input_type": "poem"}])
+def test_a_prompt_that_the_model_has_not_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match=r"'poem'.*'query'"):
+        call(fake_engine("kind=embedder"), "embed", ["a"], **given)
+
+
+# Number formats
+
+
+@pytest.mark.parametrize("dtype", ["float16", "binary", "ubinary"])
+def test_the_number_format_is_that_of_the_request_and_else_of_the_model(dtype: str) -> None:
+    expected = {
+        "float16": ([0.0] * 13, [4.0] * 13),
+        "binary": ([-128, -128], [127, 120]),
+        "ubinary": ([0, 0], [255, 248]),
+    }[dtype]
+
+    async def main() -> None:
+        options = EmbedOptions(embedding_dtype=EmbeddingDtype(dtype))
+        async with fake_engine(embedding_dtype=dtype) as served, fake_engine() as asked:
+            for answer in (await served.encode(["", "four"]), await asked.encode(["", "four"], options)):
+                assert [vector.tolist() for vector in answer.dense or ()] == list(expected)
+            plain = EmbedOptions(embedding_dtype=EmbeddingDtype.float32)
+            for engine in (served, asked):
+                vectors = (await engine.encode(["four"], plain)).dense or ()
+                assert [vector.dtype for vector in vectors] == [np.float32]
+            assert (await served.embed(["four"]))[0][0].tolist() == expected[1]
+
+    run(main())
+
+
+@pytest.mark.parametrize(("dtype", "shift"), [("uint8", 0), ("int8", -128)])
+@pytest.mark.parametrize("is_served_so", [True, False])
+def test_ranges_of_small_integers_come_from_the_calibration_texts(
+    dtype: str, shift: int, is_served_so: bool, cache: Path
+) -> None:
+    """Texts of 10 to 265 characters make steps of one character."""
+    texts = cache / "texts.txt"
+    texts.write_text("\n".join("x" * length for length in (265, 10, 99)))
+    given = {"embedding_dtype": dtype} if is_served_so else {}
+
+    async def main() -> None:
+        async with fake_engine(calibration_file=str(texts), **given) as engine:
+            num_calibrated = engine.stats.num_items
+            answer = await engine.encode(
+                ["x" * length for length in (0, 10, 11, 100, 265, 999)],
+                EmbedOptions(embedding_dtype=None if is_served_so else EmbeddingDtype(dtype)),
+            )
+            assert lengths_of(answer.dense or ()) == [step + shift for step in (0, 0, 1, 90, 255, 255)]
+            assert {vector.dtype for vector in answer.dense or ()} == {np.dtype(dtype)}
+            assert num_calibrated == (3 if is_served_so else 0), "an engine that is served so starts warm"
+            short = await engine.encode(
+                ["a"], EmbedOptions(embedding_dtype=EmbeddingDtype(dtype), dimensions=2)
+            )
+            assert [vector.shape for vector in short.dense or ()] == [(2,)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_multi_vectors_have_no_ranges(dtype: str) -> None:
+    with pytest.raises(BadInput, match=f"not available as {dtype}; ask for float32"):
+        call(
+            fake_engine("kind=multivector"),
+            "encode",
+            ["a"],
+            EmbedOptions(embedding_dtype=EmbeddingDtype(dtype)),
+        )
+
+
+def test_multi_vectors_come_in_the_other_formats() -> None:
+    options = EmbedOptions(embedding_dtype=EmbeddingDtype.ubinary)
+    [rows] = call(fake_engine("kind=multivector"), "encode", ["ab"], options).multivector
+    assert rows.tolist() == [[255, 248]] * 2
+
+
+# Texts over the limit, in pieces
+
+
+def test_a_text_in_pieces_has_the_average_of_their_vectors_by_their_tokens() -> None:
+    rest = 1000
+    texts = ["four", "x" * (2 * fake.MAX_TOKENS + rest), ""]
+    answer = call(fake_engine("kind=embedder"), "encode", texts, EmbedOptions(chunking=True))
+
+    assert answer.num_tokens == sum(map(len, texts))
+    weighted = 2 * fake.MAX_TOKENS**2 + rest**2
+    assert [vector[0] for vector in answer.dense] == pytest.approx([4, weighted / len(texts[1]), 0], rel=1e-6)
+
+
+def test_the_prompt_stands_before_every_piece() -> None:
+    prompt, room = "query: ", fake.MAX_TOKENS - 7
+    answer = call(
+        fake_engine("kind=embedder"), "encode", ["x" * (room + 3)], EmbedOptions(chunking=True, prompt=prompt)
+    )
+
+    assert answer.num_tokens == room + 3 + 2 * len(prompt)
+    expected = (fake.MAX_TOKENS * room + (3 + 7) * 3) / (room + 3)
+    assert answer.dense[0][0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"split": None}, {"info": {"max_tokens": None}}])
+def test_a_model_that_cannot_cut_a_text_or_need_not_embeds_it_whole(
+    changes: dict[str, Any], watched: Watched
+) -> None:
+    texts = ["four", "x" * 9000]
+    answer = call(watched.engine("kind=embedder", **changes), "encode", texts, EmbedOptions(chunking=True))
+    assert lengths_of(answer.dense) == [4, fake.MAX_TOKENS]
+
+
+def test_pieces_are_for_dense_vectors_alone() -> None:
+    with pytest.raises(BadInput, match="chunking averages dense vectors"):
+        call(fake_engine("kind=sparse"), "encode", ["a"], EmbedOptions(chunking=True))
+
+
+def test_a_text_whose_piece_fails_is_named_by_its_own_place() -> None:
+    """It was named by the number of the piece, which the caller knows nothing of."""
+    texts = ["x" * 40_000, "a", "y" * 9000 + "poison"]
+    with pytest.raises(BackendFailed, match=r"^input 2 gives NaN"):
+        call(fake_engine("kind=embedder&nan_on=poison"), "encode", texts, EmbedOptions(chunking=True))
+
+
+# Passages of one text
+
+
+def test_passages_are_read_as_one_text_and_have_a_vector_each(watched: Watched) -> None:
+    texts = ["One. ", "Two and", "three\n", "four"]
+    answer = call(watched.engine("kind=embedder"), "encode_passages", texts, EmbedOptions(input_type="query"))
+
+    whole = "One. Two and three\nfour"
+    [([passages], options)] = watched.asked
+    assert "".join(passages.texts) == whole
+    assert (options.prompt, options.task, options.outputs) == ("query: ", "query", ("chunks",))
+    assert lengths_of(answer.dense) == [5, 8, 6, 4]
+    assert [whole[start:end] for start, end in answer.spans] == ["One. ", "Two and ", "three\n", "four"]
+    assert answer.num_tokens == len("query: ") + len(whole)
+
+
+def test_passages_can_be_cut_by_size_instead() -> None:
+    answer = call(fake_engine("kind=embedder"), "encode_passages", ["x" * 7, "y" * 9], chunk_size=5)
+
+    assert answer.spans == [Span(0, 5), Span(5, 10), Span(10, 15), Span(15, 17)]
+    assert lengths_of(answer.dense) == [5, 5, 5, 2]
+
+
+def test_vectors_of_passages_come_in_the_format_that_is_asked_for() -> None:
+    options = EmbedOptions(dimensions=4, embedding_dtype=EmbeddingDtype.ubinary)
+    answer = call(fake_engine("kind=embedder"), "encode_passages", ["a", "b"], options)
+    assert [vector.tolist() for vector in answer.dense] == [[240], [240]]
+
+
+@pytest.mark.parametrize("kind", ["auto", "sparse", "multivector"])
+def test_passages_need_a_model_that_averages_its_tokens(kind: str) -> None:
+    with pytest.raises(ModelNotDeployedError, match="late chunking averages token vectors"):
+        call(fake_engine(f"kind={kind}"), "encode_passages", ["a", "b"])
+
+
+def test_passages_over_the_limit_are_refused_together() -> None:
+    with pytest.raises(InputTooLong, match="8197 tokens with all passages, the limit is 8192"):
+        call(fake_engine("kind=embedder"), "encode_passages", ["a", LONG, "b"])
+
+
+@pytest.mark.parametrize("texts", [[], "one text", ["a", 5]])
+def test_passages_are_a_list_of_texts(texts: Any) -> None:
+    with pytest.raises(BadInput, match="sentences"):
+        call(fake_engine("kind=embedder"), "encode_passages", texts)
+
+
+# Reranking
+
+
+def ranked(answer: Any) -> list[tuple[str, float, int]]:
+    return [(each.document, each.relevance_score, each.index) for each in answer[0]]
+
+
+def test_a_reranker_s_documents_come_best_first_and_equal_ones_in_their_order() -> None:
+    """The fake reranker scores by length; its activation halves."""
+    docs = ["one", "seven c", "two", "seven c", ""]
+    expected = [("seven c", 7, 1), ("seven c", 7, 3), ("one", 3, 0), ("two", 3, 2), ("", 0, 4)]
+    engine = fake_engine("kind=reranker")
+
+    raw = call(engine, "rerank", query="q", docs=docs, raw_scores=True)
+    assert ranked(raw) == expected
+    assert raw[1] == sum(len("q") + 1 + len(doc) for doc in docs), "a pair has a token in its middle"
+    activated = call(engine, "rerank", query="q", docs=docs)
+    assert ranked(activated) == [(document, score / 2, index) for document, score, index in expected]
+    for top_n, num_documents in ((None, 5), (0, 5), (1, 1), (3, 3), (9, 5)):
+        answer = call(engine, "rerank", query="q", docs=docs, top_n=top_n)
+        assert ranked(answer) == ranked(activated)[:num_documents]
+        assert answer[1] == raw[1], "all of them were read"
+
+
+def test_a_reranker_is_given_pairs_and_the_instruction(watched: Watched) -> None:
+    call(
+        watched.engine("kind=reranker"),
+        "rerank",
+        query="q",
+        docs=["d", "d", "e"],
+        prompt="judge: ",
+        truncation="left",
+    )
+    [(inputs, options)] = watched.asked
+    assert inputs == [Pair("q", "d"), Pair("q", "e")]
+    assert (options.prompt, options.truncation) == ("judge: ", "left")
+    with pytest.raises(BadInput, match="'poem'"):
+        call(fake_engine("kind=reranker"), "rerank", query="q", docs=["d"], prompt_name="poem")
+
+
+class Directions:
+    """A backend whose vectors are not all of one direction: how long a text is, and its first character."""
+
     num_in_flight = 1
     shares_device = False
 
     def prepare_thread(self) -> None:
         pass
 
-    def launch(self, batch: Batch) -> Any:
-        self.seen += fake._decode(batch)
-        self.is_reached.set()
-        assert self.is_open.wait(PATIENCE_S)
-        return self.backend.launch(batch)
+    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Any:
+        rows = [self.vector(fake._decode(item)) for item in batch]
+        return fake.FakeLaunched({"dense": np.array(rows, dtype=np.float32)})
 
-    async def wait_until_reached(self) -> None:
-        assert await asyncio.to_thread(self.is_reached.wait, PATIENCE_S)
-
-
-@dataclass
-class GatedTokenizer:
-    """The fake tokenizer, which waits at a gate for texts that start with `slow`."""
-
-    is_reached: threading.Event = field(default_factory=threading.Event)
-    is_open: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self, texts: list[str], *, truncate: bool) -> list[TokenIds]:
-        if texts[0].startswith("slow"):
-            self.is_reached.set()
-            assert self.is_open.wait(PATIENCE_S)
-        return fake.tokenize(texts, truncate=truncate)
+    @staticmethod
+    def vector(text: str) -> list[float]:
+        return [len(text), ord(text[0]) - 110, 1.0] if text else [0.0, 0.0, 0.0]
 
 
-World = Callable[..., tuple[AsyncEmbeddingEngine, GatedBackend]]
+def test_an_embedder_reranks_by_the_cosine_of_its_vectors(watched: Watched) -> None:
+    docs = ["zebra", "a", "", "nut", "zebra"]
+    answer = call(watched.engine("kind=embedder", replicas=[Directions()]), "rerank", query="zoo", docs=docs)
 
-
-@pytest.fixture
-def gated(monkeypatch: pytest.MonkeyPatch) -> World:
-    """Makes an engine whose device is behind a gate."""
-
-    def make(
-        faults: str = "", *, tokenize: Any = fake.tokenize, **options: Any
-    ) -> tuple[AsyncEmbeddingEngine, GatedBackend]:
-        backends: list[GatedBackend] = []
-
-        def load(args: EngineArgs) -> LoadedModel:
-            model = fake.load_model(args)
-            backends.append(GatedBackend(model.replicas[0]))
-            return replace(model, replicas=list(backends), tokenize=tokenize)
-
-        monkeypatch.setattr(engine_module, "load_model", load)
-        return fake_engine(faults, **options), backends[0]
-
-    return make
-
-
-async def turns(number: int = 5) -> None:
-    """Let everything that can run on this loop run."""
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
-# Answers
-
-
-def test_vectors_come_in_the_order_of_the_texts() -> None:
-    async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, num_tokens = await engine.embed(["four", "a", "seventh"])
-            assert lengths_of(vectors) == [4, 1, 7]
-            assert num_tokens == 12
-            assert all(vector.shape == (13,) and vector.dtype == np.float32 for vector in vectors)
-
-    run(main())
-
-
-def test_duplicates_are_computed_once_and_counted_each_time() -> None:
-    async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, num_tokens = await engine.embed(["aa", "b", "aa", "b", "aa"])
-            assert lengths_of(vectors) == [2, 1, 2, 1, 2]
-            assert num_tokens == 8
-            assert (engine.stats.num_items, engine.stats.num_tokens) == (2, 3)
-
-    run(main())
-
-
-def test_vectors_of_duplicates_do_not_share_memory() -> None:
-    """Changing one of them in place, as callers who normalise do, changed the others too."""
-
-    async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, _ = await engine.embed(["aa", "aa"])
-            vectors[0] *= 0
-            assert lengths_of(vectors) == [0, 2]
-
-    run(main())
-
-
-def test_an_empty_text_has_a_vector_where_the_tokenizer_allows_it() -> None:
-    async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, num_tokens = await engine.embed([""])
-            assert (lengths_of(vectors), num_tokens) == ([0], 0)
-
-    run(main())
-
-
-@pytest.mark.parametrize("num_texts", [TEXTS_PER_CHUNK, TEXTS_PER_CHUNK + 1, 5 * TEXTS_PER_CHUNK + 3])
-def test_a_request_of_several_chunks_keeps_its_order(num_texts: int) -> None:
-    """More characters than are tokenized on the event loop, so that chunks overtake each other."""
-    texts = [f"{number:050}" + "x" * (number % 97) for number in range(num_texts)]
-
-    async def main() -> None:
-        async with fake_engine(max_batch_tokens=700, device_id=(0, 1), tokenizer_threads=4) as engine:
-            vectors, num_tokens = await engine.embed(texts)
-            assert lengths_of(vectors) == [len(text) for text in texts]
-            assert num_tokens == sum(map(len, texts))
-            assert engine.stats.num_batches > 1
-
-    run(main())
-
-
-def test_two_hundred_requests_at_once_each_get_their_own_rows() -> None:
-    requests = [
-        ["x" * (1 + (number * 7 + row) % 90) for row in range(1 + number % 9)] for number in range(200)
+    query = np.array(Directions.vector("query: zoo"))
+    vectors = [np.array(Directions.vector(doc)) for doc in docs]
+    cosines = [
+        float(vector @ query / (np.linalg.norm(vector) * np.linalg.norm(query))) if vector.any() else 0.0
+        for vector in vectors
+    ]
+    order = sorted(range(5), key=lambda index: -cosines[index])
+    assert [each.index for each in answer[0]] == order
+    assert [each.relevance_score for each in answer[0]] == pytest.approx([cosines[index] for index in order])
+    assert answer[1] == len("query: zoo") + sum(map(len, docs))
+    assert sorted((options.task, tuple(inputs)) for inputs, options in watched.asked) == [
+        ("document", ("zebra", "a", "", "nut")),
+        ("query", ("zoo",)),
     ]
 
+
+def test_a_sparse_model_reranks_by_the_dot_product() -> None:
+    """The fake one counts characters."""
+    docs = ["banana", "", "query", "xyz"]
+    answer = call(fake_engine("kind=sparse"), "rerank", query="an", docs=docs, top_n=3)
+
+    asked = Counter("query: an")
+    scores = [sum(asked[char] * count for char, count in Counter(doc).items()) for doc in docs]
+    order = sorted(range(4), key=lambda index: -scores[index])[:3]
+    assert [(each.index, each.relevance_score) for each in answer[0]] == [(i, scores[i]) for i in order]
+
+
+def test_a_late_interaction_model_scores_documents_where_the_vectors_are(watched: Watched) -> None:
+    """The documents' token vectors never leave the device; the query's go there with each document."""
+    docs = ["banana", "a", "banana", "seven c"]
+    answer = call(watched.engine("kind=multivector"), "rerank", query="an", docs=docs)
+
+    assert ranked(answer) == [("seven c", 7, 3), ("banana", 6, 0), ("banana", 6, 2), ("a", 1, 1)]
+    assert answer[1] == len("query: an") + sum(map(len, docs))
+    (asked, first), (told, second) = watched.asked
+    assert (asked, first.prompt, first.task, first.outputs) == (["an"], "query: ", "query", ("multivector",))
+    assert (told, second.prompt, second.task, second.outputs) == (
+        ["banana", "a", "seven c"],
+        "",
+        "document",
+        ("maxsim",),
+    )
+    assert second.query_rows is not None
+    assert second.query_rows[:, 0].tolist() == list(map(ord, "query: an"))
+
+
+@pytest.mark.parametrize("kind", ["reranker", "embedder", "sparse", "multivector"])
+def test_a_document_to_blame_is_named_by_its_place(kind: str) -> None:
+    docs = ["a", "a", "b", LONG, LONG]
+    with pytest.raises(InputTooLong, match=r"^input 3 has 8\d+ tokens"):
+        call(fake_engine(f"kind={kind}"), "rerank", query="q", docs=docs, truncation="off")
+
+
+@pytest.mark.parametrize("kind", ["embedder", "sparse", "multivector"])
+def test_a_query_to_blame_is_not_taken_for_a_document(kind: str) -> None:
+    """It was called input 0, which is the first document."""
+    with pytest.raises(InputTooLong, match=r"^query has 8200 tokens") as raised:
+        call(fake_engine(f"kind={kind}"), "rerank", query=LONG, docs=["a"], truncation="off")
+    assert raised.value.position is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"query": "q", "docs": []}, "docs is empty"),
+        ({"query": "q", "docs": "a text"}, "docs must be a list of texts"),
+        ({"query": "q", "docs": ["a", None]}, r"docs\[1\] is NoneType"),
+        ({"query": None, "docs": ["a"]}, "query is NoneType, not a text"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        call(fake_engine("kind=reranker"), "rerank", **arguments)
+
+
+# Classifying
+
+
+def test_all_labels_of_a_text_come_best_first() -> None:
+    """The fake classifier's logits are the number of characters, and 0."""
+    engine = fake_engine("kind=classifier")
+
+    raw, num_tokens = call(engine, "classify", sentences=["four", "", "four"], raw_scores=True)
+    assert num_tokens == 8
+    assert raw == [
+        [{"label": "characters", "score": 4}, {"label": "none", "score": 0}],
+        [{"label": "characters", "score": 0}, {"label": "none", "score": 0}],
+        [{"label": "characters", "score": 4}, {"label": "none", "score": 0}],
+    ]
+    activated, _ = call(engine, "classify", sentences=["four"])
+    assert activated == [[{"label": "characters", "score": 2}, {"label": "none", "score": 0}]]
+
+
+def test_texts_and_pairs_can_be_classified_side_by_side(watched: Watched) -> None:
+    sentences = ["four", ("a", "b"), "x", ("", "six"), ("a", "b")]
+    raw, num_tokens = call(
+        watched.engine("kind=classifier"),
+        "classify",
+        sentences=sentences,
+        raw_scores=True,
+        truncation="right",
+    )
+
+    assert [labels[0]["score"] for labels in raw] == [4, 3, 1, 4, 3]
+    assert num_tokens == 15
+    assert {tuple(inputs) for inputs, _ in watched.asked} == {
+        ("four", "x"),
+        (Pair("a", "b"), Pair("", "six")),
+    }
+    assert {options.truncation for _, options in watched.asked} == {"right"}
+
+
+@pytest.mark.parametrize(
+    ("sentences", "position"),
+    [
+        (["a", LONG], 1),
+        (["a", ("b", "c"), LONG], 2),
+        ([("a", "b"), "a", ("a", LONG)], 2),
+        (["a", (LONG, "a")], 1),
+    ],
+)
+def test_what_cannot_be_classified_is_named_by_its_place(sentences: list[Any], position: int) -> None:
+    """In a request of texts and pairs it was named by its place among those of its kind."""
+    with pytest.raises(InputTooLong, match=rf"^input {position} has 8\d+ tokens"):
+        call(fake_engine("kind=classifier"), "classify", sentences=sentences, truncation="off")
+
+
+@pytest.mark.parametrize(
+    "sentences", [[], "a text", ["a", 5], [("a", 5)], [("a",)], [("a", "b", "c")], [(5, "a")]]
+)
+def test_what_is_neither_text_nor_pair_is_refused(sentences: Any) -> None:
+    with pytest.raises(BadInput, match="sentences"):
+        call(fake_engine("kind=classifier"), "classify", sentences=sentences)
+
+
+# Images and audio
+
+
+def picture(height: int, width: int = 9) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def sound(seconds: float, rate_hz: int = 8000) -> bytes:
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(int(seconds * rate_hz)), rate_hz, format="WAV")
+    return stream.getvalue()
+
+
+def data_uri(content: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def test_images_are_embedded_however_they_come() -> None:
+    """A fake vector says how high an image is."""
+    from PIL import Image
+
+    images = [data_uri(picture(5), "image/png"), picture(7), Image.new("L", (4, 6)), picture(7)]
+    vectors, num_tokens = call(
+        fake_engine("kind=embedder"), "image_embed", images=images, matryoshka_dim=None
+    )
+
+    assert lengths_of(vectors) == [5, 7, 6, 7]
+    assert num_tokens == 25
+    [short] = call(fake_engine("kind=embedder"), "image_embed", images=[picture(5)], matryoshka_dim=3)[0]
+    assert short.shape == (3,)
+
+
+def test_sounds_are_embedded_however_they_come() -> None:
+    """A fake vector says how many seconds a clip has, at the model's own rate, and one more."""
+    audios = [data_uri(sound(1.5), "audio/wav"), sound(3.5, rate_hz=44_100)]
+    vectors, num_tokens = call(fake_engine("kind=embedder"), "audio_embed", audios=audios)
+
+    assert (lengths_of(vectors), num_tokens) == ([2, 4], 6)
+
+
+def test_late_interaction_models_answer_an_array_per_image() -> None:
+    [rows], _ = call(fake_engine("kind=multivector"), "image_embed", images=[picture(5)])
+    assert rows.shape == (5, 13)
+
+
+def test_images_are_documents_in_the_format_that_the_model_is_served_with(watched: Watched) -> None:
+    call(watched.engine("kind=embedder"), "image_embed", images=[picture(5)])
+    [(_, options)] = watched.asked
+    assert (options.task, options.outputs) == ("document", ("dense",))
+    [vector], _ = call(
+        fake_engine("kind=embedder", embedding_dtype="ubinary"), "image_embed", images=[picture(5)]
+    )
+    assert vector.tolist() == [255, 248]
+
+
+@pytest.mark.parametrize(
+    ("task", "bad", "error"),
+    [
+        ("image_embed", {"images": [picture(5), b"no image"]}, ImageCorruption),
+        ("audio_embed", {"audios": [sound(1), b"no sound"]}, AudioCorruption),
+        ("image_embed", {"images": [picture(5), 5]}, BadInput),
+        ("image_embed", {"images": [picture(5), "data:image/png;base64,!"]}, BadInput),
+        ("audio_embed", {"audios": [sound(1), "file:///etc/passwd"]}, BadInput),
+    ],
+)
+def test_what_cannot_be_read_is_named_by_its_place(task: str, bad: dict[str, Any], error: type) -> None:
     async def main() -> None:
-        async with fake_engine(max_batch_tokens=500, device_id=(0, 1)) as engine:
-            answers = await asyncio.gather(*(engine.embed(texts) for texts in requests))
-            for texts, (vectors, num_tokens) in zip(requests, answers, strict=True):
-                assert lengths_of(vectors) == [len(text) for text in texts]
-                assert num_tokens == sum(map(len, texts))
+        async with fake_engine("kind=embedder") as engine:
+            with pytest.raises(error, match=r"^input 1 ") as raised:
+                await getattr(engine, task)(**bad)
+            assert raised.value.position == 1
             assert engine.overload_status() == (0, 0, 0)
 
     run(main())
 
 
-@pytest.mark.parametrize("dim", [1, 5, 13])
-def test_fewer_dimensions_are_scaled_to_length_one(dim: int) -> None:
+@pytest.mark.parametrize("images", [[], "https://example.com/image.png", b"bytes", None, 5])
+def test_images_are_a_list(images: Any) -> None:
+    with pytest.raises(BadInput, match="images must be a list"):
+        call(fake_engine("kind=embedder"), "image_embed", images=images)
+
+
+def test_room_for_images_is_taken_before_they_are_fetched() -> None:
     async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, _ = await engine.embed(["four", "seventh"], matryoshka_dim=dim)
-            assert [vector.shape for vector in vectors] == [(dim,)] * 2
-            if dim < 13:
-                assert np.allclose([np.linalg.norm(vector) for vector in vectors], 1)
-
-    run(main())
-
-
-def test_a_binary_embedding_dtype_gives_bits() -> None:
-    async def main() -> None:
-        async with fake_engine(embedding_dtype="ubinary") as engine:
-            vectors, _ = await engine.embed(["", "a"])
-            assert [vector.tolist() for vector in vectors] == [[0, 0], [255, 248]]
-
-    run(main())
-
-
-def test_a_text_that_is_too_long_is_cut_or_refused_as_asked() -> None:
-    long = "x" * (fake.MAX_TOKENS + 1)
-
-    async def main() -> None:
-        async with fake_engine() as engine:
-            vectors, num_tokens = await engine.embed([long])
-            assert (lengths_of(vectors), num_tokens) == ([fake.MAX_TOKENS], fake.MAX_TOKENS)
-            with pytest.raises(InputTooLong, match=r"input 1 has 8193 tokens, the limit is 8192"):
-                await engine.embed(["a", long], truncate=False)
-            assert engine.overload_status() == (0, 0, 0)
-
-    run(main())
-
-
-@pytest.mark.parametrize("before", [["a"], ["a"] * 5, [f"text {number}" for number in range(200)]])
-def test_a_refused_text_is_named_by_its_place_in_the_request(before: list[str]) -> None:
-    """Not by its place among the distinct texts, or in the chunk that was tokenized."""
-
-    async def main() -> None:
-        async with fake_engine() as engine:
-            with pytest.raises(InputTooLong, match=rf"^input {len(before)} has 8193 tokens") as raised:
-                await engine.embed([*before, "x" * (fake.MAX_TOKENS + 1)], truncate=False)
-            assert raised.value.position == len(before)
+        async with fake_engine("kind=embedder", max_queue_items=3) as engine:
+            first = asyncio.create_task(engine.image_embed(images=[picture(5)] * 2))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await engine.image_embed(images=[picture(5)] * 2)
+            await first
 
     run(main())
 
@@ -265,263 +734,86 @@ def test_dimensions_outside_the_model_are_refused(dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "arguments"),
+    ("kind", "task", "arguments", "able"),
     [
-        ("rerank", {"query": "q", "docs": ["d"], "raw_scores": True, "top_n": 1}),
-        ("classify", {"sentences": ["a"], "raw_scores": True}),
-        ("image_embed", {"images": ["i"], "matryoshka_dim": 2}),
-        ("audio_embed", {"audios": ["a"], "matryoshka_dim": 2}),
+        ("auto", "rerank", {"query": "q", "docs": ["d"], "raw_scores": True, "top_n": 1}, "embed"),
+        ("auto", "classify", {"sentences": ["a"], "raw_scores": True}, "embed"),
+        ("auto", "image_embed", {"images": ["i"], "matryoshka_dim": 2}, "embed"),
+        ("auto", "audio_embed", {"audios": ["a"], "matryoshka_dim": 2}, "embed"),
+        ("reranker", "embed", {"sentences": ["a"]}, "rerank"),
+        ("reranker", "classify", {"sentences": ["a"]}, "rerank"),
+        ("classifier", "rerank", {"query": "q", "docs": ["d"]}, "classify"),
+        ("multivector", "audio_embed", {"audios": ["a"]}, "embed, rerank, image_embed"),
     ],
 )
-def test_a_task_that_the_model_cannot_do_is_refused(task: str, arguments: dict[str, Any]) -> None:
-    async def main() -> None:
-        async with fake_engine(served_model_name="mine") as engine:
-            with pytest.raises(ModelNotDeployedError, match=f"'mine' does not support '{task}'.* embed"):
-                await getattr(engine, task)(**arguments)
-
-    run(main())
-
-
-# What the device does to a request
+def test_a_task_that_the_model_cannot_do_is_refused(
+    kind: str, task: str, arguments: dict[str, Any], able: str
+) -> None:
+    engine = fake_engine(f"kind={kind}", served_model_name="mine")
+    with pytest.raises(ModelNotDeployedError, match=f"'mine' does not support '{task}'; it supports {able}$"):
+        call(engine, task, **arguments)
 
 
-def test_a_failing_text_fails_its_request_alone() -> None:
-    async def main() -> None:
-        async with fake_engine("fail_on=poison") as engine:
-            requests = [engine.embed([f"text {number}"]) for number in range(9)]
-            answers = await asyncio.gather(
-                *requests, engine.embed(["fine", "poison"]), return_exceptions=True
-            )
-            assert isinstance(answers.pop(), BackendFailed)
-            assert all(lengths_of(vectors) == [6] for vectors, _ in answers)  # type: ignore[misc]
-            assert engine.is_running
-
-    run(main())
+@pytest.mark.parametrize("task", ["encode", "encode_passages"])
+@pytest.mark.parametrize("kind", ["reranker", "classifier"])
+def test_a_model_that_scores_does_not_embed(kind: str, task: str) -> None:
+    with pytest.raises(ModelNotDeployedError, match="does not support 'embed'"):
+        call(fake_engine(f"kind={kind}"), task, ["a"])
 
 
-@pytest.mark.parametrize("fault", ["fail_on", "wrong_count_on", "nan_on"])
-def test_room_is_given_back_after_a_failure(fault: str) -> None:
-    async def main() -> None:
-        async with fake_engine(f"{fault}=poison", max_queue_items=2) as engine:
-            for _ in range(3):
-                with pytest.raises(BackendFailed):
-                    await engine.embed(["poison", "fine"])
-            assert lengths_of((await engine.embed(["a", "bb"]))[0]) == [1, 2]
-
-    run(main())
+# Starting and stopping; test_running_model.py has the rest
 
 
-def test_a_dead_device_thread_fails_what_waits_and_refuses_what_comes() -> None:
-    async def main() -> None:
-        async with fake_engine("die_on=poison") as engine:
-            with pytest.raises(EngineNotReady, match="device thread died"):
-                await engine.embed(["poison"])
-            assert engine.is_dead
-            assert not engine.is_running
-            with pytest.raises(EngineNotReady):
-                await engine.embed(["fine"])
-
-    run(main())
-
-
-def test_an_error_that_ends_many_requests_has_a_traceback_of_each_of_its_own(gated: World) -> None:
-    """All of them raised one exception object, whose traceback grew with every request."""
-    engine, backend = gated("die_on=poison")
-
-    async def main() -> None:
-        async with engine:
-            first = asyncio.create_task(engine.embed(["poison"]))
-            await backend.wait_until_reached()
-            others = [asyncio.create_task(engine.embed([f"text {number}"])) for number in range(50)]
-            await turns()
-            backend.is_open.set()
-            errors = await asyncio.gather(first, *others, return_exceptions=True)
-            assert all(isinstance(error, EngineNotReady) for error in errors)
-            depths = [len(traceback.extract_tb(error.__traceback__)) for error in errors]  # type: ignore[union-attr]
-            assert max(depths) <= 5
-
-    run(main())
-
-
-# Admission
-
-
-def test_a_request_that_does_not_fit_into_the_queue_is_refused_whole(gated: World) -> None:
-    engine, backend = gated(max_queue_items=3)
-
-    async def main() -> None:
-        async with engine:
-            waiting = asyncio.create_task(engine.embed(["a", "a"]))
-            await backend.wait_until_reached()
-            assert not engine.is_overloaded()
-            with pytest.raises(Overloaded, match="2 of 3 inputs wait"):
-                await engine.embed(["b", "c"])
-            also_waiting = asyncio.create_task(engine.embed(["d"]))
-            await turns()
-            assert engine.is_overloaded()
-            with pytest.raises(Overloaded):
-                await engine.embed(["e"])
-            assert engine.overload_status().results_absolute == 2
-            backend.is_open.set()
-            await asyncio.gather(waiting, also_waiting)
-            assert not engine.is_overloaded()
-            await engine.embed(["b", "c", "e"])
-
-    run(main())
-    assert backend.seen == ["a", "d", "b", "c", "e"]
-
-
-def test_a_request_that_could_never_fit_is_bad_input() -> None:
-    async def main() -> None:
-        async with fake_engine(max_queue_items=3) as engine:
-            with pytest.raises(BadInput, match="4 inputs, more than the 3"):
-                await engine.embed(["a"] * 4)
-
-    run(main())
-
-
-def test_too_many_waiting_tokens_refuse_the_next_request(gated: World) -> None:
-    engine, backend = gated(max_queue_tokens=10, batch_size=1)
-
-    async def main() -> None:
-        async with engine:
-            requests = [asyncio.create_task(engine.embed(["on the device"]))]
-            await backend.wait_until_reached()
-            requests.append(asyncio.create_task(engine.embed(["ten tokens"])))
-            await turns()
-            assert engine.num_waiting_tokens == 10
-            with pytest.raises(Overloaded):
-                await engine.embed(["a"])
-            backend.is_open.set()
-            await asyncio.gather(*requests)
-            await engine.embed(["a"])
-
-    run(main())
-
-
-def test_the_status_tells_how_full_the_queue_is(gated: World) -> None:
-    engine, backend = gated(max_queue_items=8, batch_size=1)
-
-    async def main() -> None:
-        async with engine:
-            request = asyncio.create_task(engine.embed(["a", "b", "c"]))
-            await backend.wait_until_reached()
-            assert engine.overload_status() == (2 / 8, 2, 1)
-            backend.is_open.set()
-            await request
-
-    run(main())
-
-
-# Cancelling
-
-
-def test_a_cancelled_request_takes_its_texts_with_it_and_gives_its_room_back(gated: World) -> None:
-    engine, backend = gated(max_queue_items=4, batch_size=1)
-
-    async def main() -> None:
-        async with engine:
-            first = asyncio.create_task(engine.embed(["first"]))
-            await backend.wait_until_reached()
-            cancelled = asyncio.create_task(engine.embed(["x", "y", "z"]))
-            await turns()
-            with pytest.raises(Overloaded):
-                await engine.embed(["last"])
-            cancelled.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await cancelled
-            last = asyncio.create_task(engine.embed(["last"]))
-            await turns()
-            backend.is_open.set()
-            await asyncio.gather(first, last)
-            assert engine.overload_status() == (0, 0, 0)
-
-    run(main())
-    assert backend.seen == ["first", "last"]
-
-
-def test_a_request_that_is_cancelled_while_it_is_tokenized_never_reaches_the_device(gated: World) -> None:
-    tokenize = GatedTokenizer()
-    engine, backend = gated(tokenize=tokenize)
-    backend.is_open.set()
-
-    async def main() -> None:
-        async with engine:
-            request = asyncio.create_task(engine.embed(["slow" + "x" * 2000]))
-            assert await asyncio.to_thread(tokenize.is_reached.wait, PATIENCE_S)
-            request.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await request
-            tokenize.is_open.set()
-            await engine.embed(["other"])
-
-    run(main())
-    assert backend.seen == ["other"]
-
-
-def test_when_one_chunk_is_refused_the_others_never_reach_the_device(gated: World) -> None:
-    engine, backend = gated(max_batch_tokens=10)
-    backend.is_open.set()
-    texts = ["x" * 9000, *(f"{number:040}" for number in range(3 * TEXTS_PER_CHUNK))]
-
-    async def main() -> None:
-        async with engine:
-            with pytest.raises(InputTooLong):
-                await engine.embed(texts, truncate=False)
-            seen = len(backend.seen)
-            await engine.embed(["other"])
-            assert backend.seen[seen:][-1] == "other"
-            assert len(backend.seen) - seen <= 2
-
-    run(main())
-
-
-# Starting and stopping
-
-
-def test_an_engine_that_is_not_started_refuses() -> None:
-    engine = fake_engine()
+def test_an_engine_that_is_not_started_refuses_every_task() -> None:
+    engine = fake_engine("kind=embedder")
 
     assert not engine.is_running
     assert not engine.is_dead
-    with pytest.raises(EngineNotReady, match="not started"):
-        run(engine.embed(["a"]))
+    for task, arguments in (
+        ("embed", {"sentences": ["a"]}),
+        ("encode_passages", {"texts": ["a"]}),
+        ("rerank", {"query": "q", "docs": ["a"]}),
+    ):
+        with pytest.raises(EngineNotReady, match="not started"):
+            run(getattr(engine, task)(**arguments))
     run(engine.astop())
 
 
-def test_a_running_engine_cannot_be_started_again() -> None:
-    async def main() -> None:
-        async with fake_engine() as engine:
-            with pytest.raises(EngineNotReady):
-                await engine.astart()
-            assert engine.is_running
-            await engine.embed(["a"])
-
-    run(main())
-
-
 def test_an_engine_can_be_stopped_and_started_again_on_other_event_loops() -> None:
-    engine = fake_engine()
+    engine = fake_engine("kind=embedder")
 
     async def use() -> None:
         async with engine:
             assert lengths_of((await engine.embed(["aa", "b"]))[0]) == [2, 1]
+            assert lengths_of((await engine.image_embed(images=[picture(5)] * 20))[0]) == [5] * 20
+            with pytest.raises(EngineNotReady):
+                await engine.astart()
         assert not engine.is_running
         with pytest.raises(EngineNotReady):
             await engine.embed(["a"])
 
     for _ in range(3):
         run(use())
-    assert engine.stats.num_items == 6
+    assert engine.stats.num_items == 66
 
 
-def test_an_engine_whose_thread_died_can_be_started_again() -> None:
+def test_an_engine_outlives_the_event_loop_that_started_it() -> None:
+    engine = fake_engine("kind=embedder")
+    run(engine.astart())
+    for _ in range(2):
+        assert lengths_of(run(engine.embed(["aa"]))[0]) == [2]
+        assert lengths_of(run(engine.image_embed(images=[picture(5)] * 20))[0]) == [5] * 20
+    run(engine.astop())
+
+
+def test_an_engine_whose_thread_died_says_so_and_can_be_started_again() -> None:
     engine = fake_engine("die_on=poison")
 
     async def main() -> None:
         async with engine:
             with pytest.raises(EngineNotReady):
                 await engine.embed(["poison"])
+            assert engine.is_dead
         async with engine:
             assert engine.is_running
             assert not engine.is_dead
@@ -530,224 +822,12 @@ def test_an_engine_whose_thread_died_can_be_started_again() -> None:
     run(main())
 
 
-def test_an_engine_outlives_the_event_loop_that_started_it() -> None:
-    engine = fake_engine()
-    run(engine.astart())
-    assert lengths_of(run(engine.embed(["aa"]))[0]) == [2]
-    run(engine.astop())
-
-
-def test_stopping_finishes_the_requests_that_wait(gated: World) -> None:
-    engine, backend = gated(batch_size=2)
-
-    async def main() -> None:
-        await engine.astart()
-        requests = [asyncio.create_task(engine.embed([f"text {number}", "x"])) for number in range(20)]
-        await backend.wait_until_reached()
-        stopping = asyncio.create_task(engine.astop())
-        await turns()
-        assert not engine.is_running
-        with pytest.raises(EngineNotReady, match="shutting down"):
-            await engine.embed(["late"])
-        backend.is_open.set()
-        await stopping
-        for number, request in enumerate(requests):
-            assert request.done()
-            assert lengths_of(request.result()[0]) == [len(f"text {number}"), 1]
-
-    run(main())
-    assert "late" not in backend.seen
-
-
-def test_stopping_finishes_requests_that_are_still_tokenized(gated: World) -> None:
-    """The queue was closed at once, and what came out of the tokenizer afterwards was refused."""
-    tokenize = GatedTokenizer()
-    engine, backend = gated(tokenize=tokenize)
-
-    async def main() -> None:
-        await engine.astart()
-        slow = asyncio.create_task(engine.embed(["slow" + "x" * 2000]))
-        assert await asyncio.to_thread(tokenize.is_reached.wait, PATIENCE_S)
-        quick = asyncio.create_task(engine.embed(["quick"]))
-        await backend.wait_until_reached()
-        stopping = asyncio.create_task(engine.astop())
-        await turns()
-        backend.is_open.set()
-        assert lengths_of((await quick)[0]) == [5]
-        tokenize.is_open.set()
-        await stopping
-        assert lengths_of((await slow)[0]) == [2004]
-
-    run(main())
-
-
-def test_stopping_finishes_a_request_that_has_just_been_accepted() -> None:
-    engine = fake_engine()
-
-    async def main() -> None:
-        await engine.astart()
-        request = asyncio.create_task(engine.embed(["a", "bb"]))
-        await asyncio.sleep(0)
-        await engine.astop()
-        assert lengths_of((await request)[0]) == [1, 2]
-
-    run(main())
-
-
-def test_at_the_deadline_waiting_requests_fail_and_a_batch_on_the_device_gets_a_moment_more(
-    gated: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "BATCH_GRACE_S", PATIENCE_S)
-    engine, backend = gated(batch_size=1)
-
-    async def main() -> None:
-        await engine.astart()
-        on_the_device = asyncio.create_task(engine.embed(["aa"]))
-        await backend.wait_until_reached()
-        waiting = asyncio.create_task(engine.embed(["b"]))
-        await turns()
-        stopping = asyncio.create_task(engine.astop(drain_timeout_s=0))
-        with pytest.raises(EngineNotReady, match="not finished in time"):
-            await waiting
-        backend.is_open.set()
-        assert lengths_of((await on_the_device)[0]) == [2]
-        await stopping
-
-    run(main())
-    assert backend.seen == ["aa"]
-
-
-@pytest.mark.parametrize("also_waiting", [0, 5])
-def test_a_device_that_hangs_does_not_keep_its_request_from_failing(
-    gated: World, also_waiting: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request whose batch hung on the device was never answered."""
-    monkeypatch.setattr(engine_module, "BATCH_GRACE_S", 0)
-    engine, backend = gated(batch_size=1)
-
-    async def main() -> None:
-        await engine.astart()
-        requests = [asyncio.create_task(engine.embed([f"text {n}"])) for n in range(1 + also_waiting)]
-        await backend.wait_until_reached()
-        await engine.astop(drain_timeout_s=0)
-        errors = await asyncio.gather(*requests, return_exceptions=True)
-        assert all(isinstance(error, EngineNotReady) for error in errors)
-        assert engine.overload_status() == (0, 0, 0)
-        with pytest.raises(EngineNotReady, match="still running"):
-            await engine.astart()
-        backend.is_open.set()
-
-    run(main())
-    assert backend.seen == ["text 0"]
-
-
-def test_at_the_deadline_a_request_that_is_still_tokenized_is_refused(gated: World) -> None:
-    tokenize = GatedTokenizer()
-    engine, backend = gated(tokenize=tokenize)
-
-    async def main() -> None:
-        await engine.astart()
-        request = asyncio.create_task(engine.embed(["slow" + "x" * 2000]))
-        assert await asyncio.to_thread(tokenize.is_reached.wait, PATIENCE_S)
-        await engine.astop(drain_timeout_s=0)
-        tokenize.is_open.set()
-        with pytest.raises(EngineNotReady):
-            await request
-
-    run(main())
-    assert backend.seen == []
-
-
-def test_a_request_that_is_cancelled_during_the_stop_takes_its_texts_with_it(gated: World) -> None:
-    engine, backend = gated(batch_size=1)
-
-    async def main() -> None:
-        await engine.astart()
-        request = asyncio.create_task(engine.embed(["a", "b", "c"]))
-        await backend.wait_until_reached()
-        stopping = asyncio.create_task(engine.astop())
-        await turns()
-        request.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await request
-        backend.is_open.set()
-        await stopping
-
-    run(main())
-    assert backend.seen == ["a"]
-
-
-def test_a_stop_that_is_cancelled_fails_what_waits(gated: World) -> None:
-    engine, backend = gated()
-
-    async def main() -> None:
-        await engine.astart()
-        request = asyncio.create_task(engine.embed(["a"]))
-        await backend.wait_until_reached()
-        stopping = asyncio.create_task(engine.astop())
-        await turns()
-        stopping.cancel()
-        with pytest.raises(EngineNotReady):
-            await request
-        backend.is_open.set()
-
-    run(main())
-
-
-def test_stopping_twice_is_harmless() -> None:
-    async def main() -> None:
-        engine = fake_engine()
-        await engine.astart()
-        await asyncio.gather(engine.astop(), engine.astop())
-        await engine.astop()
-
-    run(main())
-
-
 def test_no_thread_is_left_after_the_stop() -> None:
-    async def main() -> None:
-        async with fake_engine(device_id=(0, 1)) as engine:
-            await engine.embed(["x" * 2000])
-
     before = set(threading.enumerate())
-    run(main())
+    call(fake_engine(device_id=(0, 1)), "embed", ["x" * 2000])
     for thread in set(threading.enumerate()) - before:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), thread.name
-
-
-def test_an_event_loop_that_ends_with_a_request_on_the_device_disturbs_nobody(gated: World) -> None:
-    engine, backend = gated()
-
-    async def leave() -> None:
-        await engine.astart()
-        asyncio.create_task(engine.embed(["left"]))  # noqa: RUF006 - the loop ends before it does
-        await backend.wait_until_reached()
-
-    async def use() -> None:
-        assert lengths_of((await engine.embed(["aa"]))[0]) == [2]
-        await engine.astop()
-
-    run(leave())
-    backend.is_open.set()
-    run(use())
-
-
-def test_an_event_loop_that_is_closed_under_a_request_does_not_hurt_the_device_thread(gated: World) -> None:
-    engine, backend = gated()
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.astart())
-    left = loop.create_task(engine.embed(["left"]))
-    loop.run_until_complete(backend.wait_until_reached())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
-    backend.is_open.set()
-
-    assert lengths_of(run(engine.embed(["aa"]))[0]) == [2]
-    assert not left.done()
-    del left
-    gc.collect()
-    run(engine.astop())
 
 
 # Making one
@@ -762,12 +842,6 @@ def test_the_constructor_warns_and_takes_the_same_options() -> None:
         AsyncEmbeddingEngine.from_args(engine.engine_args)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_embedding_dtypes_that_need_calibration_are_refused_before_loading(dtype: str) -> None:
-    with pytest.raises(StartupError, match=f"--embedding-dtype {dtype}"):
-        fake_engine(embedding_dtype=dtype)
-
-
 def test_an_engine_tells_what_it_is() -> None:
     engine = fake_engine(served_model_name="mine", max_batch_tokens=77)
 
@@ -776,35 +850,3 @@ def test_an_engine_tells_what_it_is() -> None:
     assert engine.info.embedding_dimension == 13
     assert engine.max_batch_tokens == 77
     assert fake_engine().max_batch_tokens > 77
-
-
-# Progress
-
-
-@dataclass
-class CountingBar:
-    is_shown = True
-    num_done: int = 0
-    is_closed: bool = False
-
-    def update(self, num_items: int) -> None:
-        self.num_done += num_items
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-@pytest.mark.parametrize(("last", "is_answered"), [("fine", True), ("poison", False)])
-def test_a_progress_bar_counts_the_texts_and_is_closed_in_any_case(
-    last: str, is_answered: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bar = CountingBar()
-    monkeypatch.setattr(engine_module, "open_progress_bar", lambda num_items, description: bar)
-
-    async def main() -> None:
-        async with fake_engine("fail_on=poison") as engine:
-            await asyncio.gather(engine.embed(["a", "b", "a", last]), return_exceptions=True)
-
-    run(main())
-    assert bar.is_closed
-    assert (bar.num_done == 3) is is_answered

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from infinity_emb.config import EngineArgs
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.engine_array import AsyncEngineArray
 from infinity_emb.errors import EngineNotReady, ModelNotDeployedError, StartupError, UnknownModel
-from infinity_emb.primitives import Capability
+from infinity_emb.primitives import Capability, ModelInfo
 
-TASKS = ["embed", "rerank", "classify", "image_embed", "audio_embed"]
+TASKS = ["embed", "encode", "encode_passages", "rerank", "classify", "image_embed", "audio_embed"]
 
 
 def fake_args(name: str, *aliases: str) -> EngineArgs:
@@ -85,19 +86,48 @@ def test_an_array_of_no_engines_is_refused() -> None:
         AsyncEngineArray([])
 
 
+@pytest.mark.parametrize("separator", [":", "-"])
+@pytest.mark.parametrize("input_type", ["query", "document", "passage"])
+@pytest.mark.parametrize("name", ["first", "one"])
+def test_a_name_can_say_what_the_texts_are(name: str, input_type: str, separator: str) -> None:
+    array = AsyncEngineArray.from_args([fake_args("first", "one"), fake_args("second")])
+
+    assert array.resolve(name) == (array["first"], None)
+    assert array.resolve(f"{name}{separator}{input_type}") == (array["first"], input_type)
+
+
+def test_a_model_that_is_served_by_such_a_name_is_meant_itself() -> None:
+    array = AsyncEngineArray.from_args(
+        [fake_args("e5"), fake_args("e5-query", "e5:document"), fake_args("e5:query-passage")]
+    )
+
+    assert array.resolve("e5-query") == array.resolve("e5:document") == (array["e5-query"], None)
+    assert array.resolve("e5-query:query") == (array["e5-query"], "query")
+    assert array.resolve("e5:query-passage") == (array["e5:query-passage"], None)
+    assert array.resolve("e5-passage") == (array["e5"], "passage")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "query", ":query", "third:query", "first:poem", "first query", "first:", "first:query:query"]
+)
+def test_what_is_no_name_with_an_input_type_is_unknown(name: str) -> None:
+    with pytest.raises(UnknownModel, match="not found"):
+        array_of("first").resolve(name)
+
+
 class Able(AsyncEmbeddingEngine):
     """An engine that says it can do other things."""
 
-    able: set[Capability]
+    able: tuple[Capability, ...]
 
     @property
-    def capabilities(self) -> set[Capability]:
-        return self.able
+    def info(self) -> ModelInfo:
+        return replace(super().info, capabilities=self.able)
 
 
 def able_engine(name: str, *able: Capability) -> AsyncEmbeddingEngine:
     engine = Able.from_args(fake_args(name))
-    engine.able = set(able)  # type: ignore[attr-defined]
+    engine.able = able  # type: ignore[attr-defined]
     return engine
 
 
@@ -106,6 +136,22 @@ def test_a_request_without_a_model_goes_to_the_only_engine_that_can_do_it() -> N
 
     assert array.first_with("embed") is array["texts"]
     assert array.first_with("rerank") is array["pairs"]
+
+
+def test_an_engine_that_is_made_for_it_is_taken_before_those_that_can_do_it_too() -> None:
+    """Every embedder can rerank by its vectors; that does not make the only reranker ambiguous."""
+    array = AsyncEngineArray(
+        [
+            able_engine("texts", "embed", "rerank"),
+            able_engine("pairs", "rerank"),
+            able_engine("more texts", "embed", "rerank", "image_embed"),
+        ]
+    )
+
+    assert array.first_with("rerank") is array["pairs"]
+    assert array.first_with("image_embed") is array["more texts"]
+    with pytest.raises(UnknownModel, match=r"2 models can 'embed'.*\['texts', 'more texts'\]"):
+        array.first_with("embed")
 
 
 def test_a_request_without_a_model_is_refused_where_none_or_several_can_do_it() -> None:

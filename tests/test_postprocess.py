@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as npst
 
 from infinity_emb.backends.base import Rows
 from infinity_emb.errors import MatryoshkaDimError
-from infinity_emb.postprocess import check_dimensions, quantize_rows, shorten_rows
+from infinity_emb.postprocess import Ranges, check_dimensions, find_ranges, quantize_rows, shorten_rows
 from infinity_emb.primitives import EmbeddingDtype
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,7 +62,8 @@ def test_nothing_is_done_where_nothing_is_cut() -> None:
 def test_the_rows_that_were_given_are_left_as_they_are() -> None:
     rows = np.array([[3, 4, 5]], dtype=np.float32)
     shorten_rows(rows, 2)
-    quantize_rows(rows, EmbeddingDtype.binary)
+    for dtype in EmbeddingDtype:
+        quantize_rows(rows, dtype, find_ranges(rows))
     assert rows.tolist() == [[3, 4, 5]]
 
 
@@ -100,3 +101,160 @@ def test_bits_are_those_of_sentence_transformers(dtype: EmbeddingDtype, dimensio
     ours = quantize_rows(rows, dtype)
     assert ours.dtype == expected.dtype
     assert (ours == expected).all()
+
+
+# int8 and uint8
+
+INT8_DTYPES = [EmbeddingDtype.int8, EmbeddingDtype.uint8]
+STEPS_OF_ONE = Ranges(low=np.zeros(1, np.float32), high=np.full(1, 255, np.float32))
+
+
+@st.composite
+def rows_and_ranges(draw: st.DrawFn) -> tuple[Rows, Ranges]:
+    """Values inside and outside of the ranges; dimensions of which some are constant or very narrow."""
+    rows = draw(ROWS)
+    calibration = draw(npst.arrays(np.float32, (3, rows.shape[1]), elements=st.floats(-1000, 1000, width=32)))
+    return rows, find_ranges(calibration)
+
+
+def quantize_by_sentence_transformers(rows: Rows, dtype: EmbeddingDtype, ranges: Ranges) -> Rows:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    with np.errstate(over="ignore"):  # values far outside of a very narrow range
+        return quantize_embeddings(rows, precision=dtype.value, ranges=np.stack([ranges.low, ranges.high]))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", [each for each in EmbeddingDtype if each is not EmbeddingDtype.float16])
+@pytest.mark.parametrize("dimension", [1, 7, 384])
+def test_values_inside_the_ranges_are_those_of_sentence_transformers(
+    dtype: EmbeddingDtype, dimension: int
+) -> None:
+    calibration = np.random.default_rng(0).standard_normal((60, dimension), dtype=np.float32)
+    ranges = find_ranges(calibration)
+    rows = np.random.default_rng(1).uniform(ranges.low, ranges.high, (500, dimension)).astype(np.float32)
+    rows = np.concatenate([rows, calibration])  # the ends of the ranges too
+    expected = quantize_by_sentence_transformers(rows, dtype, ranges)
+    ours = quantize_rows(rows, dtype, ranges)
+    assert ours.dtype == expected.dtype
+    assert (ours == expected).all()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", INT8_DTYPES)
+@unhurried
+@given(drawn=rows_and_ranges())
+def test_any_values_and_ranges_are_clipped_as_sentence_transformers_clips_them(
+    drawn: tuple[Rows, Ranges], dtype: EmbeddingDtype
+) -> None:
+    rows, ranges = drawn
+    ours = quantize_rows(rows, dtype, ranges)
+    assert ours.shape == rows.shape
+    assert (ours == quantize_by_sentence_transformers(rows, dtype, ranges)).all()
+
+
+@unhurried
+@given(drawn=rows_and_ranges())
+def test_a_larger_value_never_gets_a_smaller_number(drawn: tuple[Rows, Ranges]) -> None:
+    rows, ranges = drawn
+    numbers = quantize_rows(np.sort(rows, axis=0), EmbeddingDtype.int8, ranges).astype(int)
+    assert (np.diff(numbers, axis=0) >= 0).all()
+
+
+@unhurried
+@given(drawn=rows_and_ranges())
+def test_int8_is_uint8_minus_128(drawn: tuple[Rows, Ranges]) -> None:
+    signed = quantize_rows(drawn[0], EmbeddingDtype.int8, drawn[1])
+    unsigned = quantize_rows(drawn[0], EmbeddingDtype.uint8, drawn[1])
+    assert (signed.dtype, unsigned.dtype) == (np.int8, np.uint8)
+    assert (signed.astype(int) == unsigned.astype(int) - 128).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (0, 0),
+        (0.9, 0),
+        (1, 1),
+        (254.9, 254),
+        (255, 255),
+        (-0.1, 0),
+        (-1, 0),
+        (-1e30, 0),
+        (256, 255),
+        (1e30, 255),
+    ],
+)
+def test_what_is_outside_the_ranges_becomes_their_end_and_does_not_wrap_around(
+    value: float, number: int
+) -> None:
+    rows = np.array([[value]], dtype=np.float32)
+    assert quantize_rows(rows, EmbeddingDtype.uint8, STEPS_OF_ONE).item() == number
+    assert quantize_rows(rows, EmbeddingDtype.int8, STEPS_OF_ONE).item() == number - 128
+
+
+@pytest.mark.parametrize("dtype", INT8_DTYPES)
+@pytest.mark.parametrize("width", [0, 1e-45, 1e-40])
+def test_a_dimension_without_width_divides_by_nothing(dtype: EmbeddingDtype, width: float) -> None:
+    """1e-45 is the smallest float32: a 255th of it is 0."""
+    low = np.zeros(2, dtype=np.float32)
+    ranges = Ranges(low=low, high=np.array([width, 1], dtype=np.float32))
+    numbers = quantize_rows(np.array([[0, 0.5]], dtype=np.float32), dtype, ranges)
+    lowest = np.iinfo(numbers.dtype).min
+    assert numbers.tolist() == [[lowest, lowest + 127]]
+
+
+def test_a_value_far_outside_of_a_narrow_dimension_is_clipped_without_a_warning() -> None:
+    """Its number of steps is beyond float32."""
+    ranges = Ranges(low=np.zeros(2, np.float32), high=np.full(2, 1e-38, np.float32))
+    numbers = quantize_rows(np.array([[-1e3, 1e3]], dtype=np.float32), EmbeddingDtype.uint8, ranges)
+    assert numbers.tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("dtype", list(EmbeddingDtype))
+def test_no_rows_stay_no_rows(dtype: EmbeddingDtype) -> None:
+    assert len(quantize_rows(np.zeros((0, 1), dtype=np.float32), dtype, STEPS_OF_ONE)) == 0
+
+
+@pytest.mark.parametrize("dtype", INT8_DTYPES)
+def test_the_numbers_of_a_row_do_not_depend_on_the_rows_beside_it(dtype: EmbeddingDtype) -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 8), dtype=np.float32)
+    ranges = find_ranges(rows[:20])
+    together = quantize_rows(rows, dtype, ranges)
+    alone = [quantize_rows(row[None], dtype, ranges)[0] for row in rows]
+    assert (together == np.array(alone)).all()
+
+
+@pytest.mark.parametrize("dtype", INT8_DTYPES)
+def test_ranges_that_are_missing_or_of_other_vectors_are_our_own_mistake(dtype: EmbeddingDtype) -> None:
+    rows = np.zeros((2, 3), dtype=np.float32)
+    with pytest.raises(AssertionError, match="needs the ranges"):
+        quantize_rows(rows, dtype)
+    with pytest.raises(AssertionError, match="3 dimensions, ranges of 1"):
+        quantize_rows(rows, dtype, STEPS_OF_ONE)
+
+
+def test_ranges_are_the_extremes_of_each_dimension() -> None:
+    ranges = find_ranges(np.array([[1, 5], [-2, 5], [0, 5]], dtype=np.float32))
+    assert (ranges.low.tolist(), ranges.high.tolist()) == ([-2, 5], [1, 5])
+    assert ranges.low.dtype == ranges.high.dtype == np.float32
+
+
+# float16
+
+
+@unhurried
+@given(
+    rows=npst.arrays(
+        np.float32,
+        npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=20),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    )
+)
+def test_float16_is_the_nearest_finite_number(rows: Rows) -> None:
+    halves = quantize_rows(rows, EmbeddingDtype.float16)
+    assert (halves.shape, halves.dtype) == (rows.shape, np.float16)
+    assert np.isfinite(halves).all()
+    inside = np.abs(rows) <= 65504
+    assert (halves[inside] == rows[inside].astype(np.float16)).all()
+    assert (halves[~inside] == np.sign(rows[~inside]) * 65504).all()

@@ -25,6 +25,10 @@ FOREIGN = (
     "prometheus_client",
     "orjson",
     "tqdm",
+    "PIL",
+    "soundfile",
+    "soxr",
+    "httpx2",
     "asyncio",
 )
 

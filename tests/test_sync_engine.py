@@ -21,7 +21,7 @@ from infinity_emb.sync_engine import SyncEngineArray
 
 # Everything below is waited for; a wait that takes this long has failed.
 PATIENCE_S = 30.0
-TASKS = ["embed", "rerank", "classify", "image_embed", "audio_embed"]
+TASKS = ["embed", "encode", "encode_passages", "rerank", "classify", "image_embed", "audio_embed"]
 
 
 def fake_args(name: str = "first", faults: str = "", **options: Any) -> EngineArgs:

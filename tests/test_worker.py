@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infinity_emb.backends.base import Batch, Rows
+from infinity_emb.backends.base import Encoded, Recipe, Rows, SparseRow
 from infinity_emb.batching import MIN_SHARED_TOKENS
 from infinity_emb.errors import BackendFailed, EngineNotReady, InputTooLong
-from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats, to_batch
+from infinity_emb.primitives import OutputName
+from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats
 
 # Everything below is waited for by an event; a wait that takes this long has failed.
 PATIENCE_S = 30.0
@@ -24,7 +26,8 @@ PATIENCE_S = 30.0
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-# A tiny world: an item is a number, three tokens long, and its row is that number, twice.
+# A tiny world: an item is a number, three tokens long, and its row is that number, twice. It has as many
+# token rows, and a sparse row with one entry, at that index.
 
 
 @dataclass
@@ -36,29 +39,53 @@ class Device:
     on_launch: Callable[[list[int]], None] = lambda numbers: None
     on_collect: Callable[[list[int], Rows], Rows] = lambda numbers, rows: rows
     on_prepare: Callable[[], None] = lambda: None
+    # For batches that are to be computed in full precision; as the others where they are None.
+    on_launch_in_full: Callable[[list[int]], None] | None = None
+    on_collect_in_full: Callable[[list[int], Rows], Rows] | None = None
+    on_answers: Callable[[dict[OutputName, Any]], Any] = lambda answers: answers
     launched: list[list[int]] = field(default_factory=list)
+    launched_in_full: list[list[int]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
 
     def prepare_thread(self) -> None:
         self.on_prepare()
 
-    def launch(self, batch: Batch) -> Launched:
-        numbers = batch.token_ids[::3].tolist()
-        assert batch.lengths == [3] * len(numbers)
+    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Launched:
+        numbers = [int(item.token_ids[0]) for item in batch]
         self.threads.add(threading.get_ident())
-        self.launched.append(numbers)
-        self.on_launch(numbers)
-        return Launched(self, numbers)
+        (self.launched_in_full if full_precision else self.launched).append(numbers)
+        on_launch, on_collect = self.on_launch, self.on_collect
+        if full_precision:
+            on_launch = self.on_launch_in_full or on_launch
+            on_collect = self.on_collect_in_full or on_collect
+        on_launch(numbers)
+        outputs = {name for item in batch for name in item.recipe.outputs}
+        return Launched(numbers, outputs, on_collect, self.on_answers)
 
 
 @dataclass
 class Launched:
-    device: Device
     numbers: list[int]
+    outputs: set[OutputName]
+    on_collect: Callable[[list[int], Rows], Rows]
+    on_answers: Callable[[dict[OutputName, Any]], Any]
 
-    def collect(self) -> Rows:
+    def collect(self) -> Any:
         rows = np.repeat(np.array(self.numbers, dtype=np.float32)[:, None], 2, axis=1)
-        return self.device.on_collect(self.numbers, rows)
+        answers: dict[OutputName, Any] = {
+            "dense": self.on_collect(self.numbers, rows),
+            "multivector": [token_rows_of(number) for number in self.numbers],
+            "sparse": [sparse_row_of(number) for number in self.numbers],
+        }
+        return self.on_answers({name: answers[name] for name in self.outputs})
+
+
+def token_rows_of(number: int) -> Rows:
+    return np.full((number, 2), number, dtype=np.float32)
+
+
+def sparse_row_of(number: int) -> SparseRow:
+    return SparseRow(np.array([number], dtype=np.int32), np.array([number], dtype=np.float32))
 
 
 class Answers:
@@ -75,9 +102,13 @@ class Answers:
             self.num_done[self.pending.index(request)] += 1
             self._changed.notify_all()
 
-    def items(self, position: int = 0) -> list[Item]:
+    def items(self, position: int = 0, *outputs: OutputName) -> list[Item]:
         request = self.pending[position]
-        return [Item(ids_of(number), request, row) for row, number in enumerate(self.numbers[position])]
+        recipe = Recipe(outputs=outputs or ("dense",))
+        return [
+            Item(Encoded(ids_of(number), recipe=recipe), request, row)
+            for row, number in enumerate(self.numbers[position])
+        ]
 
     def submit_all(self, pool: WorkerPool) -> None:
         pool.submit([item for position in range(len(self.pending)) for item in self.items(position)])
@@ -92,8 +123,10 @@ class Answers:
     def check_rows(self, position: int = 0) -> None:
         request = self.pending[position]
         assert request.error is None
-        assert request.rows is not None
-        assert request.rows.tolist() == [[number, number] for number in self.numbers[position]]
+        assert request.columns.keys() == {"dense"}
+        rows = request.columns["dense"]
+        assert rows.dtype == np.float32
+        assert rows.tolist() == [[number, number] for number in self.numbers[position]]
 
     def errors(self) -> list[Exception | None]:
         return [request.error for request in self.pending]
@@ -165,8 +198,12 @@ def drop_last_row_on(*bad: int) -> Callable[[list[int], Rows], Rows]:
     return lambda numbers, rows: rows[:-1] if set(bad) & set(numbers) else rows
 
 
-def nan_on(*bad: int) -> Callable[[list[int], Rows], Rows]:
-    return lambda numbers, rows: np.where(np.isin(rows, bad), np.float32(np.nan), rows)
+def nan_on(*bad: int, value: float = np.nan) -> Callable[[list[int], Rows], Rows]:
+    return lambda numbers, rows: np.where(np.isin(rows, bad), np.float32(value), rows)
+
+
+def same_rows(numbers: list[int], rows: Rows) -> Rows:
+    return rows
 
 
 FAULTS = {
@@ -245,7 +282,7 @@ def test_the_error_tells_what_the_backend_raised() -> None:
         answers.wait()
 
     error = answers.errors()[0]
-    assert str(error) == "computing this input failed: MemoryError: no room"
+    assert str(error) == "input 0 could not be computed: MemoryError: no room"
     assert isinstance(error, BackendFailed)
     assert isinstance(error.__cause__, MemoryError)
 
@@ -268,6 +305,9 @@ def test_an_error_of_this_package_is_passed_on_as_it_is() -> None:
         lambda rows: np.concatenate([rows, rows]),
         lambda rows: rows.tolist(),
         lambda rows: None,
+        lambda rows: [*rows, rows[0]],
+        lambda rows: [row.astype(np.float64) for row in rows[None]],
+        lambda rows: [SparseRow(np.zeros(1, dtype=np.int32), None)],
     ],
 )
 def test_an_answer_of_the_wrong_shape_or_type_is_an_error(wrong: Callable[[Rows], object]) -> None:
@@ -278,6 +318,214 @@ def test_an_answer_of_the_wrong_shape_or_type_is_an_error(wrong: Callable[[Rows]
         assert pool.is_alive
 
     assert isinstance(answers.errors()[0], BackendFailed)
+
+
+def test_an_output_that_is_not_answered_is_an_error() -> None:
+    answers = Answers([1])
+    with running(Device(on_answers=lambda columns: {"sparse": columns["sparse"]})) as pool:
+        pool.submit(answers.items(0, "dense", "sparse"))
+        answers.wait()
+
+    assert str(answers.errors()[0]) == "input 0 got no 'dense' output from the backend"
+
+
+# Several outputs
+
+
+def test_items_that_ask_for_different_outputs_share_a_batch_and_get_what_they_asked_for() -> None:
+    """Rows of the same batch that nobody asked for must not end up in a request."""
+    answers = Answers([5, 3], [1, 4], [2], [7, 0])
+    device = Device(on_prepare=(gate := Gate()))
+    with running(device) as pool:
+        pool.submit(answers.items(0))
+        pool.submit(answers.items(1, "multivector"))
+        pool.submit(answers.items(2, "sparse"))
+        pool.submit(answers.items(3, "sparse", "dense", "multivector"))
+        gate.is_open.set()
+        answers.wait()
+
+    assert device.launched == [[5, 3, 1, 4, 2, 7, 0]]
+    answers.check_rows(0)
+    columns = [request.columns for request in answers.pending]
+    assert [sorted(each) for each in columns[1:]] == [
+        ["multivector"],
+        ["sparse"],
+        ["dense", "multivector", "sparse"],
+    ]
+    assert [rows.tolist() for rows in columns[1]["multivector"]] == [[[1, 1]], [[4, 4]] * 4]
+    assert [(row.indices.tolist(), row.values.tolist()) for row in columns[2]["sparse"]] == [([2], [2])]
+    assert columns[3]["dense"].tolist() == [[7, 7], [0, 0]]
+    assert [rows.shape for rows in columns[3]["multivector"]] == [(7, 2), (0, 2)]
+    assert [row.indices.tolist() for row in columns[3]["sparse"]] == [[7], [0]]
+
+
+@each_number_of_replicas
+def test_ragged_columns_that_come_in_several_batches_stand_in_the_order_of_their_request(
+    num_replicas: int,
+) -> None:
+    numbers = [3, 0, 9, 1, 1, 7, 2, 8, 0, 4]
+    answers = Answers(numbers, numbers)
+    with running(*(Device() for _ in range(num_replicas)), max_batch_items=3) as pool:
+        pool.submit(answers.items(0, "multivector", "dense"))
+        pool.submit(answers.items(1, "sparse"))
+        answers.wait()
+
+    first, second = (request.columns for request in answers.pending)
+    assert [len(rows) for rows in first["multivector"]] == numbers
+    assert first["dense"][:, 0].tolist() == numbers
+    assert [row.indices.item() for row in second["sparse"]] == numbers
+
+
+@pytest.mark.parametrize("name", ["multivector", "sparse"])
+def test_nan_is_found_in_ragged_columns_too(name: OutputName) -> None:
+    def spoil(answers: dict[OutputName, Any]) -> dict[OutputName, Any]:
+        for entry in answers[name]:
+            values = entry.values if isinstance(entry, SparseRow) else entry
+            values[values == 3] = np.nan
+        return answers
+
+    answers = Answers([1], [3], [0], [2])
+    device = Device(on_answers=spoil, on_prepare=(gate := Gate()))
+    with running(device) as pool:
+        pool.submit([item for position in range(4) for item in answers.items(position, name)])
+        gate.is_open.set()
+        answers.wait()
+
+    assert [error is None for error in answers.errors()] == [True, False, True, True]
+    assert (device.launched, device.launched_in_full) == ([[1, 3, 0, 2]], [[3]])
+
+
+def test_an_item_costs_what_its_input_says() -> None:
+    """Images have few tokens or none of their own, but they are not free."""
+    gate = Gate()
+    request = PendingRequest(1, lambda _: None)
+    image = Encoded(np.zeros(0, dtype=np.int32), features={}, num_tokens=256)
+    with running(Device(on_prepare=gate)) as pool:
+        pool.submit([Item(image, request, 0)])
+        assert pool.num_waiting_tokens == 256
+        pool.fail_rest()
+        gate.is_open.set()
+
+
+# What is no number in the model's own format may be one in full precision
+
+
+@each_depth
+@each_number_of_replicas
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_a_number_in_full_precision_is_computed_once_more_and_answered(
+    value: float, num_in_flight: int, num_replicas: int
+) -> None:
+    devices = [
+        Device(num_in_flight, on_collect=nan_on(6, 13, value=value), on_collect_in_full=same_rows)
+        for _ in range(num_replicas)
+    ]
+    answers = Answers(*([number] for number in range(20)))
+    with running(*devices) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    for number in range(20):
+        answers.check_rows(number)
+    assert set(answers.num_done.values()) == {1}
+    assert sorted(batch for device in devices for batch in device.launched_in_full) == [[6], [13]]
+    assert (pool.stats.num_items, pool.stats.num_failed_items) == (20, 0)
+    assert pool.stats.num_tokens == 20 * 3
+    assert pool.stats.num_split_batches == 0
+
+
+def test_what_is_no_number_in_full_precision_either_fails_once_and_names_its_place() -> None:
+    device = Device(on_collect=nan_on(7))
+    answers = Answers([4, 5, 7, 8], [1, 2], [3])
+    with working_off(answers, device) as pool:
+        answers.wait()
+        assert pool.is_alive
+
+    error = answers.errors()[0]
+    assert isinstance(error, BackendFailed)
+    assert error.position == 2
+    assert str(error) == "input 2 gives NaN or infinity, alone and in float32 too"
+    for position in (1, 2):
+        answers.check_rows(position)
+    assert device.launched == [[4, 5, 7, 8, 1, 2, 3]]
+    assert device.launched_in_full == [[7]], "it is retried alone and once"
+
+
+def test_neighbours_are_answered_before_an_item_is_computed_once_more() -> None:
+    gate = Gate()
+    device = Device(on_collect=nan_on(1), on_collect_in_full=same_rows, on_launch_in_full=gate)
+    answers = Answers([1], [2], [3])
+    with working_off(answers, device):
+        answers.wait(1, 2)
+        assert answers.num_done[0] == 0
+        gate.is_open.set()
+        answers.wait()
+
+    for position in range(3):
+        answers.check_rows(position)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"on_launch_in_full": fail_on(1)},
+        {"on_collect_in_full": fail_on(1)},
+        {"on_collect_in_full": drop_last_row_on(1)},
+        {"on_launch_in_full": fail_on(1, error=MemoryError("no room"))},
+        {"on_collect_in_full": lambda numbers, rows: rows[:, :1]},
+    ],
+)
+def test_a_second_try_that_fails_ends_its_item_and_not_the_thread(fault: dict[str, Any]) -> None:
+    device = Device(on_collect=nan_on(1), **fault)
+    answers = Answers([0, 1], [2], [3])
+    with working_off(answers, device, max_batch_items=2) as pool:
+        answers.wait()
+        assert pool.is_alive
+
+    error = answers.errors()[0]
+    assert isinstance(error, BackendFailed)
+    assert error.position == 1
+    for position in (1, 2):
+        answers.check_rows(position)
+    assert device.launched_in_full == [[1]]
+    assert set(answers.num_done.values()) == {1}
+
+
+def test_a_thread_that_dies_in_a_second_try_leaves_nobody_waiting() -> None:
+    device = Device(on_collect=nan_on(1), on_launch_in_full=fail_on(1, error=SystemExit("told to die")))
+    answers = Answers([0], [1], [2])
+    with working_off(answers, device, max_batch_items=2) as pool:
+        answers.wait()
+        assert not pool.is_alive
+
+    answers.check_rows(0)
+    assert all(isinstance(error, EngineNotReady) for error in answers.errors()[1:])
+    assert set(answers.num_done.values()) == {1}
+
+
+def test_a_cancelled_item_is_not_computed_once_more() -> None:
+    answers = Answers([1], [2])
+
+    def hang_up(numbers: list[int], rows: Rows) -> Rows:
+        answers.pending[0].cancel()
+        return nan_on(1)(numbers, rows)
+
+    device = Device(on_collect=hang_up)
+    with working_off(answers, device):
+        answers.wait(1)
+
+    answers.check_rows(1)
+    assert device.launched_in_full == []
+    assert answers.num_done == {1: 1}
+
+
+def test_the_item_to_blame_is_named_by_its_place_in_its_request_wherever_it_was_computed() -> None:
+    answers = Answers([0, 1, 2], [3, 4, 5, 6])
+    with running(Device(on_launch=fail_on(2, 4)), max_batch_items=2) as pool:
+        answers.submit_all(pool)
+        answers.wait()
+
+    assert [error.position for error in answers.errors() if isinstance(error, BackendFailed)] == [2, 1]
 
 
 @pytest.mark.parametrize("other_width", [1, 3])
@@ -605,7 +853,7 @@ def test_progress_adds_up_to_the_items_of_the_request() -> None:
     is_done = threading.Event()
     request = PendingRequest(10, lambda _: is_done.set(), steps.append)
     with running(Device(), max_batch_items=4) as pool:
-        pool.submit([Item(ids_of(number), request, number) for number in range(10)])
+        pool.submit([Item(Encoded(ids_of(number)), request, number) for number in range(10)])
         assert is_done.wait(PATIENCE_S)
 
     assert sum(steps) == 10
@@ -622,21 +870,10 @@ def test_the_queue_is_counted_in_items_and_tokens() -> None:
         gate.is_open.set()
 
 
-def test_tokens_stand_end_to_end_and_missing_segment_ids_are_zero() -> None:
-    request = PendingRequest(2, lambda _: None)
-    items = [Item(ids_of(7), request, 0), Item(ids_of(8), request, 1, type_ids=ids_of(1))]
-
-    assert to_batch(items[:1]).type_ids is None
-    batch = to_batch(items)
-    assert batch.token_ids.tolist() == [7, 7, 7, 8, 8, 8]
-    assert batch.lengths == [3, 3]
-    assert batch.type_ids is not None
-    assert batch.type_ids.tolist() == [0, 0, 0, 1, 1, 1]
-
-
 # Anything may go wrong at once, with many threads submitting.
 
-KINDS = ("fine", *FAULTS)
+KINDS = ("fine", "NaN in half", *FAULTS)
+ANSWERED = ("fine", "NaN in half")
 
 
 @unhurried
@@ -672,15 +909,19 @@ def test_every_item_ends_once_whatever_goes_wrong(
 
     assert set(answers.num_done.values()) == {1}
     for position, numbers in enumerate(answers.numbers):
-        if all(kinds[number] == "fine" for number in numbers):
+        if all(kinds[number] in ANSWERED for number in numbers):
             answers.check_rows(position)
         else:
-            assert isinstance(answers.errors()[position], BackendFailed)
+            error = answers.errors()[position]
+            assert isinstance(error, BackendFailed)
+            assert error.position is not None
+            assert kinds[numbers[error.position]] not in ANSWERED
     num_alone = sum(len(numbers) == 1 for numbers in answers.numbers)
     assert pool.stats.num_items + pool.stats.num_failed_items <= len(kinds)
     if num_alone == len(answers.numbers):
-        assert pool.stats.num_items == len(bad["fine"])
-        assert pool.stats.num_failed_items == len(kinds) - len(bad["fine"])
+        num_answered = sum(kind in ANSWERED for kind in kinds)
+        assert pool.stats.num_items == num_answered
+        assert pool.stats.num_failed_items == len(kinds) - num_answered
 
 
 @unhurried
@@ -738,12 +979,21 @@ def requests_of(numbers: list[int], sizes: list[int]) -> list[list[int]]:
 
 
 def faulty_device(bad: dict[str, list[int]], num_in_flight: int, shares_device: bool) -> Device:
-    def collect(numbers: list[int], rows: Rows) -> Rows:
+    def collect_in_full(numbers: list[int], rows: Rows) -> Rows:
         rows = nan_on(*bad["NaN"])(numbers, rows)
         rows = fail_on(*bad["collect"])(numbers, rows)
         return drop_last_row_on(*bad["row count"])(numbers, rows)
 
-    return Device(num_in_flight, shares_device, on_launch=fail_on(*bad["launch"]), on_collect=collect)
+    def collect(numbers: list[int], rows: Rows) -> Rows:
+        return collect_in_full(numbers, nan_on(*bad["NaN in half"])(numbers, rows))
+
+    return Device(
+        num_in_flight,
+        shares_device,
+        on_launch=fail_on(*bad["launch"]),
+        on_collect=collect,
+        on_collect_in_full=collect_in_full,
+    )
 
 
 def submit_from_threads(pool: WorkerPool, answers: Answers, num_threads: int, seed: int) -> set[int]:

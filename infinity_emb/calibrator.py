@@ -1,0 +1,72 @@
+"""Ranges for int8 and uint8 vectors of one engine: read from the cache, or found once by embedding texts.
+
+Knows nothing of how texts are embedded; the engine hands over a function that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from infinity_emb.backends.base import Rows
+from infinity_emb.calibration import (
+    CalibrationFile,
+    CalibrationKey,
+    cache_folder,
+    calibration_texts,
+    read_texts,
+)
+from infinity_emb.config import EngineArgs
+from infinity_emb.postprocess import Ranges
+from infinity_emb.primitives import ModelInfo
+
+Embed = Callable[[list[str]], Awaitable[Rows]]
+
+
+class Calibrator:
+    """The calibration rows of one served model, found when they are first asked for."""
+
+    def __init__(self, args: EngineArgs, info: ModelInfo, embed: Embed) -> None:
+        self._args = args
+        self._info = info
+        self._embed = embed
+        self._file: CalibrationFile | None = None
+        self._finding: asyncio.Lock | None = None  # made in the loop that uses it
+
+    async def ranges(self, dimensions: int | None) -> Ranges:
+        """Of vectors cut to `dimensions`. Raises what embedding raises, and StartupError for a bad file."""
+        if self._file is None:
+            self._finding = self._finding or asyncio.Lock()
+            async with self._finding:
+                if self._file is None:
+                    self._file = await self._find()
+        return self._file.ranges(dimensions)
+
+    async def _find(self) -> CalibrationFile:
+        path = self._args.calibration_file
+        texts = read_texts(Path(path)) if path else calibration_texts()
+        key = CalibrationKey(
+            model=self._args.model_name_or_path,
+            revision=self._info.revision or _fingerprint(Path(self._args.model_name_or_path)),
+            dtype=self._info.dtype,
+            pooling=self._info.pooling,
+            default_prompt=self._info.prompts.get(self._info.default_prompt_name or "", ""),
+            embedding_dimension=self._info.embedding_dimension,
+            texts=tuple(texts),
+        )
+        file = CalibrationFile(cache_folder(os.environ), key)
+        if file.load() is None:
+            file.save(await self._embed(texts))
+        return file
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """What changes when a local model is saved again."""
+    if not folder.is_dir():
+        return None
+    stats = [(path.name, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    seen = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return hashlib.sha256(seen.encode()).hexdigest()[:16]

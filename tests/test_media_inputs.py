@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import io
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from infinity_emb.backends.base import Clip, Picture
+from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption
+from infinity_emb.media_inputs import MAX_READ_AT_ONCE, MediaReader
+
+# Everything below is waited for by an event; a wait that takes this long has failed.
+PATIENCE_S = 30.0
+T = TypeVar("T")
+RATE_HZ = 16_000
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE_S))
+
+
+def noise(height: int = 6, width: int = 9, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def wav(samples: np.ndarray, rate_hz: int = RATE_HZ) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, rate_hz, format="WAV", subtype="FLOAT")
+    return stream.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+
+
+def read_images(*sources: Any, reader: MediaReader | None = None) -> list[Picture]:
+    return run((reader or MediaReader(None)).read_images(sources, asyncio.to_thread))
+
+
+def read_clips(*sources: Any) -> list[Clip]:
+    return run(MediaReader(RATE_HZ).read_clips(sources, asyncio.to_thread))
+
+
+def test_an_image_has_the_same_pixels_however_it_comes() -> None:
+    pixels = noise()
+    content = png(pixels)
+    pictures = read_images(
+        content, data_uri(content), Image.open(io.BytesIO(content)), Image.fromarray(pixels)
+    )
+
+    for picture in pictures:
+        assert picture.pixels.dtype == np.uint8
+        assert np.array_equal(picture.pixels, pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "1", "P", "LA", "I"])
+def test_an_image_of_any_mode_becomes_rgb(mode: str) -> None:
+    image = Image.fromarray(noise()).convert(mode)
+    [picture] = read_images(image)
+    assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
+
+
+def test_a_clip_has_the_samples_of_its_file_at_the_model_s_rate() -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+    first, second = read_clips(wav(samples), data_uri(wav(np.repeat(samples, 2), 2 * RATE_HZ)))
+
+    assert first.samples.dtype == np.float32
+    assert np.array_equal(first.samples, samples)
+    assert len(second.samples) == pytest.approx(1000, abs=2)
+
+
+def test_inputs_come_in_order_however_long_each_takes() -> None:
+    """The first is decoded last."""
+
+    async def main() -> list[Picture]:
+        waiting: list[asyncio.Event] = []
+
+        async def last_comes_first(function: Callable[[], Any]) -> Any:
+            mine = asyncio.Event()
+            waiting.append(mine)
+            if len(waiting) == 3:
+                waiting[-1].set()
+            await mine.wait()
+            waiting.remove(mine)
+            if waiting:
+                waiting[-1].set()
+            return function()
+
+        sources = [png(noise(height)) for height in (3, 4, 5)]
+        return await MediaReader(None).read_images(sources, last_comes_first)
+
+    assert [len(picture.pixels) for picture in run(main())] == [3, 4, 5]
+
+
+def test_only_so_many_are_read_at_once_by_all_requests_together() -> None:
+    """Each may take hundreds of megabytes while it is decoded."""
+    num_reading, most = 0, 0
+
+    async def count(function: Callable[[], Any]) -> Any:
+        nonlocal num_reading, most
+        num_reading += 1
+        most = max(most, num_reading)
+        await asyncio.sleep(0)
+        num_reading -= 1
+        return function()
+
+    async def main() -> None:
+        reader = MediaReader(None)
+        requests = (reader.read_images([Image.fromarray(noise())] * 10, count) for _ in range(3))
+        assert [len(pictures) for pictures in await asyncio.gather(*requests)] == [10] * 3
+
+    run(main())
+    assert most == MAX_READ_AT_ONCE
+
+
+def test_a_reader_serves_one_event_loop_after_another() -> None:
+    """A semaphore belongs to the loop in which somebody first waited for it."""
+    reader = MediaReader(None)
+    for _ in range(2):
+        assert (
+            len(read_images(*[png(noise())] * (2 * MAX_READ_AT_ONCE), reader=reader)) == 2 * MAX_READ_AT_ONCE
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        (b"no image", ImageCorruption, "the format is unknown"),
+        (png(noise())[:60], ImageCorruption, "cannot be read as an image"),
+        (5, BadInput, "is int; give a URL"),
+        (None, BadInput, "is NoneType; give a URL"),
+        ("no address", BadInput, "send an http"),
+        ("data:image/png;base64,!", BadInput, "data is malformed"),
+        ("file:///etc/passwd", BadInput, "send an http"),
+        ("http://127.0.0.1/image.png", BadInput, "not on the public internet"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named(source: Any, error: type[BadInput], words: str) -> None:
+    fine = png(noise())
+    with pytest.raises(error, match=f"^input 2 .*{words}") as raised:
+        read_images(fine, fine, source, fine)
+    assert raised.value.position == 2
+
+
+def test_a_pil_image_of_a_file_that_is_cut_off_is_refused_too() -> None:
+    """Pillow opens it, and fails with an OSError when its pixels are asked for."""
+    content = png(noise(200, 200))
+    image = Image.open(io.BytesIO(content[: len(content) // 2]))
+    with pytest.raises(ImageCorruption, match=r"^input 1 cannot be read as an image: .*truncated"):
+        read_images(png(noise()), image)
+
+
+def test_a_sound_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(AudioCorruption, match=r"^input 1 cannot be read as a sound"):
+        read_clips(wav(np.zeros(9)), b"no sound")
+
+
+def test_of_several_the_first_in_the_request_is_blamed_and_nothing_is_said_of_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio logged that the others' exceptions were never retrieved."""
+    with caplog.at_level(logging.WARNING), pytest.raises(BadInput, match=r"^input 1 "):
+        read_images(png(noise()), b"bad", 5, b"worse")
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_after_an_error_the_others_are_given_up_before_the_request_ends() -> None:
+    ended: list[str] = []
+
+    async def never(function: Callable[[], Any]) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("given up")
+
+    async def main() -> None:
+        with pytest.raises(BadInput, match="input 0"):
+            await MediaReader(None).read_images([5, png(noise()), png(noise())], never)
+        assert ended == ["given up"] * 2
+        assert len(asyncio.all_tasks()) == 2, "this one and the one that waits for it"
+
+    run(main())
+
+
+def test_a_request_that_is_cancelled_takes_its_inputs_with_it() -> None:
+    async def main() -> None:
+        is_full = asyncio.Event()
+        num_started, num_ended = 0, 0
+
+        async def never(function: Callable[[], Any]) -> Any:
+            nonlocal num_started, num_ended
+            num_started += 1
+            if num_started == MAX_READ_AT_ONCE:
+                is_full.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                num_ended += 1
+
+        reader = MediaReader(None)
+        request = asyncio.create_task(reader.read_images([png(noise())] * 20, never))
+        await is_full.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert MAX_READ_AT_ONCE <= num_started == num_ended < 20
+        assert len(await reader.read_images([png(noise())] * 20, asyncio.to_thread)) == 20
+
+    run(main())
+
+
+def test_nothing_is_decoded_on_the_event_loop() -> None:
+    threads: list[bool] = []
+
+    async def on_thread(function: Callable[[], Any]) -> Any:
+        def noted() -> Any:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return function()
+
+        return await asyncio.to_thread(noted)
+
+    run(MediaReader(None).read_images([png(noise()), Image.fromarray(noise())], on_thread))
+    run(MediaReader(RATE_HZ).read_clips([wav(np.zeros(9))], on_thread))
+    assert threads == [False] * 3
