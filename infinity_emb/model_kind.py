@@ -1,51 +1,101 @@
 """What kind of model a folder holds, by its own files: embedder, reranker, classifier, sparse, multi-vector.
 
 Knows nothing of any compute library. Sources: sentence-transformers' `config_sentence_transformers.json`
-(`model_type`), and transformers' `config.json` (`architectures`, `id2label`).
+(`model_type`) and `modules.json`, and transformers' `config.json` (`architectures`, `id2label`).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from infinity_emb.errors import StartupError
+from infinity_emb.primitives import ModelKind
 
-ModelKind = Literal["embedder", "reranker", "classifier", "sparse", "multivector"]
-
-_OF_MODEL_TYPE: dict[str, ModelKind] = {
-    "SentenceTransformer": "embedder",
-    "CrossEncoder": "reranker",
-    "SparseEncoder": "sparse",
-    "MultiVectorEncoder": "multivector",
+_OF_MODEL_TYPE = {
+    "SentenceTransformer": ModelKind.embedder,
+    "CrossEncoder": ModelKind.reranker,
+    "SparseEncoder": ModelKind.sparse,
+    "MultiVectorEncoder": ModelKind.multivector,
+    "ColBERT": ModelKind.multivector,  # as PyLate saves it
+}
+_OF_MODULE = {
+    "LogitScore": ModelKind.reranker,
+    "SpladePooling": ModelKind.sparse,
+    "SparseStaticEmbedding": ModelKind.sparse,
+    "SparseAutoEncoder": ModelKind.sparse,
+    "MultiVectorMask": ModelKind.multivector,
 }
 
 
-def detect_kind(folder: Path) -> ModelKind:
+def detect_kind(folder: Path, name: str = "") -> ModelKind:
     """The kind that the folder's files state. Raises StartupError for a file that is no JSON object.
 
+    name: of the model, where its files leave it open: a language model called a reranker is one.
     Without a statement, a sequence classifier is a reranker when it has one label and a classifier
     otherwise (two labels where the file does not say, as transformers has it); all else is an embedder.
     """
-    stated = _read_object(folder / "config_sentence_transformers.json").get("model_type")
-    if stated in _OF_MODEL_TYPE:
+    config = read_object(folder / "config.json")
+    architectures = [str(each) for each in config.get("architectures") or ()]
+    stated = read_object(folder / "config_sentence_transformers.json").get("model_type")
+    if stated == "CrossEncoder" or (stated is None and _is_classifier(folder, architectures)):
+        return ModelKind.classifier if _num_labels(config, architectures) > 1 else ModelKind.reranker
+    if stated is not None and stated in _OF_MODEL_TYPE and stated != "SentenceTransformer":
         return _OF_MODEL_TYPE[stated]
-    config = _read_object(folder / "config.json")
-    is_pipeline = (folder / "modules.json").exists()
-    if is_pipeline or not any("SequenceClassification" in name for name in config.get("architectures") or ()):
-        return "embedder"
-    num_labels = len(config.get("id2label") or {}) or config.get("num_labels", 2)
-    return "reranker" if num_labels == 1 else "classifier"
+    for module in module_names(folder):
+        if module in _OF_MODULE:
+            return _OF_MODULE[module]
+    if _is_late_interaction(folder, architectures):
+        return ModelKind.multivector
+    is_plain_decoder = not module_names(folder) and any(
+        each.endswith("ForCausalLM") for each in architectures
+    )
+    if is_plain_decoder and "rerank" in name.lower():
+        return ModelKind.reranker
+    return ModelKind.embedder
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def module_names(folder: Path) -> list[str]:
+    """Class names of the pipeline's modules, in order; none where the folder has no `modules.json`."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return []
+    modules = _read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
+        raise StartupError(f"{path} is not a list of modules; download or save the model again")
+    return [str(each.get("type", "")).rpartition(".")[2] for each in modules]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no such file. Raises StartupError for anything else."""
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise StartupError(f"{path} is not valid JSON ({exc}); download or save the model again") from exc
+    value = _read_json(path)
     if not isinstance(value, dict):
         raise StartupError(f"{path} is not a JSON object; download or save the model again")
     return value
+
+
+def _is_classifier(folder: Path, architectures: list[str]) -> bool:
+    return not module_names(folder) and any("SequenceClassification" in each for each in architectures)
+
+
+def _num_labels(config: dict[str, Any], architectures: list[str]) -> int:
+    """As sentence-transformers counts: one, unless the checkpoint has a classification head."""
+    if not any("SequenceClassification" in each for each in architectures):
+        return 1
+    return len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+
+
+def _is_late_interaction(folder: Path, architectures: list[str]) -> bool:
+    """A folder of Stanford's ColBERT, or a model of transformers that answers a vector per image patch."""
+    has_stanford_file = (folder / "artifact.metadata").exists()
+    return has_stanford_file or any("ForRetrieval" in each or "ColBERT" in each for each in architectures)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise StartupError(f"{path} is not valid JSON ({exc}); download or save the model again") from exc

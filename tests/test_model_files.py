@@ -217,6 +217,11 @@ def test_only_files_that_torch_reads_are_selected() -> None:
     assert select_needed_files(foreign + needed) == needed
 
 
+def test_heads_beside_the_weights_are_selected() -> None:
+    heads = ["artifact.metadata", "colbert_linear.pt", "model.safetensors", "sparse_linear.pt"]
+    assert select_needed_files([*heads, "optimizer.pt"]) == heads
+
+
 @pytest.mark.parametrize(
     ("names", "needed"),
     [

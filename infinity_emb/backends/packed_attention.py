@@ -3,7 +3,8 @@
 Two kernels, registered with transformers' `AttentionInterface` under the names below: `varlen` is torch's
 flash kernel for CUDA in half precision; `grouped` runs `scaled_dot_product_attention` once per run of
 sequences of equal length, on every device and dtype. Both need the sequences in ascending order of
-length, and their layout as the keyword argument `packed_layout` of the model's forward.
+length, and their layout as the keyword argument `packed_layout` of the model's forward. Both also take padded
+batches, with a `key_mask`.
 Knows nothing of sentence-transformers or of batches beyond that.
 """
 
@@ -61,7 +62,8 @@ def grouped_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_layout: PackedLayout,
+    packed_layout: PackedLayout | None = None,
+    key_mask: Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -70,21 +72,24 @@ def grouped_attention(
 
     query: (1, H, T, D); key, value: (1, H_kv, T, D), H a multiple of H_kv. Returns (1, T, H, D).
     sliding_window: a token sees those less than this far away, |i - j| < sliding_window.
+    key_mask: for a padded batch instead of a packed row: (B, S), 1 for tokens that may be looked at.
     Raises NotImplementedError for attention with a soft cap, sinks or a position bias.
     """
     _check_supported(kwargs)
     is_causal = _is_causal(module, kwargs)
+    if packed_layout is None:
+        mask = _padded_mask(query, attention_mask, key_mask, sliding_window, is_causal=is_causal)
+        return _attend(query, key, value, mask, scaling).transpose(1, 2), None
     parts = []
     for run in packed_layout.runs:
         mask = _band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
-        attended = scaled_dot_product_attention(
+        attended = _attend(
             _sequences(query, run),  # (num_sequences, H, length, D)
             _sequences(key, run),
             _sequences(value, run),
-            attn_mask=mask,
+            mask,
+            scaling,
             is_causal=is_causal and mask is None and run.length > 1,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
         )
         parts.append(attended.transpose(1, 2).reshape(-1, query.shape[1], value.shape[-1]))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)  # (T, H, D)
@@ -98,7 +103,7 @@ def varlen_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_layout: PackedLayout,
+    packed_layout: PackedLayout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -109,6 +114,17 @@ def varlen_attention(
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    if packed_layout is None:
+        return grouped_attention(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
     _check_supported(kwargs)
     known = _parameters(varlen_attn)
     if not {"window_size", "scale"} <= known:
@@ -153,6 +169,47 @@ def register() -> None:
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    *,
+    is_causal: bool = False,
+) -> Tensor:
+    """(B, H, S, D), attention within each of B sequences of equal length."""
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _padded_mask(
+    query: Tensor,
+    attention_mask: Tensor | None,
+    key_mask: Tensor | None,
+    sliding_window: int | None,
+    *,
+    is_causal: bool,
+) -> Tensor | None:
+    """(B, 1, S, S) bool, or what transformers made itself where no key mask came along."""
+    length = query.shape[2]
+    if key_mask is None:
+        return attention_mask
+    band = _band_mask(length, sliding_window or (length + 1), is_causal=is_causal, device=query.device)
+    if band is None and is_causal:
+        band = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    mask = key_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+    # A row that sees nothing, such as padding before a text, comes out as 0 (torch 2.5 and newer).
+    return mask.expand(-1, 1, length, -1) if band is None else mask & band
 
 
 def _sequences(states: Tensor, run: Run) -> Tensor:

@@ -1,6 +1,7 @@
 """Engine name → module that loads a model for it; each foreign library is imported only when asked for.
 
-Knows nothing of what the modules do. A module here has `load_model(args: EngineArgs) -> LoadedModel`.
+A static model goes with `torch` to whoever asks for it and needs none, so its files are looked at first.
+Knows nothing else of what the modules do. A module here has `load_model(args, files) -> LoadedModel`.
 """
 
 from __future__ import annotations
@@ -8,32 +9,61 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.base import LoadedModel, Reference
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.primitives import InferenceEngine
+from infinity_emb.model_files import ModelFiles, resolve_model_files
+from infinity_emb.primitives import InferenceEngine, ModelKind
 
+# And the extra that brings what the module imports.
 _MODULES = {
     InferenceEngine.torch: ("infinity_emb.backends.torch_loading", "torch"),
     InferenceEngine.debugengine: ("infinity_emb.backends.fake", None),
 }
+_STATIC_MODULE = "infinity_emb.backends.static"
 
 
 def load_model(args: EngineArgs) -> LoadedModel:
     """Load a model with the engine that `args` names.
 
-    Raises StartupError for an engine that this version does not have or whose extra is not installed, and
-    for everything that the engine refuses.
+    Raises StartupError for an engine that this version does not have or whose extra is not installed, for a
+    model that is nowhere to be found, and for everything that the engine refuses.
     """
     if args.engine not in _MODULES:
         available = ", ".join(_MODULES)
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
     module_name, extra = _MODULES[args.engine]
+    files = None if extra is None else _find_files(args)
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(_STATIC_MODULE if _is_static(args, files) else module_name)
     except ImportError as exc:
         raise StartupError(
             f"--engine {args.engine} needs a package that is not installed ({exc});"
             f" install it with: pip install 'infinity-emb[{extra}]'"
         ) from exc
-    return cast(LoadedModel, module.load_model(args))
+    return cast(LoadedModel, module.load_model(args, files))
+
+
+def load_reference(args: EngineArgs) -> Reference:
+    """sentence-transformers' own answers for the model that `args` names, whatever its engine.
+
+    Raises StartupError where sentence-transformers is not installed or cannot load it.
+    """
+    try:
+        module = importlib.import_module("infinity_emb.backends.torch_reference")
+    except ImportError as exc:
+        raise StartupError(
+            f"a comparison with sentence-transformers needs it ({exc});"
+            " install it with: pip install 'infinity-emb[torch]'"
+        ) from exc
+    return cast(Reference, module.load_reference(args, _find_files(args)))
+
+
+def _find_files(args: EngineArgs) -> ModelFiles:
+    return resolve_model_files(args.model_name_or_path, revision=args.revision)
+
+
+def _is_static(args: EngineArgs, files: ModelFiles | None) -> bool:
+    if files is None or args.model_kind not in (ModelKind.auto, ModelKind.embedder):
+        return False
+    return bool(importlib.import_module(_STATIC_MODULE).is_static(files.path))

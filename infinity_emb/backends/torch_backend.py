@@ -1,41 +1,56 @@
 """A sentence-transformers pipeline as a backend: flat batches where the model allows, padded ones elsewhere.
 
-All modules, pooling included, are sentence-transformers' own; only the input is laid out here. Knows
-nothing of how the model was chosen and loaded (`torch_loading.py`), nor of queues.
+All modules, pooling included, are sentence-transformers' own; `torch_inputs.py` lays the input out,
+`torch_outputs.py` reads the answers. Knows nothing of how the model was chosen and loaded
+(`torch_loading.py`), nor of queues.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import select_max_active_dims
 from torch import Tensor
 
-from infinity_emb.backends.base import Batch, Rows
-from infinity_emb.backends.packed_attention import PackedLayout, runs_of_equal_length
+from infinity_emb.backends import packed_attention
+from infinity_emb.backends.base import Encoded, Recipe
 from infinity_emb.backends.torch_cores import SharedCores
-from infinity_emb.batching import groups_of_similar_length
-
-# Features for our attention and for sentence-transformers' flat pooling; the model's forward must let
-# them pass although they are not in its signature.
-PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q"})
+from infinity_emb.backends.torch_inputs import Block, InputLayout, blocks_of
+from infinity_emb.backends.torch_outputs import (
+    DeviceColumn,
+    Matrix,
+    Part,
+    RowLists,
+    TorchLaunched,
+    read_outputs,
+)
+from infinity_emb.primitives import OutputName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputLayout:
-    """How this model wants its input laid out."""
+class Pipeline:
+    """A model and how it is driven.
 
-    is_packed: bool
-    position_offset: int  # position of the first token; RoBERTa counts from padding_idx + 1
-    has_type_ids: bool
-    pad_token_id: int
-    pads_left: bool
-    prompt_length: int | None  # tokens of the prompt that pooling leaves out
+    layouts: by task, for models whose route depends on it; None stands for every other task.
+    dense_name: the feature that holds vectors, or scores.
+    max_active_dims: keep so many of a sparse vector's largest values.
+    """
+
+    model: BaseModel
+    layouts: Mapping[str | None, InputLayout]
+    dense_name: str = "sentence_embedding"
+    max_active_dims: int | None = None
+
+    def layout_of(self, recipe: Recipe) -> InputLayout:
+        """The layout of what is computed by this recipe."""
+        return self.layouts.get(recipe.task) or self.layouts[None]
 
 
 class TorchBackend:
@@ -44,14 +59,11 @@ class TorchBackend:
     cores: what the replicas on a CPU share; torch's own setting where it is None.
     """
 
-    def __init__(
-        self, model: SentenceTransformer, *, layout: InputLayout, cores: SharedCores | None = None
-    ) -> None:
-        self.num_in_flight = 2 if model.device.type == "cuda" else 1
+    def __init__(self, pipeline: Pipeline, *, cores: SharedCores | None = None) -> None:
+        self.num_in_flight = 2 if pipeline.model.device.type == "cuda" else 1
         self.shares_device = cores is not None
-        self._model = model
-        self._layout = layout
-        self._device = model.device
+        self._pipeline = pipeline
+        self._device = pipeline.model.device
         self._cores = cores
 
     def prepare_thread(self) -> None:
@@ -59,133 +71,131 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
-    def launch(self, batch: Batch) -> TorchLaunched:
-        """Queue the batch on the device; on a CPU compute it."""
-        order = np.argsort(batch.lengths, kind="stable")  # ascending, as both paths want it
-        share = self._cores.share(len(batch.token_ids)) if self._cores else contextlib.nullcontext()
+    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> TorchLaunched:
+        """Queue the batch on the device; on a CPU compute it. Raises whatever the model raises."""
+        pipeline = _in_full_precision(self._pipeline) if full_precision else self._pipeline
+        num_tokens = sum(item.num_tokens for item in batch)
+        share = self._cores.share(num_tokens) if self._cores else contextlib.nullcontext()
         with torch.inference_mode(), share:
-            rows = (
-                self._forward_packed(batch, order)
-                if self._layout.is_packed
-                else self._forward_padded(batch, order)
-            )
-            return TorchLaunched.start(rows, order)
-
-    def _forward_packed(self, batch: Batch, order: npt.NDArray[np.intp]) -> Tensor:
-        lengths = [batch.lengths[position] for position in order]
-        features = packed_features(batch, order, lengths, self._layout, self._device)
-        return self._run_pipeline(features)
-
-    def _forward_padded(self, batch: Batch, order: npt.NDArray[np.intp]) -> Tensor:
-        lengths = [batch.lengths[position] for position in order]
-        parts = [
-            self._run_pipeline(padded_features(batch, order[start:end], self._layout, self._device))
-            for start, end in groups_of_similar_length(lengths)
-        ]
-        return torch.cat(parts)  # (B, D)
-
-    def _run_pipeline(self, features: dict[str, Any]) -> Tensor:
-        if self._layout.prompt_length:
-            features["prompt_length"] = self._layout.prompt_length
-        rows: Tensor = self._model(features)["sentence_embedding"]  # (B, D)
-        return rows[:, : self._model.truncate_dim] if self._model.truncate_dim else rows
+            parts = [
+                part
+                for positions in _groups_by_recipe(batch)
+                for part in _compute_group(pipeline, batch, positions, self._device)
+            ]
+            return TorchLaunched.start(parts, len(batch), self._device)
 
 
-@dataclass(frozen=True, slots=True)
-class TorchLaunched:
-    """Rows on their way to the host, in ascending order of length."""
-
-    rows: Tensor  # (B, D) float32 on the host; complete once `copied` has passed
-    order: npt.NDArray[np.intp]  # rows[k] belongs to item order[k]
-    copied: torch.cuda.Event | None
-
-    @classmethod
-    def start(cls, rows: Tensor, order: npt.NDArray[np.intp]) -> TorchLaunched:
-        """Begin the copy to the host without waiting for the device."""
-        rows = rows.float()
-        if rows.device.type != "cuda":
-            return cls(rows.cpu(), order, None)
-        host = torch.empty(rows.shape, dtype=torch.float32, pin_memory=True)
-        host.copy_(rows, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no hint
-        copied.record(torch.cuda.current_stream(rows.device))  # the current device may be another one
-        return cls(host, order, copied)
-
-    def collect(self) -> Rows:
-        """Wait for the copy. Returns (B, D) float32 in the batch's order."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        result = np.empty(self.rows.shape, dtype=np.float32)
-        result[self.order] = self.rows.numpy()
-        return result
+def _groups_by_recipe(batch: Sequence[Encoded]) -> list[list[int]]:
+    groups: dict[Recipe, list[int]] = {}
+    for position, item in enumerate(batch):
+        groups.setdefault(item.recipe, []).append(position)
+    return list(groups.values())
 
 
-def packed_features(
-    batch: Batch,
-    order: npt.NDArray[np.intp],
-    lengths: list[int],
-    layout: InputLayout,
-    device: torch.device,
-) -> dict[str, Any]:
-    """One flat row, shortest sequence first. lengths: in that order."""
-    starts = np.cumsum([0, *lengths])  # (B + 1,), of the sequences in the row
-    ends = np.cumsum(batch.lengths)  # (B,), of the sequences in the batch
-    num_tokens = int(starts[-1])
-    host_starts = _staging_buffer((len(starts),), torch.int32, device)
-    host_starts.numpy()[:] = starts
-    host = _staging_buffer((4, num_tokens), torch.int64, device)
-    table = host.numpy()
-    sequence = np.repeat(np.arange(len(lengths)), lengths)  # (T,)
-    position = np.arange(num_tokens) - starts[sequence]  # (T,)
-    source = position + (ends[order] - lengths)[sequence]  # (T,), where in the batch each token stands
-    table[0] = batch.token_ids[source]
-    table[1] = position + layout.position_offset
-    table[2] = sequence
-    table[3] = 0 if batch.type_ids is None else batch.type_ids[source]
-    input_ids, position_ids, seq_idx, type_ids = host.to(device, non_blocking=True).unsqueeze(1)  # (1, T)
-    cu_seq_lens = host_starts.to(device, non_blocking=True)
-    features: dict[str, Any] = {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "seq_idx": seq_idx,
-        "cu_seq_lens_q": cu_seq_lens,
-        "packed_layout": PackedLayout(runs_of_equal_length(lengths), cu_seq_lens, lengths[-1]),
-        "modality": "text",
-    }
-    if layout.has_type_ids:
-        features["token_type_ids"] = type_ids
-    return features
+def _compute_group(
+    pipeline: Pipeline, batch: Sequence[Encoded], positions: list[int], device: torch.device
+) -> Iterator[Part]:
+    items = [batch[position] for position in positions]
+    recipe = items[0].recipe
+    for block in blocks_of(items, pipeline.layout_of(recipe), device):
+        members = [items[at] for at in block.positions]
+        columns = _compute_block(pipeline, block, members, recipe)
+        yield Part([positions[at] for at in block.positions], columns)
 
 
-def padded_features(
-    batch: Batch, positions: npt.NDArray[np.intp], layout: InputLayout, device: torch.device
-) -> dict[str, Any]:
-    """A (B, S) block of the sequences at `positions`, padded to the longest of them."""
-    ends = np.cumsum(batch.lengths)
-    width = max(1, *(batch.lengths[position] for position in positions))
-    shape = (len(positions), width)
-    host = _staging_buffer((3, *shape), torch.int64, device)
-    table = host.numpy()
-    table[:] = 0
-    table[0] = layout.pad_token_id
-    for row, position in enumerate(positions):
-        length = batch.lengths[position]
-        source = slice(ends[position] - length, ends[position])
-        target = slice(width - length, width) if layout.pads_left else slice(0, length)
-        table[0, row, target] = batch.token_ids[source]
-        table[1, row, target] = 1
-        if batch.type_ids is not None:
-            table[2, row, target] = batch.type_ids[source]
-    input_ids, attention_mask, type_ids = host.to(device, non_blocking=True)  # (B, S)
-    features = {"input_ids": input_ids, "attention_mask": attention_mask, "modality": "text"}
-    if layout.has_type_ids:
-        features["token_type_ids"] = type_ids
-    return features
+def _compute_block(
+    pipeline: Pipeline, block: Block, items: list[Encoded], recipe: Recipe
+) -> dict[OutputName, DeviceColumn]:
+    features = block.features
+    if recipe.prompt_length:
+        features["prompt_length"] = recipe.prompt_length
+    options: dict[str, Any] = {"wanted_outputs": recipe.outputs}
+    if pipeline.max_active_dims is not None:
+        options["max_active_dims"] = pipeline.max_active_dims
+    if recipe.task is not None:
+        options["task"] = features["task"] = recipe.task
+    if "chunks" in recipe.outputs:
+        return {"chunks": _chunk_rows(pipeline.model, features, items, options)}
+    features = pipeline.model(features, **options)
+    if "sparse" in recipe.outputs and pipeline.max_active_dims is not None:
+        features[pipeline.dense_name] = select_max_active_dims(
+            features[pipeline.dense_name], max_active_dims=pipeline.max_active_dims
+        )
+    columns = read_outputs(features, items, recipe.outputs, dense_name=pipeline.dense_name)
+    dense = columns.get("dense")
+    if isinstance(dense, Matrix):
+        columns["dense"] = Matrix(_truncated(pipeline.model, dense.rows))
+    if "maxsim" in recipe.outputs:
+        columns["maxsim"] = _maxsim(pipeline.model, features, items)
+    return columns
 
 
-def _staging_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host memory; pinned for CUDA, so that a copy neither waits for the device nor is waited for.
+def _truncated(model: BaseModel, rows: Tensor) -> Tensor:
+    """sentence-transformers cuts to the model's own `truncate_dim` after all modules."""
+    dim = getattr(model, "truncate_dim", None)
+    return rows[:, :dim] if dim else rows
 
-    It may be let go while the copy is under way: torch hands it out again only when the copy is done.
+
+def _chunk_rows(
+    model: BaseModel, features: dict[str, Any], items: list[Encoded], options: dict[str, Any]
+) -> RowLists:
+    """The pipeline with the mean of each span in the place of its pooling.
+
+    Source: Günther et al. 2024, Late Chunking, https://arxiv.org/abs/2409.04701
     """
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    spans = [item.spans or () for item in items]
+    for module in model:
+        if isinstance(module, Pooling):
+            token_rows = _rows_of_items(features, items)
+            features["sentence_embedding"] = torch.stack(
+                [
+                    rows[start:end].float().mean(dim=0).to(rows.dtype)
+                    for rows, item_spans in zip(token_rows, spans, strict=True)
+                    for start, end in item_spans
+                ]
+            )  # (all spans, H)
+        else:
+            wanted = getattr(module, "forward_kwargs", ())
+            features = module(features, **{k: v for k, v in options.items() if k in wanted})
+    return RowLists(_truncated(model, features["sentence_embedding"]), [len(each) for each in spans])
+
+
+def _rows_of_items(features: dict[str, Any], items: list[Encoded]) -> list[Tensor]:
+    """(n, H) per item, from flat or padded token embeddings."""
+    rows: Tensor = features["token_embeddings"]
+    lengths = [len(item.token_ids) for item in items]
+    if "cu_seq_lens_q" in features:
+        return list(torch.split(rows[0], lengths))
+    mask = features["attention_mask"].bool()
+    return [each[kept] for each, kept in zip(rows, mask, strict=True)]
+
+
+def _maxsim(model: BaseModel, features: dict[str, Any], items: list[Encoded]) -> Matrix:
+    """(B, 1): each document's similarity to its query, by the model's own function."""
+    masks = features["attention_mask"].bool()
+    documents = [rows[kept] for rows, kept in zip(features["token_embeddings"], masks, strict=True)]
+    scores = torch.zeros(len(items), device=documents[0].device)
+    by_query: dict[int, list[int]] = {}
+    for position, item in enumerate(items):
+        by_query.setdefault(id(item.query_rows), []).append(position)
+    similarity: Callable[..., Tensor] = model.similarity  # type: ignore[assignment]  # of MultiVectorEncoder
+    for positions in by_query.values():
+        query_rows = items[positions[0]].query_rows
+        assert query_rows is not None
+        query = torch.from_numpy(query_rows).to(documents[0].device, documents[0].dtype)
+        scores[positions] = similarity([query], [documents[at] for at in positions])[0].float()
+    return Matrix(scores[:, None])
+
+
+def _in_full_precision(pipeline: Pipeline) -> Pipeline:
+    """A float32 copy for one batch, where the model is in another format. Costs its memory for that long."""
+    if all(parameter.dtype == torch.float32 for parameter in pipeline.model.parameters()):
+        return pipeline
+    model = copy.deepcopy(pipeline.model).float()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == packed_attention.VARLEN:
+            change: Any = module.set_attn_implementation  # of transformers' models
+            change(packed_attention.GROUPED)  # the other kernel knows no float32
+            break
+    return replace(pipeline, model=model)

@@ -1,118 +1,189 @@
 """How a model wants its input: packed where it may be, and where a comparison with single texts bears it out.
 
-Knows nothing of files, devices or options; `torch_loading.py` calls it once per model.
+Knows nothing of files, devices or options; `torch_loading.py` calls it once per transformer in a model.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import PreTrainedModel
 
-from infinity_emb.backends import packed_attention
-from infinity_emb.backends.base import Batch, Rows, TokenIds
-from infinity_emb.backends.torch_backend import PACKED_FEATURES, InputLayout, TorchBackend
+from infinity_emb.backends import packed_attention, packed_heads
+from infinity_emb.backends.base import Encoded, Recipe, Rows, TokenIds
+from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_device import Choice
+from infinity_emb.backends.torch_inputs import HeadReads, InputLayout
 
-# How far a packed row may be from the row of the same text alone, as 1 - cosine, before the model is taken
-# to be one that cannot be packed. Rounding stays far below; a wrong mask is far above.
-_PACKED_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+# Features for our attention and for sentence-transformers' flat pooling; the model's forward must let them
+# pass although they are not in its signature.
+PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "key_mask"})
+# How far a packed row may be from the row of the same text alone, before the model is taken to be one that
+# cannot be packed: as 1 - cosine for vectors, as a part of the largest for scores. Rounding stays far below;
+# a wrong mask is far above.
+_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+_SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _MAX_CHECKED_TOKENS = 1100
+_FLAT_TASKS = ("feature-extraction", "fill-mask")
+_HEAD_TASKS = ("sequence-classification", "text-generation")
 
 
 def choose_layout(
-    model: SentenceTransformer, transformer: Transformer, *, max_tokens: int | None
+    pipeline: Pipeline, transformer: Transformer, recipe: Recipe, *, max_tokens: int | None
 ) -> tuple[InputLayout, Choice]:
     """Packed where the architecture allows it and a comparison with single texts bears it out.
 
-    Packing is switched on in `model` as a side effect. The choice is "packed" or "padded", and why.
+    pipeline: with layouts for everything but this transformer's inputs, which are those of `recipe`.
+    Packing is switched on in the model as a side effect. The choice is "packed" or "padded", and why.
     """
-    padded = InputLayout(
-        is_packed=False,
-        position_offset=0,
-        has_type_ids="token_type_ids" in getattr(transformer.tokenizer, "model_input_names", []),
-        pad_token_id=getattr(transformer.tokenizer, "pad_token_id", None) or 0,
-        pads_left=getattr(transformer.tokenizer, "padding_side", "right") == "left",
-        prompt_length=_excluded_prompt_length(model, transformer),
-    )
+    padded = padded_layout(transformer)
     network = transformer.model
     if not network.is_backend_compatible():  # type: ignore[no-untyped-call]  # transformers has no hint
         return padded, Choice("padded", f"{network.config.model_type} has attention code of its own")
-    if transformer.transformer_task != "feature-extraction":
-        return padded, Choice("padded", f"its task is {transformer.transformer_task}")
-    packed = replace(padded, is_packed=True, position_offset=_first_position(network))
-    batch = _check_batch(transformer, max_tokens, padded.prompt_length or 0)
-    choice = _try_packing(model, transformer, padded, packed, batch)
-    return (packed if choice.value == "packed" else padded), choice
+    text = transformer.modality_config.get("text") or transformer.modality_config.get("message")
+    if text is None or text["method"] != "forward":
+        return padded, Choice("padded", "its texts do not go through the model's own forward")
+    task = transformer.transformer_task
+    if task in _FLAT_TASKS:
+        candidates: tuple[HeadReads, ...] = ("flat",)
+    elif task in _HEAD_TASKS:
+        candidates = ("first", "last", "all") if task == "sequence-classification" else ("last",)
+    else:
+        return padded, Choice("padded", f"its task is {task}")
+    if not _has_word_table(network):
+        return padded, Choice("padded", "it has no table of words to make probes of")
+    packed = replace(padded, form="packed", position_offset=_first_position(network))
+    batch = _check_batch(transformer, max_tokens, recipe)
+    return _try_packing(pipeline, transformer, padded, [replace(packed, reads=c) for c in candidates], batch)
+
+
+def padded_layout(transformer: Transformer) -> InputLayout:
+    """What every transformer can be given."""
+    tokenizer = transformer.tokenizer
+    is_decoder_head = transformer.transformer_task in ("text-generation", "any-to-any")
+    pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
+    skipped = None
+    if transformer.transformer_task == "sequence-classification":
+        skipped = getattr(transformer.model.config, "pad_token_id", None)
+        # Decoders' heads look for the model's own padding, which need not be the tokenizer's.
+        pad_token_id = pad_token_id if skipped is None else skipped
+    return InputLayout(
+        form="padded",
+        has_type_ids="token_type_ids" in getattr(tokenizer, "model_input_names", []),
+        pad_token_id=pad_token_id,
+        pads_left=getattr(tokenizer, "padding_side", "right") == "left",
+        skipped_token_id=skipped,
+        constants={"logits_to_keep": 1} if is_decoder_head else {},
+    )
 
 
 def _try_packing(
-    model: SentenceTransformer,
+    pipeline: Pipeline,
     transformer: Transformer,
     padded: InputLayout,
-    packed: InputLayout,
-    batch: Batch,
-) -> Choice:
-    """Install the first kernel whose packed rows equal the rows of single texts; else leave it padded."""
+    candidates: list[InputLayout],
+    batch: list[Encoded],
+) -> tuple[InputLayout, Choice]:
+    """Install the first kernel and head whose packed rows equal those of single texts, else neither."""
     network = transformer.model
     original = network.config._attn_implementation
     forward_params = transformer.model_forward_params
-    expected = np.concatenate([_rows(model, padded, single) for single in _singles(batch)])
+    expected = np.concatenate([rows_of(pipeline, padded, [single]) for single in batch])
     packed_attention.register()
     failures = []
-    for kernel in _kernels(model):
+    for kernel in _kernels(network):
         network.set_attn_implementation(kernel)
         if forward_params is not None:
             transformer.model_forward_params = forward_params | PACKED_FEATURES
-        try:
-            difference = _largest_distance(_rows(model, packed, batch), expected)
-        except Exception as exc:  # noqa: BLE001 - whatever an architecture raises, it cannot be packed
-            failures.append(f"{kernel}: {type(exc).__name__}: {exc}")
-            continue
-        if difference <= _PACKED_TOLERANCE[network.dtype]:
-            return Choice("packed", f"{kernel}, 1 - cosine to single texts {difference:.0e}")
-        failures.append(f"{kernel}: 1 - cosine to single texts is {difference:.0e}")
+        for layout in candidates:
+            is_wrapped = layout.reads == "flat" or packed_heads.wrap_base(network)
+            name = kernel if layout.reads == "flat" else f"{kernel}, {layout.reads} rows to the head"
+            try:
+                found = difference(rows_of(pipeline, layout, batch), expected, pipeline.dense_name)
+            except Exception as exc:  # noqa: BLE001 - whatever an architecture raises, it cannot be packed
+                failures.append(f"{name}: {type(exc).__name__}: {exc}")
+                continue
+            if is_wrapped and found <= tolerance_of(pipeline):
+                return layout, Choice("packed", f"{name}, difference to single texts {found:.0e}")
+            failures.append(f"{name}: the difference to single texts is {found:.0e}")
+    packed_heads.unwrap_base(network)
     network.set_attn_implementation(original)
     transformer.model_forward_params = forward_params
-    return Choice("padded", " ".join("; ".join(failures).split())[:300])
+    return padded, Choice("padded", " ".join("; ".join(failures).split())[:300])
 
 
-def _kernels(model: SentenceTransformer) -> list[str]:
-    if model.device.type != "cuda" or model.dtype == torch.float32:
+def _kernels(network: torch.nn.Module) -> list[str]:
+    parameter = next(network.parameters())
+    if parameter.device.type != "cuda" or parameter.dtype == torch.float32:
         return [packed_attention.GROUPED]
     # A torch without the first one's kernel fails the comparison, like one whose kernel cannot do this model.
     return [packed_attention.VARLEN, packed_attention.GROUPED]
 
 
-def _rows(model: SentenceTransformer, layout: InputLayout, batch: Batch) -> Rows:
-    backend = TorchBackend(model, layout=layout)
-    return backend.launch(batch).collect()
+def rows_of(pipeline: Pipeline, layout: InputLayout, batch: list[Encoded]) -> Rows:
+    """(N, D): a row per item, or the rows of all its tokens."""
+    task = batch[0].recipe.task
+    driven = replace(pipeline, layouts={**pipeline.layouts, None: layout, task: layout})
+    answers = TorchBackend(driven).launch(batch).collect()
+    name = batch[0].recipe.outputs[0]
+    if name == "sparse":
+        return _scattered(answers[name])
+    return np.concatenate([np.atleast_2d(entry) for entry in answers[name]])
 
 
-def _largest_distance(rows: Rows, expected: Rows) -> float:
-    """1 - cosine of the two rows that differ most; infinite where one is zero or not a number."""
-    a, b = rows.astype(np.float64), expected.astype(np.float64)  # float32 would round more than they differ
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    if not np.isfinite(norms).all() or not norms.all():
+def _scattered(entries: Any) -> Rows:
+    width = 1 + max((int(entry.indices.max(initial=0)) for entry in entries), default=0)
+    rows = np.zeros((len(entries), max(width, 2**18)), dtype=np.float32)
+    for row, entry in zip(rows, entries, strict=True):
+        row[entry.indices] = entry.values
+    return rows
+
+
+def tolerance_of(pipeline: Pipeline) -> float:
+    """How far `difference` may be from 0 for rounding alone."""
+    table = _SCORE_TOLERANCE if pipeline.dense_name == "scores" else _TOLERANCE
+    # A bag of words has no parameter at all.
+    return table[next((each.dtype for each in pipeline.model.parameters()), torch.float32)]
+
+
+def difference(rows: Rows, expected: Rows, dense_name: str) -> float:
+    """How far the two that differ most are apart; infinite where one is zero or not a number."""
+    if rows.shape != expected.shape:
         return np.inf
-    return max(0.0, float((1 - (a * b).sum(axis=1) / norms).max()))
+    a, b = rows.astype(np.float64), expected.astype(np.float64)  # float32 would round more than they differ
+    if dense_name == "scores":
+        largest = np.abs(b).max()
+        return float(np.abs(a - b).max() / largest) if np.isfinite(a).all() and largest else np.inf
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    is_same = (a == b).all(axis=1)  # rows of zeros among them
+    if not np.isfinite(norms).all() or not norms[~is_same].all():
+        return np.inf
+    cosines = (a * b).sum(axis=1)[~is_same] / norms[~is_same]
+    return max(0.0, float((1 - cosines).max(initial=0.0)))
 
 
-def _check_batch(transformer: Transformer, max_tokens: int | None, prompt_length: int) -> Batch:
+def _check_batch(transformer: Transformer, max_tokens: int | None, recipe: Recipe) -> list[Encoded]:
     """Short and long sequences, one longer than a local attention window where there is one."""
     window = getattr(transformer.model.config, "sliding_window", None) or 0
     longest = min(max_tokens or _MAX_CHECKED_TOKENS, max(96, window + 32), _MAX_CHECKED_TOKENS)
-    ids = random_ids(transformer, longest)
-    shortest = min(prompt_length + 7, longest)
+    ids = _random_ids(transformer, longest)
+    shortest = min(recipe.prompt_length + 7, longest)
     lengths = [shortest, longest, max(shortest, longest // 3), shortest, max(shortest, longest // 2)]
-    return Batch(np.concatenate([ids[:length] for length in lengths]), lengths)
+    return [Encoded(np.roll(ids, number)[:length], recipe=recipe) for number, length in enumerate(lengths)]
 
 
-def random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
+def _has_word_table(network: PreTrainedModel) -> bool:
+    try:
+        return isinstance(network.get_input_embeddings().weight, torch.Tensor)
+    except (NotImplementedError, AttributeError):
+        return False
+
+
+def _random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
     """(num_tokens,) int32 from the whole vocabulary but the special tokens, always the same."""
     weights = transformer.model.get_input_embeddings().weight
     assert isinstance(weights, torch.Tensor)
@@ -121,14 +192,6 @@ def random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
     words = np.setdiff1d(np.arange(num_words, dtype=np.int32), special)
     chosen: TokenIds = np.random.default_rng(0).choice(words, num_tokens)
     return chosen
-
-
-def _singles(batch: Batch) -> list[Batch]:
-    ends = np.cumsum(batch.lengths)
-    return [
-        Batch(batch.token_ids[end - length : end], [length])
-        for end, length in zip(ends, batch.lengths, strict=True)
-    ]
 
 
 def _first_position(network: torch.nn.Module) -> int:
@@ -143,18 +206,3 @@ def _first_position(network: torch.nn.Module) -> int:
         ):
             return padding_idx + 1
     return 0
-
-
-def default_prompt(model: SentenceTransformer) -> str:
-    """What sentence-transformers puts before every text unless told otherwise."""
-    return model.prompts.get(model.default_prompt_name or "") or ""
-
-
-def _excluded_prompt_length(model: SentenceTransformer, transformer: Transformer) -> int | None:
-    """Tokens of the default prompt, where the model's pooling leaves the prompt out."""
-    prompt = default_prompt(model)
-    leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in model)
-    if not prompt or not leaves_out:
-        return None
-    length: int | None = transformer.preprocess(["text"], prompt=prompt).get("prompt_length")
-    return length

@@ -7,102 +7,125 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.base.model import BaseModel
 
-from infinity_emb.backends.base import LoadedModel, Tokenize
-from infinity_emb.backends.torch_backend import InputLayout, TorchBackend
+from infinity_emb.backends.base import InputOptions, LoadedModel
+from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
-from infinity_emb.backends.torch_layout import choose_layout, default_prompt, random_ids
-from infinity_emb.backends.warmup import DEFAULT_BATCH_TOKENS, find_batch_tokens, seconds_per_batch
+from infinity_emb.backends.torch_doors import DoorMaker, OpenedModel
+from infinity_emb.backends.torch_models import (
+    activation_of,
+    capabilities_of,
+    labels_of,
+    load_sentence_transformers_model,
+    max_tokens_of,
+    outputs_of,
+    pooling_of,
+    sampling_rate_of,
+    tasks_of,
+    transformers_of,
+)
+from infinity_emb.backends.warmup import (
+    DEFAULT_BATCH_TOKENS,
+    find_batch_tokens,
+    sample_inputs,
+    seconds_per_batch,
+)
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_usable_cpus
-from infinity_emb.model_files import ModelFiles, resolve_model_files
+from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import detect_kind
-from infinity_emb.primitives import Dtype, ModelInfo, PoolingMethod
-from infinity_emb.tokenizing import PipelineTokenizer, RawTokenizer
+from infinity_emb.primitives import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
 
 MAX_TOKENIZER_THREADS = 8
+# A sparse model's head makes a value per token and word of the vocabulary; a batch may take this much memory.
+_MAX_LOGITS_BYTES = {"cpu": 2**28, "mps": 2**29, "cuda": 2**32}
 
 
-def load_model(args: EngineArgs) -> LoadedModel:
+def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     """Load, check and warm up. Raises StartupError for whatever cannot be served."""
     devices = choose_devices(args)
-    files = resolve_model_files(args.model_name_or_path, revision=args.revision)
-    _check_kind(args, files)
+    kind = args.model_kind
+    if kind is ModelKind.auto:
+        kind = detect_kind(files.path, args.model_name_or_path)
     dtype = choose_dtype(args.dtype, devices[0])
-    model = _load_pipeline(args, files, devices[0], getattr(torch, dtype.value))
+
+    def load(dtype_name: str) -> BaseModel:
+        number_format: torch.dtype = getattr(torch, dtype_name)
+        return load_sentence_transformers_model(args, files, kind, devices[0], number_format)
+
+    model = load(dtype.value)
     if args.dtype in (Dtype.float16, Dtype.bfloat16) and devices[0].type == "cpu":
-        model, dtype = _keep_half_if_faster(model, dtype)
-    transformer = _first_transformer(model)
-    _apply_pooling(model, args.pooling_method)
-    tokenize = make_tokenizer(model, transformer)
-    layout, attention = choose_layout(model, transformer, max_tokens=max_tokens_of(model))
-    info = _describe(model, files, devices[0], dtype, attention)
-    replicas = _make_replicas(model, layout, devices, args)
-    max_batch_tokens = args.max_batch_tokens or DEFAULT_BATCH_TOKENS[devices[0].type]
-    if args.model_warmup and not args.max_batch_tokens:
-        max_batch_tokens = find_batch_tokens(
-            replicas[0], random_ids(transformer, info.max_tokens or 512), device_kind=devices[0].type
-        )
+        model, dtype = _keep_half_if_faster(model, dtype, lambda: load("float32"))
+    opened = _open(args, model, kind)
+    info = _describe(model, kind, files, devices[0], dtype, opened)
+    replicas = _make_replicas(opened.pipeline, devices, args)
+    activation, activate = activation_of(model, kind)
     return LoadedModel(
-        info=info,
+        info=replace(info, activation=activation),
         replicas=list(replicas),
-        tokenize=tokenize,
-        max_batch_tokens=max_batch_tokens,
+        prepare=opened.prepare,
+        max_batch_tokens=_choose_batch_tokens(args, opened, kind, replicas[0], devices[0]),
         num_tokenizer_threads=args.tokenizer_threads or min(MAX_TOKENIZER_THREADS, num_usable_cpus()),
+        activate=activate,
+        split=opened.raw_tokenizer.split if opened.raw_tokenizer else None,
+        sampling_rate=sampling_rate_of(model),
     )
 
 
-def _check_kind(args: EngineArgs, files: ModelFiles) -> None:
-    """A reranker loaded as an embedder would answer, and every vector would be meaningless."""
-    kind = detect_kind(files.path)
-    if kind != "embedder":
-        raise StartupError(
-            f"model {args.model_name_or_path!r} is of the kind {kind!r}; this version serves embedders only"
-        )
-
-
-def _load_pipeline(
-    args: EngineArgs, files: ModelFiles, device: torch.device, dtype: torch.dtype
-) -> SentenceTransformer:
+def _open(args: EngineArgs, model: BaseModel, kind: ModelKind) -> OpenedModel:
+    pipeline = Pipeline(
+        model=model,
+        layouts={},
+        dense_name="scores" if kind in (ModelKind.reranker, ModelKind.classifier) else "sentence_embedding",
+        max_active_dims=getattr(model, "max_active_dims", None),
+    )
     try:
-        model = SentenceTransformer(
-            str(files.path),
-            device=str(device),
-            trust_remote_code=args.trust_remote_code,
-            model_kwargs={"dtype": dtype},
-            local_files_only=True,
-        )
-    except Exception as exc:  # whatever a model's files can make the libraries raise
-        raise StartupError(_loading_failure(args, exc)) from exc
-    model.eval()
-    # Parameters only: the frequencies of rotary positions are buffers and must stay float32.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
+        return DoorMaker(pipeline, kind, outputs_of(model, kind)).open()
+    except Exception as exc:  # whatever the model raises on its first inputs
+        text = " ".join(str(exc).split())[:400]
+        raise StartupError(
+            f"model {args.model_name_or_path!r} was loaded but cannot compute: {type(exc).__name__}: {text}"
+        ) from exc
 
 
-def _loading_failure(args: EngineArgs, exc: Exception) -> str:
-    text = " ".join(str(exc).split())
-    if "trust_remote_code" in text:
-        return (
-            f"model {args.model_name_or_path!r} brings Python code of its own; --trust-remote-code runs it"
-            " with your rights, so read it first"
-        )
-    return f"model {args.model_name_or_path!r} could not be loaded: {type(exc).__name__}: {text[:400]}"
+def _choose_batch_tokens(
+    args: EngineArgs, opened: OpenedModel, kind: ModelKind, replica: TorchBackend, device: torch.device
+) -> int:
+    if args.max_batch_tokens:
+        return args.max_batch_tokens
+    max_tokens = DEFAULT_BATCH_TOKENS[device.type]
+    if args.model_warmup and opened.prepare.text_doors:
+        outputs = outputs_of(opened.pipeline.model, kind)[:1] or ("dense",)
+        is_pair = kind is ModelKind.reranker
+        samples = sample_inputs(opened.prepare, InputOptions(outputs=outputs), is_pair=is_pair)
+        max_tokens = find_batch_tokens(replica, samples, device_kind=device.type)
+    transformers = transformers_of(opened.pipeline.model)
+    if kind is ModelKind.sparse and transformers:
+        bytes_per_token = 4 * int(transformers[0].model.config.vocab_size)
+        max_tokens = min(max_tokens, max(256, _MAX_LOGITS_BYTES[device.type] // bytes_per_token))
+    return max_tokens
 
 
-def _keep_half_if_faster(model: SentenceTransformer, dtype: Choice) -> tuple[SentenceTransformer, Choice]:
-    """Many CPUs compute half precision slower than float32: measure before believing."""
-    full = copy.deepcopy(model).float()
+def _keep_half_if_faster(
+    model: BaseModel, dtype: Choice, load_full: Callable[[], BaseModel]
+) -> tuple[BaseModel, Choice]:
+    """Many CPUs compute half precision slower than float32: measure before believing.
+
+    load_full: the model in float32, from its files; the half one's weights are rounded already.
+    """
+    full = load_full()
+    if not isinstance(model, SentenceTransformer):
+        return full, Choice("float32", f"{dtype.value} was asked for, which CPUs compute slower")
     half_s, full_s = (_seconds_per_encode(each) for each in (model, full))
     if half_s < full_s:
         return model, Choice(dtype.value, f"measured {full_s / half_s:.1f}x as fast as float32 here")
@@ -111,85 +134,56 @@ def _keep_half_if_faster(model: SentenceTransformer, dtype: Choice) -> tuple[Sen
     return full, Choice("float32", reason)
 
 
-def _seconds_per_encode(model: SentenceTransformer) -> float:
+def _seconds_per_encode(model: BaseModel) -> float:
     texts = [
         "Half precision must earn its place: seven words of 3.14159, rivers and interest rates. " * 4
     ] * 8
+    assert isinstance(model, SentenceTransformer)
     return seconds_per_batch(lambda: model.encode(texts, show_progress_bar=False))
 
 
-def _first_transformer(model: SentenceTransformer) -> Transformer:
-    first: object = next(iter(model))
-    if not isinstance(first, Transformer):
-        raise StartupError(
-            f"the model starts with a {type(first).__name__} module; this version serves models that start"
-            " with a Transformer module"
-        )
-    transformer: Transformer = first
-    return transformer
-
-
-def _apply_pooling(model: SentenceTransformer, method: PoolingMethod) -> None:
-    if method is PoolingMethod.auto:
-        return
-    pooling = next((module for module in model if isinstance(module, Pooling)), None)
-    if pooling is None:
-        raise StartupError(f"--pooling-method {method} cannot be used: the model has no Pooling module")
-    pooling.pooling_mode = method.value
-
-
-def make_tokenizer(model: SentenceTransformer, transformer: Transformer) -> Tokenize:
-    """The raw tokenizer where the text goes straight into it, else the pipeline's own preprocessing."""
-    prompt = default_prompt(model)
-    tokenizer = transformer.tokenizer
-    max_tokens = max_tokens_of(model)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if tokenizer is None or backend is None or "message" in transformer.modality_config:
-        return PipelineTokenizer(lambda text: _preprocess_one(model, text, prompt), max_tokens=max_tokens)
-    return RawTokenizer(
-        backend, max_tokens=max_tokens, truncation_side=tokenizer.truncation_side, prompt=prompt
-    )
-
-
-def _preprocess_one(model: SentenceTransformer, text: str, prompt: str) -> list[int]:
-    features = model.preprocess([text], prompt=prompt or None)
-    ids: list[int] = features["input_ids"][0].tolist()
-    return ids
-
-
-def max_tokens_of(model: SentenceTransformer) -> int | None:
-    """The limit that sentence-transformers cuts at; None where transformers' placeholder stands for none."""
-    limit = model.max_seq_length
-    return None if limit is None or limit > 10**9 else int(limit)
-
-
-def _make_replicas(
-    model: SentenceTransformer, layout: InputLayout, devices: list[torch.device], args: EngineArgs
-) -> list[TorchBackend]:
+def _make_replicas(pipeline: Pipeline, devices: list[torch.device], args: EngineArgs) -> list[TorchBackend]:
     """One backend per device; replicas on the CPU share the weights and the cores."""
     cores = SharedCores(args.threads or num_usable_cpus()) if devices[0].type == "cpu" else None
-    models = [model]
+    pipelines = [pipeline]
     for device in devices[1:]:
-        models.append(model if device.type == "cpu" else copy.deepcopy(model).to(device))
-    return [TorchBackend(each, layout=layout, cores=cores) for each in models]
+        is_shared = device.type == "cpu"
+        model = pipeline.model if is_shared else copy.deepcopy(pipeline.model).to(device)
+        pipelines.append(replace(pipeline, model=model))
+    return [TorchBackend(each, cores=cores) for each in pipelines]
 
 
 def _describe(
-    model: SentenceTransformer, files: ModelFiles, device: torch.device, dtype: Choice, attention: Choice
+    model: BaseModel,
+    kind: ModelKind,
+    files: ModelFiles,
+    device: torch.device,
+    dtype: Choice,
+    opened: OpenedModel,
 ) -> ModelInfo:
-    pooling = [str(module.pooling_mode) for module in model if isinstance(module, Pooling)]
+    is_scoring = kind in (ModelKind.reranker, ModelKind.classifier)
+    dimension = getattr(model, "truncate_dim", None) or (
+        0 if is_scoring else model.get_embedding_dimension()  # type: ignore[operator]  # of all other kinds
+    )
+    tokenizer = getattr(model[0], "tokenizer", None)
     return ModelInfo(
-        embedding_dimension=int(model.truncate_dim or model.get_embedding_dimension() or 0),
+        kind=kind,
+        capabilities=capabilities_of(model, kind),
+        outputs=outputs_of(model, kind),
+        embedding_dimension=int(dimension or 0),
         max_tokens=max_tokens_of(model),
-        capabilities=("embed",),
+        truncation_side=getattr(tokenizer, "truncation_side", None) or "right",
         dtype=dtype.value,
         dtype_reason=dtype.reason,
         device=str(device),
-        attention=attention.value,
-        attention_reason=attention.reason,
-        pooling=", ".join(pooling) or "none",
+        attention=opened.attention.value,
+        attention_reason=opened.attention.reason,
+        pooling=pooling_of(model),
+        similarity=str(getattr(model, "similarity_fn_name", None) or "cosine"),
+        labels=labels_of(model, kind),
         prompts={name: prompt or "" for name, prompt in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
+        tasks=tasks_of(model),
         revision=files.revision,
         source=files.source,
     )

@@ -5,13 +5,12 @@ Knows nothing of what computes: it launches batches of a backend and looks at th
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from infinity_emb.backends.base import Backend, Batch, TokenIds
+from infinity_emb.backends.base import Backend, Encoded, Input, InputOptions, Pair, Prepare
 
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16_384}
 _CANDIDATES = {"cpu": (512, 1024, 2048), "mps": (2048, 4096, 8192, 16_384)}
@@ -19,26 +18,28 @@ _CANDIDATES_GPU = (4096, 8192, 16_384, 32_768, 65_536)
 # A larger batch must be so much faster to be worth its latency.
 _WORTHWHILE_GAIN = 1.04
 _DEADLINE_S = 2.5
-_SEQUENCE_TOKENS = (16, 128, 32, 256, 64)
+_NUM_WORDS = (12, 100, 25, 200, 50)
+_WORDS = ("the", "river", "carries", "small", "boats", "past", "3", "old", "mills,", "(uncounted)", "daily.")
 
 
-def find_batch_tokens(backend: Backend, sample: TokenIds, *, device_kind: str) -> int:
+def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_kind: str) -> int:
     """The smallest batch, in tokens, whose rate no larger one beats by more than a few per cent.
 
-    sample: token ids to make batches of, as long as the longest sequence that should be tried.
+    samples: what to make batches of, short and long inputs in turn.
     device_kind: "cpu", "mps" or "cuda", for the sizes that are worth trying.
     Stops at a deadline, or at the first size that the device has no memory for, with the best so far.
     """
     started_s = time.monotonic()
     best_tokens, best_rate = 0, 0.0
     for num_tokens in _CANDIDATES.get(device_kind, _CANDIDATES_GPU):
-        batch = sample_batch(sample, num_tokens)
+        batch = _batch_of(samples, num_tokens)
         try:
-            rate = len(batch.token_ids) / seconds_per_batch(lambda: backend.launch(batch).collect())  # noqa: B023
+            batch_s = seconds_per_batch(lambda: backend.launch(batch).collect())  # noqa: B023
         except (MemoryError, RuntimeError):  # torch's out-of-memory error is a RuntimeError
             if not best_tokens:
                 raise
             break
+        rate = sum(item.num_tokens for item in batch) / batch_s
         if not best_tokens or rate > best_rate * _WORTHWHILE_GAIN:
             best_tokens, best_rate = num_tokens, rate
         if time.monotonic() - started_s > _DEADLINE_S:
@@ -57,9 +58,19 @@ def seconds_per_batch(compute: Callable[[], Any], num_runs: int = 2) -> float:
     return min(durations)
 
 
-def sample_batch(sample: TokenIds, num_tokens: int) -> Batch:
-    """Sequences of mixed length, `num_tokens` in all or a little more."""
-    lengths: list[int] = []
-    while sum(lengths) < num_tokens:
-        lengths.append(min(_SEQUENCE_TOKENS[len(lengths) % len(_SEQUENCE_TOKENS)], len(sample)))
-    return Batch(np.concatenate([sample[:length] for length in lengths]), lengths)
+def sample_inputs(prepare: Prepare, options: InputOptions, *, is_pair: bool) -> list[Encoded]:
+    """Texts or pairs of mixed length, as the model reads them; it cuts those that are over its limit."""
+    texts = [" ".join(itertools.islice(itertools.cycle(_WORDS), num_words)) for num_words in _NUM_WORDS]
+    inputs: list[Input] = [Pair(texts[0], text) for text in texts] if is_pair else list(texts)
+    return prepare(inputs, options)
+
+
+def _batch_of(samples: Sequence[Encoded], num_tokens: int) -> list[Encoded]:
+    """Samples over and over, `num_tokens` in all or a little more."""
+    batch: list[Encoded] = []
+    for sample in itertools.cycle(samples):
+        if num_tokens <= 0:
+            return batch
+        batch.append(sample)
+        num_tokens -= sample.num_tokens
+    return batch

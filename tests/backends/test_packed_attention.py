@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infinity_emb.backends.base import Batch
+from infinity_emb.backends.base import Encoded, InputOptions, Pair
 from infinity_emb.backends.packed_attention import (
     PackedLayout,
     grouped_attention,
     runs_of_equal_length,
     varlen_attention,
 )
-from infinity_emb.backends.torch_backend import InputLayout, packed_features
+from infinity_emb.backends.torch_inputs import HeadReads, InputLayout, packed_features
 from infinity_emb.backends.torch_loading import load_model
 from infinity_emb.config import EngineArgs
-from tests.small_models import save_small_model
+from infinity_emb.model_files import resolve_model_files
+from tests.small_models import save_small_classifier, save_small_model
 
 
 class Case(NamedTuple):
@@ -226,6 +227,52 @@ def test_a_token_sees_those_less_than_the_window_away(case: Case) -> None:
         assert np.abs(_by_hand(wider) - expected).max() > 1e-2, "the edge must show"
 
 
+@pytest.mark.parametrize("kernel", [grouped_attention, varlen_attention])
+@pytest.mark.parametrize("pads_left", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(case=CASES)
+def test_padding_changes_nothing_where_a_key_mask_tells_of_it(
+    kernel: Callable[..., tuple[Tensor, None]], pads_left: bool, case: Case
+) -> None:
+    """Models that are served packed get some inputs padded, such as images and expanded queries."""
+    width = max(case.lengths) + case.seed % 3
+    places = [
+        slice(width - length, width) if pads_left else slice(length) for length in case.lengths
+    ]  # of each text in its row
+    mask = torch.zeros(len(case.lengths), width, dtype=torch.int64)
+    padded = [
+        torch.full((len(case.lengths), states.shape[1], width, _HEAD_DIM), 9.0).double()
+        for states in _states(case)
+    ]
+    ends = np.cumsum(case.lengths).tolist()
+    for row, (place, end, length) in enumerate(zip(places, ends, case.lengths, strict=True)):
+        mask[row, place] = 1
+        for states, flat in zip(padded, _states(case), strict=True):
+            states[row, :, place] = flat[0, :, end - length : end]
+
+    rows, weights = kernel(
+        torch.nn.Module(),
+        *padded,
+        None,
+        key_mask=mask,
+        scaling=case.scaling,
+        sliding_window=case.sliding_window,
+        is_causal=case.is_causal,
+    )
+
+    assert weights is None
+    assert torch.isfinite(rows).all(), "NaN of a padding token would spread in the next layer"
+    found = torch.cat([row[place] for row, place in zip(rows, places, strict=True)])[None]
+    assert np.abs(found.numpy() - _by_hand(case)).max() <= 1e-12
+
+
+def test_without_a_layout_and_a_mask_of_its_own_a_batch_is_attended_as_transformers_says() -> None:
+    case = Case([6], 2, 2, None, False, None, 0)
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
+    rows, _ = grouped_attention(torch.nn.Module(), *_states(case), mask)
+    assert np.abs(rows.numpy() - _by_hand(case._replace(is_causal=True))).max() <= 1e-12
+
+
 def test_torch_calls_its_arguments_as_the_stand_in_does() -> None:
     names = list(inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters)
     expected = list(inspect.signature(_varlen_attn_2_11).parameters)
@@ -266,44 +313,77 @@ def test_runs_cover_the_row_in_order(lengths: list[int]) -> None:
     assert all(run.length != following.length for run, following in itertools.pairwise(runs))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.booleans(), st.integers(0, 3))
-def test_packed_row_holds_every_sequence_in_ascending_order(
+def _texts(lengths: list[int], *, has_type_ids: bool = False) -> list[Encoded]:
+    """Texts of tokens that are all different."""
+    token_ids = np.arange(100, 100 + sum(lengths), dtype=np.int32)
+    sequences = np.split(token_ids, np.cumsum(lengths)[:-1])
+    return [Encoded(ids, ids % 2 if has_type_ids and ids[0] % 3 else None) for ids in sequences]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12).map(sorted), st.booleans(), st.integers(0, 3))
+def test_packed_row_holds_every_sequence_end_to_end(
     lengths: list[int], has_type_ids: bool, position_offset: int
 ) -> None:
-    num_tokens = sum(lengths)
-    token_ids = np.arange(100, 100 + num_tokens, dtype=np.int32)
-    type_ids = token_ids % 2 if has_type_ids else None
-    order = np.argsort(lengths, kind="stable")
-    layout = InputLayout(
-        is_packed=True,
-        position_offset=position_offset,
-        has_type_ids=True,
-        pad_token_id=0,
-        pads_left=False,
-        prompt_length=None,
-    )
+    items = _texts(lengths, has_type_ids=has_type_ids)
+    layout = InputLayout(form="packed", position_offset=position_offset, has_type_ids=has_type_ids)
 
-    features = packed_features(
-        Batch(token_ids, lengths, type_ids),
-        order,
-        [lengths[number] for number in order],
-        layout,
-        torch.device("cpu"),
-    )
+    features = packed_features(items, layout, torch.device("cpu"))
 
-    sequences = np.split(token_ids, np.cumsum(lengths)[:-1])
-    expected = np.concatenate([sequences[number] for number in order])
-    expected_types = expected % 2 if has_type_ids else np.zeros(num_tokens)
-    assert features["input_ids"].tolist() == [expected.tolist()]
-    assert features["token_type_ids"].tolist() == [expected_types.tolist()]
+    assert features["input_ids"].tolist() == [[token for item in items for token in item.token_ids]]
+    if has_type_ids:
+        assert features["token_type_ids"].tolist() == [
+            [
+                type_id
+                for item in items
+                for type_id in (np.zeros(len(item.token_ids)) if item.type_ids is None else item.type_ids)
+            ]
+        ]
+    else:
+        assert "token_type_ids" not in features
     assert features["position_ids"].tolist() == [
-        [position + position_offset for length in sorted(lengths) for position in range(length)]
+        [position + position_offset for length in lengths for position in range(length)]
     ]
     assert features["seq_idx"].tolist() == [
-        [row for row, length in enumerate(sorted(lengths)) for _ in range(length)]
+        [row for row, length in enumerate(lengths) for _ in range(length)]
     ]
-    assert features["cu_seq_lens_q"].tolist() == [0, *np.cumsum(sorted(lengths))]
+    assert features["cu_seq_lens_q"].tolist() == [0, *np.cumsum(lengths)]
     assert features["packed_layout"].max_length == max(lengths)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=12).map(sorted),
+    st.sampled_from(["first", "last", "all"]),
+    st.sampled_from([None, 104]),
+)
+def test_a_head_is_handed_the_tokens_that_it_reads(
+    lengths: list[int], reads: HeadReads, skipped: int | None
+) -> None:
+    """As a padded batch of them, beside the flat row and their places in it."""
+    items = _texts(lengths)
+    layout = InputLayout(form="packed", reads=reads, pad_token_id=7, skipped_token_id=skipped)
+
+    features = packed_features(items, layout, torch.device("cpu"))
+
+    row = features["packed_row"]
+    flat = row.features["input_ids"][0]
+    found = [
+        flat[places[kept]].tolist()
+        for places, kept in zip(row.gather, features["attention_mask"].bool(), strict=True)
+    ]
+    assert found == [_tokens_read(item.token_ids.tolist(), reads, skipped) for item in items]
+    assert [
+        ids[kept].tolist()
+        for ids, kept in zip(features["input_ids"], features["attention_mask"].bool(), strict=True)
+    ] == found
+    assert (features["input_ids"][features["attention_mask"] == 0] == 7).all()
+    assert not {"seq_idx", "modality"} & row.features.keys(), "the network's forward knows neither"
+
+
+def _tokens_read(tokens: list[int], reads: HeadReads, skipped: int | None) -> list[int]:
+    if reads == "all":
+        return tokens
+    kept = [token for token in tokens if token != skipped]
+    return tokens[:1] if reads == "first" or not kept else kept[-1:]
 
 
 class _Questions(TorchDispatchMode):
@@ -340,6 +420,19 @@ _WAITING_OPERATORS = frozenset(
 )
 
 
+def _launch_and_listen(path: Path, *inputs: str | Pair) -> tuple[str, list[str]]:
+    """How the model was packed, and what launching a batch asked of the device."""
+    args = EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False)
+    model = load_model(args, resolve_model_files(str(path)))
+    batch = model.prepare(inputs, InputOptions())
+    with _Questions() as questions:
+        model.replicas[0].launch(batch)
+    return f"{model.info.attention}: {model.info.attention_reason}", questions.asked
+
+
+_LENGTHS = (40, 3, 17, 3)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("model_type", "pooling_mode"),
@@ -362,13 +455,29 @@ def test_launching_a_packed_batch_asks_nothing_of_the_device(
     transformers asked one in its decoders as long as a mask function was registered for our kernels.
     """
     path = save_small_model(tmp_path, model_type, pooling_mode=pooling_mode)
-    model = load_model(EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False))
-    backend = model.replicas[0]
-    assert model.info.attention == "packed"
-    lengths = [40, 3, 17, 3]
-    batch = Batch(np.arange(10, 10 + sum(lengths), dtype=np.int32), lengths)
+    how, asked = _launch_and_listen(path, *("word5 " * length for length in _LENGTHS))
 
-    with _Questions() as questions:
-        backend.launch(batch)
+    assert how.startswith("packed: ")
+    assert asked == []
 
-    assert questions.asked == []
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("model_type", "reads", "config"),
+    [
+        ("bert", "first", {}),
+        ("xlm-roberta", "first", {}),
+        ("modernbert", "first", {}),
+        ("modernbert", "all", {"classifier_pooling": "mean"}),
+        ("qwen3", "last", {}),
+    ],
+)
+def test_launching_a_packed_batch_of_pairs_asks_nothing_of_the_device(
+    model_type: str, reads: str, config: dict[str, str], tmp_path: Path
+) -> None:
+    path = save_small_classifier(tmp_path, model_type, num_labels=1, **config)
+    how, asked = _launch_and_listen(path, *(Pair("word5", "word6 " * length) for length in _LENGTHS))
+
+    assert how.startswith("packed: ")
+    assert f"{reads} rows to the head" in how
+    assert asked == []

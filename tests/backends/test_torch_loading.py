@@ -15,10 +15,10 @@ import torch
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.backends import torch_loading
 from infinity_emb.backends.torch_device import MAX_CPU_REPLICAS, Choice, choose_devices, choose_dtype
-from infinity_emb.backends.torch_layout import _largest_distance
+from infinity_emb.backends.torch_layout import difference
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import Dtype
-from tests.small_models import random_texts, save_small_model
+from tests.small_models import MAX_LENGTH, random_texts, save_small_classifier, save_small_model
 
 pytestmark = pytest.mark.model
 
@@ -56,7 +56,8 @@ def reference(path: Path, texts: list[str], **options: Any) -> npt.NDArray[np.fl
         ({"device": "cuda"}, "--device cuda is not available"),
         ({"device": "tensorrt"}, "--device tensorrt is not for --engine torch"),
         ({"dtype": "int8"}, "--dtype int8 is not available in this version"),
-        ({"embedding_dtype": "int8"}, "--embedding-dtype int8 is not available in this version"),
+        ({"dtype": "fp8"}, "--dtype fp8 is not available in this version"),
+        ({"pooling_method": "cls", "model_kind": "reranker"}, "--pooling-method cls cannot be used"),
     ],
 )
 def test_what_cannot_be_served_is_named(bert: Path, options: dict[str, str], words: str) -> None:
@@ -66,12 +67,50 @@ def test_what_cannot_be_served_is_named(bert: Path, options: dict[str, str], wor
         load(bert, **options)
 
 
-def test_a_reranker_is_refused_instead_of_served_as_an_embedder(bert: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}})
+def test_a_model_that_is_loaded_but_cannot_compute_is_one_readable_error(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that do not fit together load without a word, and fail deep in torch at the first request."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    def fail(*_: Any) -> None:
+        raise IndexError("index out of range\n  in self")
+
+    monkeypatch.setattr(Pooling, "forward", fail)
+    with pytest.raises(
+        StartupError, match="was loaded but cannot compute: IndexError: index out of range in"
+    ):
+        load(bert)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "kind", "capabilities", "labels"),
+    [(1, "reranker", {"rerank"}, ()), (3, "classifier", {"classify"}, ("LABEL_0", "LABEL_1", "LABEL_2"))],
+)
+def test_what_is_said_of_a_model_that_scores(
+    num_labels: int, kind: str, capabilities: set[str], labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    engine = load(save_small_classifier(tmp_path, "bert", num_labels=num_labels))
+
+    info = engine.info
+    assert (info.kind, engine.capabilities, info.labels) == (kind, capabilities, labels)
+    assert (info.outputs, info.embedding_dimension, info.pooling) == ((), 0, "none")
+    assert info.activation == ("sigmoid" if num_labels == 1 else "softmax")
+    assert info.max_tokens == MAX_LENGTH
+
+
+def test_the_kind_that_is_asked_for_is_served_whatever_the_files_say(bert: Path) -> None:
+    assert load(bert).info.kind == "embedder"
+    info = load(bert, model_kind="sparse").info
+    assert (info.kind, info.outputs, info.capabilities[0]) == ("sparse", ("sparse",), "embed_sparse")
+
+
+def test_half_precision_of_a_reranker_is_not_used_on_a_cpu(tmp_path: Path) -> None:
+    info = load(save_small_classifier(tmp_path, "bert"), dtype="bfloat16").info
+    assert (info.dtype, info.dtype_reason) == (
+        "float32",
+        "bfloat16 was asked for, which CPUs compute slower",
     )
-    with pytest.raises(StartupError, match="of the kind 'reranker'; this version serves embedders"):
-        load(tmp_path)
 
 
 def test_files_that_no_library_can_load_are_one_readable_error(bert: Path, tmp_path: Path) -> None:
@@ -97,7 +136,8 @@ def test_a_cpu_has_a_replica_for_each_core_up_to_a_limit(bert: Path) -> None:
 
 def test_replicas_on_a_cpu_share_the_weights(bert: Path) -> None:
     first, second = load(bert, device_id=(0, 1))._model.replicas
-    assert first._model is second._model
+    assert first._pipeline.model is second._pipeline.model  # type: ignore[attr-defined]
+    assert first.shares_device
 
 
 def test_the_device_is_the_cpu_where_there_is_no_other() -> None:
@@ -204,7 +244,7 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
     def one_text(lengths: list[int]) -> list[packed_attention.Run]:
         return [packed_attention.Run(0, sum(lengths), 1)]
 
-    monkeypatch.setattr("infinity_emb.backends.torch_backend.runs_of_equal_length", one_text)
+    monkeypatch.setattr("infinity_emb.backends.torch_inputs.runs_of_equal_length", one_text)
     engine = load(bert)
     assert engine.info.attention == "padded"
     assert "to single texts" in engine.info.attention_reason
@@ -215,7 +255,22 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
 @pytest.mark.parametrize(("factor", "distance"), [(1.0, 0.0), (-1.0, 2.0), (np.nan, np.inf), (0.0, np.inf)])
 def test_rows_that_are_no_numbers_are_infinitely_far(factor: float, distance: float) -> None:
     rows = np.eye(3, dtype=np.float32)
-    assert _largest_distance(rows * np.float32(factor), rows) == distance
+    assert difference(rows * np.float32(factor), rows, "sentence_embedding") == distance
+
+
+@pytest.mark.parametrize(
+    ("scores", "distance"),
+    [([4.0, -2.0], 0.0), ([3.0, -2.0], 0.25), ([-4.0, 2.0], 2.0), ([np.nan, -2.0], np.inf), ([4.0], np.inf)],
+)
+def test_scores_are_compared_by_their_largest(scores: list[float], distance: float) -> None:
+    """Not by a cosine: of one score it says nothing but the sign."""
+    expected = np.array([[4.0], [-2.0]], dtype=np.float32)
+    assert difference(np.array(scores, dtype=np.float32)[:, None], expected, "scores") == distance
+
+
+def test_scores_that_are_all_0_prove_nothing() -> None:
+    zeros = np.zeros((2, 1), dtype=np.float32)
+    assert difference(zeros, zeros, "scores") == np.inf
 
 
 def test_warm_up_finds_a_batch_size(bert: Path) -> None:

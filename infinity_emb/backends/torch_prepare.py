@@ -1,0 +1,270 @@
+"""Texts, pairs, images and audio → what `torch_inputs.py` lays out: hop 4 for sentence-transformers models.
+
+Each way into a model is a door. `TokenDoor` is the fast one, for texts that become token ids by the tokenizer
+alone; `FeatureDoor` asks the model's own preprocessing, one input at a time. A text stays text: whatever it
+says, it is never opened as a file or a URL. Knows nothing of devices or queues.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Router, Transformer
+
+from infinity_emb.backends.base import (
+    Clip,
+    Encoded,
+    Input,
+    InputOptions,
+    Pair,
+    Passages,
+    Picture,
+    Recipe,
+    Rows,
+)
+from infinity_emb.backends.torch_models import input_modules
+from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
+from infinity_emb.primitives import Modality
+from infinity_emb.tokenizing import RawTokenizer, Tokenize, Tokens
+
+# What preprocessing adds that is not an array of the input; `Recipe` and `InputLayout` hold it.
+_NOT_FEATURES = ("modality", "task", "prompt_length", "logits_to_keep")
+_MAX_REMEMBERED_PROMPTS = 256
+# What an image or a clip costs in a batch where its preprocessing does not say.
+_MEDIA_TOKENS = 256
+
+
+class Door(Protocol):
+    """One way into a model, for one task."""
+
+    def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        """As `Prepare` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """ColBERT's query expansion: short queries are filled up with a token that has rows of its own."""
+
+    length: int
+    token_id: int
+    is_attended: bool  # whether the other tokens look at it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDoor:
+    """Texts or pairs that become token ids, for packed and padded layouts.
+
+    task: the recipe's; None for models whose computing does not depend on it.
+    prompt_length: tokens of a prompt that pooling leaves out.
+    """
+
+    tokenize: Tokenize
+    max_tokens: int | None
+    has_type_ids: bool
+    prompt_length: Callable[[str], int]
+    task: str | None = None
+    expansion: Expansion | None = None
+
+    def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        if isinstance(inputs[0], Passages):
+            return [self._read_passages(cast(Passages, each), options) for each in inputs]
+        tokens = self.tokenize(
+            cast("Sequence[str | Pair]", inputs),
+            prompt=options.prompt,
+            truncation=options.truncation,
+            max_tokens=self.max_tokens,
+        )
+        recipe = self._recipe(options)
+        if recipe.prompt_length:
+            _check_longer_than_prompt(tokens, recipe.prompt_length)
+        return [self._encoded(each, recipe, options.query_rows) for each in tokens]
+
+    def _recipe(self, options: InputOptions) -> Recipe:
+        prompt_length = self.prompt_length(options.prompt) if options.prompt else 0
+        return Recipe(task=self.task, prompt_length=prompt_length, outputs=options.outputs)
+
+    def _encoded(self, tokens: Tokens, recipe: Recipe, query_rows: Rows | None) -> Encoded:
+        ids, type_ids = tokens
+        if self.expansion is None or len(ids) >= self.expansion.length:
+            type_ids = type_ids if self.has_type_ids else None
+            return Encoded(ids, type_ids, recipe, query_rows=query_rows)
+        filler = np.full(self.expansion.length - len(ids), self.expansion.token_id, dtype=np.int32)
+        num_attended = None if self.expansion.is_attended else len(ids)
+        return Encoded(np.concatenate([ids, filler]), None, recipe, num_attended=num_attended)
+
+    def _read_passages(self, passages: Passages, options: InputOptions) -> Encoded:
+        """One text of all, and the token range of each."""
+        assert isinstance(self.tokenize, RawTokenizer)
+        whole = options.prompt + "".join(passages.texts)
+        offsets, num_tokens = self.tokenize.offsets(whole)
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            raise InputTooLong(
+                f"has {num_tokens} tokens with all passages, the limit is {self.max_tokens}; late chunking"
+                " reads them as one text, so send fewer or shorter ones",
+                position=0,
+            )
+        tokens = self.tokenize([whole], prompt="", truncation="off", max_tokens=self.max_tokens)[0]
+        spans = _token_spans(offsets, passages.texts, start=len(options.prompt))
+        return Encoded(tokens.ids, None, self._recipe(options), spans=spans)
+
+
+def _check_longer_than_prompt(tokens: Sequence[Tokens], prompt_length: int) -> None:
+    """Pooling that leaves the prompt out would have nothing left."""
+    for position, each in enumerate(tokens):
+        if len(each.ids) <= prompt_length:
+            raise BadInput(
+                f"has {len(each.ids)} tokens, all of them the prompt's; send a text of its own",
+                position=position,
+            )
+
+
+def _token_spans(
+    offsets: list[tuple[int, int]], texts: Sequence[str], *, start: int
+) -> tuple[tuple[int, int], ...]:
+    """The tokens that begin in each text. Raises BadInput for one in which none does."""
+    begins = np.array([first if last > first else -1 for first, last in offsets])
+    spans = []
+    for position, text in enumerate(texts):
+        inside = np.flatnonzero((begins >= start) & (begins < start + len(text)))
+        if not len(inside):
+            raise BadInput("has no token of its own to be averaged", position=position)
+        spans.append((int(inside[0]), int(inside[-1]) + 1))
+        start += len(text)
+    return tuple(spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureDoor:
+    """Inputs that the model's own preprocessing reads, one at a time."""
+
+    model: BaseModel
+    lock: threading.Lock | None  # where a tokenizer of transformers takes part, which is not thread-safe
+    max_tokens: int | None
+    task: str | None = None
+    sampling_rate: int | None = None
+
+    def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        return [self._read(each, options, position) for position, each in enumerate(inputs)]
+
+    def _read(self, each: Input, options: InputOptions, position: int) -> Encoded:
+        modality = _modality_of(each)
+        if modality is Modality.text and options.truncation in ("left", "right"):
+            raise BadInput(
+                f"this model's preprocessing cuts texts by itself, not on the {options.truncation}"
+            )
+        features = self._preprocess(each, options.prompt)
+        ids = features.get("input_ids")
+        num_tokens = int(ids.shape[-1]) if ids is not None else _MEDIA_TOKENS
+        if options.truncation == "off" and self.max_tokens and num_tokens >= self.max_tokens:
+            raise InputTooLong(
+                f"fills or exceeds the limit of {self.max_tokens} tokens; shorten it, or allow it to be cut"
+                " with truncate=true",
+                position=position,
+            )
+        recipe = Recipe(
+            modality=features["modality"],
+            task=self.task,
+            prompt_length=features["prompt_length"],
+            outputs=options.outputs,
+        )
+        return Encoded(
+            np.zeros(0, dtype=np.int32) if ids is None else ids[0].astype(np.int32),
+            recipe=recipe,
+            features={name: array for name, array in features.items() if name not in _NOT_FEATURES},
+            query_rows=options.query_rows,
+            num_tokens=num_tokens,
+        )
+
+    def _preprocess(self, each: Input, prompt: str) -> dict[str, Any]:
+        with self.lock or _NO_LOCK:
+            output = preprocess(
+                self.model, each, prompt=prompt, task=self.task, sampling_rate=self.sampling_rate
+            )
+        features: dict[str, Any] = {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in output.items()
+            if isinstance(value, torch.Tensor) or (isinstance(value, list) and len(value) == 1)
+        }
+        features["modality"] = output.get("modality", "text")
+        features["prompt_length"] = output.get("prompt_length") or 0
+        return features
+
+
+class _NoLock:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_NO_LOCK = _NoLock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchPrepare:
+    """`Prepare` for one model: doors for texts by task, and one for each kind of media.
+
+    text_doors: None stands for every task that is not named.
+    """
+
+    text_doors: Mapping[str | None, Door]
+    media_doors: Mapping[Modality, Mapping[str | None, Door]]
+
+    def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        modality = _modality_of(inputs[0])
+        doors = self.text_doors if modality is Modality.text else self.media_doors.get(modality)
+        if not doors:
+            raise ModelNotDeployedError(f"the model does not take {modality} inputs")
+        return (doors.get(options.task) or doors[None])(inputs, options)
+
+
+def preprocess(
+    model: BaseModel, each: Input, *, prompt: str, task: str | None, sampling_rate: int | None = None
+) -> dict[str, Any]:
+    """What the model's own preprocessing makes of one input, which it is told the kind of.
+
+    sentence-transformers takes a bare text that is a URL or a path of an image for that image, and would open
+    it; a router would send it the way of images.
+    """
+    given = _wrapped(each, model, task, sampling_rate)
+    is_routed_text = isinstance(model[0], Router) and _modality_of(each) is Modality.text
+    told = {"modality": "text"} if is_routed_text else {}
+    return model.preprocess([given], prompt=prompt or None, task=task, **told)
+
+
+def _wrapped(each: Input, model: BaseModel, task: str | None, sampling_rate: int | None) -> Any:
+    """The input in a form that can be taken for nothing else."""
+    if isinstance(each, Picture):
+        from PIL import Image
+
+        return Image.fromarray(each.pixels)
+    if isinstance(each, Clip):
+        return {"array": each.samples, "sampling_rate": sampling_rate}
+    entered: Any = input_modules(model, task)
+    if not isinstance(entered, Transformer):
+        return tuple(each) if isinstance(each, Pair) else each
+    if isinstance(each, Pair):
+        takes_messages = "message" in entered.modality_config
+        if takes_messages and entered.input_formatter.message_format == "structured":
+            return {"text": each.query}, {"text": each.document}
+        return tuple(each)
+    return {"text": each}
+
+
+def _modality_of(each: Input) -> Modality:
+    if isinstance(each, Picture):
+        return Modality.image
+    return Modality.audio if isinstance(each, Clip) else Modality.text
+
+
+def remembered(count: Callable[[str], int]) -> Callable[[str], int]:
+    """The same, counting a prompt once; of the users' many prompts only the latest are kept."""
+    return functools.lru_cache(_MAX_REMEMBERED_PROMPTS)(count)
