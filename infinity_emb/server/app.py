@@ -22,20 +22,25 @@ from starlette.types import Lifespan
 from infinity_emb import __version__
 from infinity_emb.config import EngineArgs, ServerConfig
 from infinity_emb.engine_array import AsyncEngineArray
+from infinity_emb.server.api_route import ApiRoute, add_api_routes
 from infinity_emb.server.auth import ApiKeyMiddleware
+from infinity_emb.server.classify_route import ClassifyRoute
 from infinity_emb.server.docs_page import DocsPage
+from infinity_emb.server.embeddings_route import EmbeddingsRoute
 from infinity_emb.server.errors import HANDLERS, UnexpectedErrorMiddleware
 from infinity_emb.server.http_metrics import HTTPMetrics, HTTPMetricsMiddleware
 from infinity_emb.server.model_metrics import ModelCollector
-from infinity_emb.server.openai_routes import OpenAIRoutes, add_openai_routes
+from infinity_emb.server.models_route import ModelsRoute
 from infinity_emb.server.request_id import RequestIdMiddleware
+from infinity_emb.server.rerank_route import RerankRoute
 from infinity_emb.server.served_engines import EngineSource, ServedEngines
+from infinity_emb.server.sparse_route import SparseRoute
 from infinity_emb.server.system_routes import OPEN_PATHS, SystemRoutes, add_system_routes
 
 logger = logging.getLogger("infinity_emb")
 
 TITLE = "Infinity - Embedding Inference Server"
-SUMMARY = "Embedding models over REST, with the wire format of OpenAI."
+SUMMARY = "Embedding models, rerankers and classifiers over REST, with the wire format of OpenAI."
 
 
 class ServerApp(FastAPI):
@@ -64,9 +69,9 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
     # Set afterwards: FastAPI deprecates the argument, and the server behind `create_server` is not ours.
     app.root_path = config.proxy_root_path
     app.state.config = config
-    add_openai_routes(
+    add_api_routes(
         app.router,
-        OpenAIRoutes(served, max_client_batch_size=config.max_client_batch_size),
+        _api_routes(served, max_client_batch_size=config.max_client_batch_size),
         prefix=config.url_prefix,
         # Only for the document; `ApiKeyMiddleware` is what asks.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if config.api_key else [],
@@ -102,6 +107,15 @@ def create_server(
         proxy_root_path=proxy_root_path or "",
     )
     return build_app(lambda: AsyncEngineArray.from_args(engine_args_list), config)
+
+
+def _api_routes(served: ServedEngines, *, max_client_batch_size: int) -> list[ApiRoute]:
+    """In the order of the document."""
+    tasks = [
+        route(served=served, max_client_batch_size=max_client_batch_size)
+        for route in (EmbeddingsRoute, RerankRoute, ClassifyRoute, SparseRoute)
+    ]
+    return [each for group in (*tasks, ModelsRoute(served)) for each in group.routes()]
 
 
 def _middlewares(

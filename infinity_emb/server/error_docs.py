@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from infinity_emb.server.schemas import ErrorResponse, HTTPErrorResponse, ValidationErrorResponse
+from infinity_emb.server.schemas.errors import ErrorResponse, HTTPErrorResponse, ValidationErrorResponse
 
 Documented = dict[str, Any]
 

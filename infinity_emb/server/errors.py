@@ -20,9 +20,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinity_emb.errors import (
+    AudioCorruption,
     BackendFailed,
     BadInput,
     EngineNotReady,
+    ImageCorruption,
     InputTooLong,
     MatryoshkaDimError,
     ModelNotDeployedError,
@@ -43,8 +45,12 @@ class ErrorKind(NamedTuple):
     param: str | None = None
 
 
+# Stands for the member that holds a request's inputs: `input`, `inputs` or `documents`.
+INPUT = "input"
 TABLE: dict[type[Exception], ErrorKind] = {
-    InputTooLong: ErrorKind(400, "input"),
+    InputTooLong: ErrorKind(400, INPUT),
+    ImageCorruption: ErrorKind(400, INPUT),
+    AudioCorruption: ErrorKind(400, INPUT),
     MatryoshkaDimError: ErrorKind(400, "dimensions"),
     UnknownModel: ErrorKind(400, "model"),
     ModelNotDeployedError: ErrorKind(400, "model"),
@@ -81,7 +87,12 @@ async def answer_serving_error(request: Request, exc: ServingError) -> Response:
     kind = kind_of(type(exc))
     if kind.status == 500:
         logger.error("request %s failed: %s", request.state.request_id, exc, exc_info=exc)
-    return error_response(kind.status, str(exc), param=kind.param)
+    return error_response(kind.status, str(exc), param=_param_of(request, exc, kind))
+
+
+def _param_of(request: Request, exc: ServingError, kind: ErrorKind) -> str | None:
+    is_about_an_input = kind.param == INPUT or (kind.status == 400 and exc.position is not None)
+    return getattr(request.state, "input_member", INPUT) if is_about_an_input else kind.param
 
 
 async def answer_http_exception(request: Request, exc: HTTPException) -> Response:

@@ -1,10 +1,11 @@
-"""The `input` field: one text or a list of them becomes a list; everything else gets a helpful word.
+"""The members that hold what is to be computed; each form of them becomes a list, all else a helpful word.
 
-One validator instead of a union, whose errors would list every form that did not match.
+One validator each instead of a union, whose errors would list every form that did not match.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
@@ -23,26 +24,71 @@ _TYPE_NAMES = {
     dict: "an object",
     type(None): "null",
 }
+_STRING: dict[str, Any] = {"type": "string"}
 
 
 def parse_inputs(value: Any) -> list[str]:
-    """A list of one or more texts, unchanged. Raises PydanticCustomError."""
+    """One text or a list of texts → a list of one or more. Raises PydanticCustomError."""
     if isinstance(value, str):
         return [value]
+    texts: list[str] = _parse_members(value, _read_text, "texts", may_be_alone=True)
+    return texts
+
+
+def parse_documents(value: Any) -> list[str]:
+    """Texts, or objects with a `text` → a list of one or more texts. Raises PydanticCustomError."""
+    texts: list[str] = _parse_members(value, _read_document, "texts, or of objects with a `text`")
+    return texts
+
+
+def parse_texts_or_pairs(value: Any) -> list[str | tuple[str, str]]:
+    """One text, or a list of texts and pairs → a list of one or more. Raises PydanticCustomError."""
+    if isinstance(value, str):
+        return [value]
+    inputs: list[str | tuple[str, str]] = _parse_members(
+        value, _read_text_or_pair, "texts, or of pairs [text, text]", may_be_alone=True
+    )
+    return inputs
+
+
+def _parse_members(value: Any, read: Callable[[Any], Any], what: str, *, may_be_alone: bool = False) -> Any:
+    """Each member as `read` has it; one that it answers None for is named."""
     if not isinstance(value, list):
-        raise PydanticCustomError("string_type", f"must be a text or a list of texts, not {_name(value)}")
+        forms = f"a text or a list of {what}" if may_be_alone else f"a list of {what}"
+        raise PydanticCustomError("string_type", f"must be {forms}, not {_name(value)}")
     if not value:
         raise PydanticCustomError("too_short", "must have at least one text; the list is empty")
-    if set(map(type, value)) != {str}:
-        raise _explain(value)
-    return value
+    if set(map(type, value)) == {str}:
+        return value
+    members = []
+    for position, given in enumerate(value):
+        member = read(given)
+        if member is None:
+            raise _explain(position, given, what)
+        members.append(member)
+    return members
 
 
-def _explain(members: list[Any]) -> PydanticCustomError:
-    position, wrong = next((at, each) for at, each in enumerate(members) if type(each) is not str)
+def _read_text(given: Any) -> Any:
+    return given if isinstance(given, str) else None
+
+
+def _read_document(given: Any) -> Any:
+    return _read_text(given.get("text") if isinstance(given, dict) else given)
+
+
+def _read_text_or_pair(given: Any) -> Any:
+    if isinstance(given, list) and len(given) == 2 and set(map(type, given)) == {str}:
+        return tuple(given)
+    return _read_text(given)
+
+
+def _explain(position: int, wrong: Any, what: str) -> PydanticCustomError:
     if _is_token_id(wrong) or (isinstance(wrong, list) and wrong and _is_token_id(wrong[0])):
         return PydanticCustomError("string_type", TOKEN_IDS_MESSAGE)
-    return PydanticCustomError("string_type", f"must be a list of texts; member {position} is {_name(wrong)}")
+    return PydanticCustomError(
+        "string_type", f"must be a list of {what}; member {position} is {_name(wrong)}"
+    )
 
 
 def _is_token_id(value: Any) -> bool:
@@ -53,16 +99,36 @@ def _name(value: Any) -> str:
     return _TYPE_NAMES[type(value)]
 
 
+def _list_of(*members: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": list(members)}, "minItems": 1}
+
+
+_DOCUMENT = {"type": "object", "properties": {"text": _STRING}, "required": ["text"]}
+_PAIR = {"type": "array", "items": _STRING, "minItems": 2, "maxItems": 2}
+
 Inputs = Annotated[
     list[str],
     PlainValidator(parse_inputs),
     WithJsonSchema(
         {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1},
-            ],
-            "description": "One text, or a list of texts. A text may be empty.",
+            "anyOf": [_STRING, _list_of(_STRING)],
+            "description": "One text, or a list of texts; of images and audio their URLs or data URIs. A text"
+            " may be empty.",
+        }
+    ),
+]
+Documents = Annotated[
+    list[str],
+    PlainValidator(parse_documents),
+    WithJsonSchema({**_list_of(_STRING, _DOCUMENT), "description": "Texts, or objects with a `text`."}),
+]
+TextsOrPairs = Annotated[
+    list[str | tuple[str, str]],
+    PlainValidator(parse_texts_or_pairs),
+    WithJsonSchema(
+        {
+            "anyOf": [_STRING, _list_of(_STRING, _PAIR)],
+            "description": "One text, or a list of texts and of pairs of texts that are read together.",
         }
     ),
 ]

@@ -13,16 +13,17 @@ from typing import Any, TypeVar, get_type_hints
 import orjson
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from infinity_emb.config import ServerConfig
 from infinity_emb.server.body_limit import read_body
+from infinity_emb.server.schemas.task import TaskRequest
 from infinity_emb.server.validation import body_error
 
-Schema = TypeVar("Schema", bound=BaseModel)
+Schema = TypeVar("Schema", bound=TaskRequest)
 
 
 class JsonRoute(APIRoute):
@@ -30,12 +31,13 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
-        schema: type[BaseModel] = get_type_hints(endpoint)["body"]
+        schema: type[TaskRequest] = get_type_hints(endpoint)["body"]
 
         async def answer(request: Request) -> Response:
             check_content_type(request.headers.get("content-type"))
             config: ServerConfig = request.app.state.config
             raw = await read_body(request, config.max_body_bytes)
+            request.state.input_member = schema.input_member
             response: Response = await endpoint(body=parse_body(schema, raw), request=request)
             return response
 

@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from infinity_emb.engine_array import AsyncEngineArray
+from infinity_emb.engine_array import AsyncEngineArray, Resolved
 from infinity_emb.errors import EngineNotReady
+from infinity_emb.primitives import Capability
 
 EngineSource = AsyncEngineArray | Callable[[], AsyncEngineArray]
 
@@ -36,6 +37,15 @@ class ServedEngines:
     def is_loaded(self) -> bool:
         """Whether `array` can be read."""
         return self._array is not None
+
+    def choose(self, model: str | None, capability: Capability) -> Resolved:
+        """The engine for a request that names a model, or none.
+
+        Raises UnknownModel, and EngineNotReady before the app has started.
+        """
+        if model is None:
+            return Resolved(self.array.first_with(capability), None)
+        return self.array.resolve(model)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[AsyncEngineArray]:

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from infinity_emb.errors import EngineNotReady
 from infinity_emb.server.encode import json_response
 from infinity_emb.server.error_docs import NOT_READY
-from infinity_emb.server.schemas import Health, Readiness
+from infinity_emb.server.schemas.system import Health, Readiness
 from infinity_emb.server.served_engines import ServedEngines
 
 OPEN_PATHS = ("/", "/health", "/ready", "/metrics")

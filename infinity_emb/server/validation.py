@@ -54,6 +54,8 @@ def _field_of(detail: dict[str, Any]) -> str | None:
 
 def shortened(value: object, depth: int = 2) -> object:
     """A JSON value without the bulk: long texts cut, three members of a list or object."""
+    if isinstance(value, tuple):
+        value = list(value)
     if isinstance(value, str) and len(value) > MAX_TEXT:
         return f"{value[:MAX_TEXT]}... ({len(value)} characters)"
     if isinstance(value, (list, dict)) and depth == 0:

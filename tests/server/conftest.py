@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -14,6 +14,14 @@ from tests.server.tiny_server import build_debug_app, client_of
 def anyio_backend() -> str:
     """Tests marked `anyio` run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Calibration files of int8 and uint8 vectors are written here."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("INFINITY_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,13 @@ def bearer(key: str, scheme: str = "Bearer") -> dict[bytes, bytes]:
     return {b"authorization": f"{scheme} {key}".encode()}
 
 
-@pytest.mark.parametrize("method_and_path", ["POST /embeddings", "POST /v1/embeddings", "GET /models"])
+@pytest.mark.parametrize(
+    "method_and_path",
+    [
+        *("POST /embeddings", "POST /v1/embeddings", "GET /models", "POST /rerank", "POST /v1/classify"),
+        *("POST /embed_sparse", "POST /embeddings_image", "POST /v1/embeddings_audio"),
+    ],
+)
 @pytest.mark.parametrize(
     "headers", [{}, bearer("wrong"), bearer(""), bearer(KEY, "Basic"), {b"authorization": KEY.encode()}]
 )

@@ -7,13 +7,17 @@ import json
 import numpy as np
 import pytest
 
+from infinity_emb.backends.base import SparseRow
+from infinity_emb.embedding import Embeddings
 from infinity_emb.primitives import EmbeddingEncodingFormat
 from infinity_emb.server import encode
 
 
 def encoded(vectors: list[np.ndarray], encoding_format: EmbeddingEncodingFormat) -> list[dict[str, object]]:
     response = asyncio.run(
-        encode.embeddings_response(vectors, encoding_format=encoding_format, model="m", num_tokens=1)
+        encode.embeddings_response(
+            Embeddings(num_tokens=1, dense=vectors), encoding_format=encoding_format, model="m"
+        )
     )
     data: list[dict[str, object]] = json.loads(bytes(response.body))["data"]
     return data
@@ -69,9 +73,53 @@ def test_other_work_gets_its_turn_while_a_long_answer_is_encoded(monkeypatch: py
     async def main() -> None:
         counting = asyncio.create_task(count_turns())
         await encode.embeddings_response(
-            random_rows(10, 4), encoding_format=EmbeddingEncodingFormat.float, model="m", num_tokens=1
+            Embeddings(num_tokens=1, dense=random_rows(10, 4)),
+            encoding_format=EmbeddingEncodingFormat.float,
+            model="m",
         )
         counting.cancel()
 
     asyncio.run(main())
     assert turns == 9
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "i1", "u1"])
+def test_every_number_format_keeps_its_own_bytes(dtype: str) -> None:
+    row = np.array([0, 1, 2, 100], dtype=dtype)
+    [as_text] = encoded([row], EmbeddingEncodingFormat.base64)
+    [as_numbers] = encoded([row], EmbeddingEncodingFormat.float)
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(str(as_text["embedding"])), dtype), row)
+    assert as_numbers["embedding"] == row.tolist()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_a_matrix_is_a_list_of_lists_or_the_bytes_of_its_rows_with_the_shape(num_rows: int) -> None:
+    matrix = np.arange(num_rows * 4, dtype=np.float32).reshape(num_rows, 4)[:, :2]  # not contiguous
+    [as_numbers] = encoded([matrix], EmbeddingEncodingFormat.float)
+    [as_text] = encoded([matrix], EmbeddingEncodingFormat.base64)
+    assert as_numbers["embedding"] == matrix.tolist()
+    assert "shape" not in as_numbers
+    assert as_text["shape"] == [num_rows, 2]
+    flat = np.frombuffer(base64.b64decode(str(as_text["embedding"])), "<f4")
+    np.testing.assert_array_equal(flat.reshape(num_rows, 2), matrix)
+
+
+def test_sparse_entries_read_back_as_the_same_numbers() -> None:
+    values = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    rows = [
+        SparseRow(np.arange(0, 100, 2, dtype=np.int32), values),
+        SparseRow(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)),
+        SparseRow(np.array([30_521], dtype=np.int32), np.array([1e-30], dtype=np.float32)),
+    ]
+    read = json.loads(bytes(asyncio.run(encode.sparse_response(rows)).body))
+    assert [list(entry) for entry in read[0][:1]] == [["index", "value"]]
+    for entries, row in zip(read, rows, strict=True):
+        assert [entry["index"] for entry in entries] == row.indices.tolist()
+        np.testing.assert_array_equal(np.array([entry["value"] for entry in entries], np.float32), row.values)
+
+
+def test_a_column_that_is_not_contiguous_can_be_sparse() -> None:
+    row = SparseRow(np.arange(6, dtype=np.int32)[::2], np.arange(6, dtype=np.float32)[::2])
+    assert json.loads(bytes(asyncio.run(encode.sparse_response([row])).body)) == [
+        [{"index": 0, "value": 0.0}, {"index": 2, "value": 2.0}, {"index": 4, "value": 4.0}]
+    ]

@@ -114,7 +114,7 @@ async def test_an_unexpected_error_goes_to_the_log_and_its_id_to_the_client(
 
     app = build_debug_app()
     async with client_of(app) as client:
-        monkeypatch.setattr(app.engine_array[0], "embed", fail)
+        monkeypatch.setattr(app.engine_array[0], "encode", fail)
         with caplog.at_level(logging.ERROR, logger="infinity_emb"):
             response = await client.post("/embeddings", json={"input": "a"}, headers={"x-request-id": "r-17"})
     assert response.status_code == 500

@@ -67,7 +67,23 @@ async def test_token_ids_are_refused_with_the_setting_of_the_client(
         ({"input": "a", "dimensions": "many"}, "dimensions", "valid integer"),
         ({"input": "a", "dimensions": 4.5}, "dimensions", "valid integer"),
         ({"input": "a", "model": 3}, "model", "valid string"),
-        ({"input": "a", "truncate": "END"}, "truncate", "valid boolean"),
+        ({"input": "a", "truncate": "MIDDLE"}, "truncate", "'NONE', 'START', 'END', 'left' and 'right'"),
+        ({"input": "a", "truncate": 1}, "truncate", "must be true or false, or one of"),
+        ({"input": "a", "truncation_side": "middle"}, "truncation_side", "'left' or 'right'"),
+        ({"input": "a", "outputs": []}, "outputs", "at least 1 item"),
+        ({"input": "a", "outputs": ["dense"] * 4}, "outputs", "at most 3 items"),
+        ({"input": "a", "outputs": ["maxsim"]}, "outputs", "'dense', 'sparse' or 'multivector'"),
+        ({"input": "a", "embedding_dtype": "int4"}, "embedding_dtype", "'float32', 'float16'"),
+        ({"input": "a", "output_dtype": "int4"}, "output_dtype", "'float32', 'float16'"),
+        ({"input": "a", "embedding_type": ["float"]}, "embedding_type", "'float32', 'float16'"),
+        ({"input": "a", "chunking": "some"}, "chunking", "valid boolean"),
+        ({"input": "a", "late_chunking": "yes"}, "late_chunking", "an object with `chunk_size`"),
+        ({"input": "a", "late_chunking": {"chunk_size": 0}}, "late_chunking", "in 1.."),
+        ({"input": "a", "late_chunking": {"chunk_size": 2**40}}, "late_chunking", "in 1.."),
+        ({"input": "a", "late_chunking": {"chunk_size": True}}, "late_chunking", "in 1.."),
+        ({"input": "a", "late_chunking": {"chunk_size": 4.5}}, "late_chunking", "in 1.."),
+        ({"input": "a", "prompt": 3}, "prompt", "valid string"),
+        ({"input": "a", "task": 3}, "task", "valid string"),
         ({"model": "debug"}, "input", "Field required"),
         ({}, "input", "Field required"),
     ],
@@ -81,7 +97,7 @@ async def test_a_member_that_does_not_fit_is_named(
     assert error["param"] == param
     assert error["message"].startswith(f"{param}: ")
     assert part in error["message"]
-    assert response.json()["detail"][0]["loc"] == ["body", param]
+    assert response.json()["detail"][0]["loc"][:2] == ["body", param]
 
 
 async def test_several_wrong_members_are_all_told(client: httpx.AsyncClient) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 
@@ -71,3 +72,41 @@ async def test_the_key() -> None:
         assert len((await client.embeddings.create(model="debug", input="a")).data) == 1
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
             await client.with_options(api_key="other").embeddings.create(model="debug", input="a")
+
+
+async def test_what_openai_does_not_have_is_sent_as_extra_body() -> None:
+    async with openai_client_of(build_debug_app(debug_args("debug?kind=embedder"))) as client:
+        answer = await client.embeddings.create(
+            model="debug", input="hello", extra_body={"input_type": "query", "truncate": "END"}
+        )
+        assert answer.data[0].embedding == [12.0] * 13  # 'query: hello'
+        answer = await client.embeddings.create(
+            model="debug",
+            input="hello",
+            encoding_format="float",
+            extra_body={"outputs": ["dense", "sparse"], "prompt": "x"},
+        )
+        assert answer.data[0].embedding == [6.0] * 13
+        assert answer.data[0].model_extra is not None
+        assert answer.data[0].model_extra["sparse_embedding"]["indices"] == sorted(map(ord, set("xhello")))
+        answer = await client.embeddings.create(
+            model="debug", input=["ab", "cde"], extra_body={"late_chunking": True}
+        )
+        ranges = [(each.model_extra or {})["late_chunking"]["char_range"] for each in answer.data]
+        assert ranges == [[0, 3], [3, 6]]
+
+
+@pytest.mark.parametrize("model", ["debug:query", "debug-query"])
+async def test_a_client_that_can_send_nothing_but_a_name_names_the_side(model: str) -> None:
+    async with openai_client_of(build_debug_app(debug_args("debug?kind=embedder"))) as client:
+        answer = await client.embeddings.create(model=model, input="hello")
+    assert answer.data[0].embedding == [12.0] * 13
+
+
+async def test_a_late_interaction_model_is_read_by_the_shape() -> None:
+    """The client knows flat vectors only; it decodes the base64 that it asks for by itself."""
+    async with openai_client_of(build_debug_app(debug_args("debug?kind=multivector"))) as client:
+        answer = await client.embeddings.create(model="debug", input="ab")
+        [member] = answer.data
+        matrix = np.array(member.embedding).reshape((member.model_extra or {})["shape"])
+    np.testing.assert_array_equal(matrix, [[97.0] * 13, [98.0] * 13])

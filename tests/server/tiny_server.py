@@ -36,6 +36,13 @@ async def client_of(app: FastAPI, **options: Any) -> AsyncIterator[httpx.AsyncCl
         yield client
 
 
+@asynccontextmanager
+async def client_of_kind(kind: str, **config: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server of one model, `debug`, of that kind."""
+    async with client_of(build_debug_app(debug_args(f"debug?kind={kind}"), **config)) as client:
+        yield client
+
+
 async def embed(client: httpx.AsyncClient, text: Any = "hello", **members: Any) -> httpx.Response:
     """POST /embeddings."""
     return await client.post("/embeddings", json={"input": text, **members})

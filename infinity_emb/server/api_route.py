@@ -1,0 +1,99 @@
+"""The routes of the API: each at `{prefix}/...` and at `{prefix}/v1/...`, and documented once.
+
+Knows nothing of what a route does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.params import Depends
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from infinity_emb.server.error_docs import TASK_ERRORS, UNAUTHORIZED, Documented
+from infinity_emb.server.json_route import JsonRoute
+from infinity_emb.server.members import check_num_members
+from infinity_emb.server.served_engines import ServedEngines
+
+# Takes `body` and `request`, or what stands in the path; FastAPI reads its annotations.
+Handler = Callable[..., Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiRoute:
+    """A handler, where it is reached, and how it is documented; its name is the operation's id.
+
+    response_model: what FastAPI documents; handlers answer with bytes of their own making.
+    errors: status → its documentation, for all statuses but 401.
+    """
+
+    path: str
+    method: Literal["GET", "POST"]
+    answer: Handler
+    response_model: object
+    errors: Mapping[int | str, Documented]
+    is_deprecated: bool = False
+
+    @classmethod
+    def of_task(
+        cls, path: str, answer: Handler, response_model: object, *, is_deprecated: bool = False
+    ) -> ApiRoute:
+        """A route that takes JSON to a model."""
+        return cls(
+            path=path,
+            method="POST",
+            answer=answer,
+            response_model=response_model,
+            errors=TASK_ERRORS,
+            is_deprecated=is_deprecated,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The handlers of one task, over one app's engines."""
+
+    served: ServedEngines
+    max_client_batch_size: int
+
+    def routes(self) -> list[ApiRoute]:
+        """Where the handlers are reached."""
+        raise NotImplementedError
+
+    def check_num_inputs(self, inputs: Sequence[object], name: str) -> None:
+        """Raises a 422 for more inputs than one request may have. name: of the member that holds them."""
+        way_out = ", or start the server with a larger --max-client-batch-size"
+        check_num_members(inputs, limit=self.max_client_batch_size, name=name, way_out=way_out)
+
+
+def add_api_routes(
+    router: APIRouter, routes: Iterable[ApiRoute], *, prefix: str, dependencies: Sequence[Depends]
+) -> None:
+    """Register the routes under both prefixes; the OpenAPI document shows `{prefix}/...` alone.
+
+    dependencies: declared, so that the document shows how to authorize.
+    """
+    unauthorized: dict[int | str, Documented] = {401: UNAUTHORIZED} if dependencies else {}
+    for route in routes:
+        for base in api_prefixes(prefix):
+            router.add_api_route(
+                base + route.path,
+                route.answer,
+                methods=[route.method],
+                operation_id=route.answer.__name__,
+                response_model=route.response_model,
+                responses={**unauthorized, **route.errors},
+                dependencies=dependencies,
+                deprecated=route.is_deprecated or None,
+                include_in_schema=base == prefix,
+                route_class_override=JsonRoute if route.method == "POST" else APIRoute,
+            )
+
+
+def api_prefixes(prefix: str) -> list[str]:
+    """`{prefix}` and `{prefix}/v1`; the former alone where it ends in /v1 itself."""
+    return [prefix] if prefix.endswith("/v1") else [prefix, f"{prefix}/v1"]

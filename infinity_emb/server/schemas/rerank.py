@@ -1,0 +1,63 @@
+"""`/rerank`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from infinity_emb.server.inputs import Documents
+from infinity_emb.server.schemas.task import TaskAnswer, TaskRequest, Truncate, TruncationSide
+
+
+class RerankRequest(TaskRequest):
+    """A query, and the documents that may answer it."""
+
+    input_member: ClassVar[str] = "documents"
+
+    query: str = Field(description="What is searched for.")
+    documents: Documents
+    top_n: int | None = Field(None, gt=0, description="Only so many of the best; all where not given.")
+    return_documents: bool | None = Field(None, description="Answer the documents' texts too.")
+    raw_scores: bool | None = Field(None, description="Leave out the model's activation function.")
+    instruction: str | None = Field(
+        None, description="What counts as an answer, for rerankers that take an instruction."
+    )
+    prompt: str | None = Field(None, description="The same as `instruction`.")
+    prompt_name: str | None = Field(None, description="One of the model's own instructions.")
+    truncate: Truncate = None
+    truncation_side: TruncationSide = None
+
+
+_QUERY = "Where is Munich?"
+_DOCUMENTS = ["The sky is blue.", "Munich is in Germany.", "Munich has many beer gardens."]
+
+RERANK_EXAMPLES: dict[str, Any] = {
+    "documents": {
+        "summary": "Three documents by how well they answer",
+        "value": {"query": _QUERY, "documents": _DOCUMENTS},
+    },
+    "top": {
+        "summary": "The best one, with its text",
+        "value": {"query": _QUERY, "documents": _DOCUMENTS, "top_n": 1, "return_documents": True},
+    },
+    "raw_scores": {
+        "summary": "Scores as the model computes them",
+        "value": {"query": _QUERY, "documents": [{"text": each} for each in _DOCUMENTS], "raw_scores": True},
+    },
+}
+
+
+class RankedDocument(BaseModel):
+    """The score of the document at `index` of the request."""
+
+    relevance_score: float
+    index: int
+    document: str | None = Field(None, description="Left out unless `return_documents` asks for it.")
+
+
+class RerankResponse(TaskAnswer):
+    """The documents, best first."""
+
+    object: Literal["rerank"]
+    results: list[RankedDocument]
