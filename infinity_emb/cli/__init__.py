@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from infinity_emb.errors import StartupError
 
-COMMANDS = ("v1", "v2")
+COMMANDS = ("v1", "v2", "verify")
 _INSTALL = "install it with: pip install 'infinity-emb[server]'"
 _OWN_OPTIONS = ("-h", "--help", "--version", "--show-completion", "--install-completion")
 

@@ -1,4 +1,4 @@
-"""The commands `v2` and `v1`: flags and environment → configs → a server process.
+"""The commands `v2`, `v1` and `verify`: flags and environment → configs → a server process, or a comparison.
 
 A flag counts before its environment variable, that before the default. Knows no option by name but the
 model id, which `v1` spells differently, and those that the start itself turns on.
@@ -18,11 +18,7 @@ from infinity_emb.cli.flags import CommandWithPanels, with_flags
 from infinity_emb.cli.logs import configure_logging
 from infinity_emb.cli.serving_process import preload, serve
 from infinity_emb.config import EngineArgs, ServerConfig, given_options
-from infinity_emb.options import (
-    Given,
-    option_fields,
-    unknown_env_names,
-)
+from infinity_emb.options import Given, option_fields, unknown_env_names
 
 logger = logging.getLogger("infinity_emb")
 
@@ -66,12 +62,41 @@ def v1(**flags: Any) -> None:
     _run(flags, is_deprecated=True)
 
 
-def _run(flags: Mapping[str, Any], *, is_deprecated: bool = False) -> None:
-    columns = {
+@app.command(cls=CommandWithPanels)
+@with_flags(repeats_models=True, configs=(EngineArgs,))
+def verify(**flags: Any) -> None:
+    """Compare models, as they would be served, with sentence-transformers on this machine.
+
+    Each model is loaded twice and asked about texts, images or sounds that come with this program: one at a
+    time, in one list, and all at once. The table shows the largest difference of any number, as a part of the
+    largest in its answer or of 1, and the lowest cosine. The exit code is 0 where all answers are equal but
+    for rounding, and 1 where one differs or a model cannot be compared.
+    """
+    # Imported here, as the engines are: `--help` is quick.
+    from infinity_emb.verification import verify
+
+    configure_logging("warning")
+    _warn_of_unknown_variables()
+    is_equal = True
+    for number, args in enumerate(EngineArgs.from_given(given_options(EngineArgs, _columns(flags)))):
+        if number:
+            typer.echo()
+        checks = verify(args, tell=typer.echo)
+        is_equal = is_equal and bool(checks) and all(check.is_passed for check in checks)
+    if not is_equal:
+        raise typer.Exit(1)
+
+
+def _columns(flags: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {
         name: value if isinstance(value, list) else [value]
         for name, value in flags.items()
         if value is not None
     }
+
+
+def _run(flags: Mapping[str, Any], *, is_deprecated: bool = False) -> None:
+    columns = _columns(flags)
     model_options = given_options(EngineArgs, columns)
     server_options = given_options(ServerConfig, columns)
     engine_args = EngineArgs.from_given(model_options)

@@ -7,7 +7,7 @@ switch is plain text. Called by `cli/commands.py`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field
 from typing import Annotated, Any, TypeVar
 
@@ -30,16 +30,20 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def with_flags(
-    *, repeats_models: bool, renamed: Mapping[str, str] | None = None
+    *,
+    repeats_models: bool,
+    renamed: Mapping[str, str] | None = None,
+    configs: Sequence[type] = (EngineArgs, ServerConfig),
 ) -> Callable[[Command], Command]:
-    """Give a command that takes `**flags` one keyword per option of a model and of the server.
+    """Give a command that takes `**flags` one keyword per option of a model, and of the server.
 
     repeats_models: a flag of a model may be given once per model, and its value is a list.
     renamed: field name → flag, where it differs from the usual one.
+    configs: whose options the command takes.
     """
 
     def decorate(command: Command) -> Command:
-        parameters = list(_parameters(repeats_models, renamed or {}))
+        parameters = list(_parameters(configs, repeats_models, renamed or {}))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
         return command
 
@@ -61,8 +65,11 @@ class CommandWithPanels(TyperCommand):
                 formatter.write_dl(sections[panel])
 
 
-def _parameters(repeats_models: bool, renamed: Mapping[str, str]) -> Iterator[inspect.Parameter]:
-    for config, panel in ((EngineArgs, _PANELS[0]), (ServerConfig, _PANELS[1])):
+def _parameters(
+    configs: Sequence[type], repeats_models: bool, renamed: Mapping[str, str]
+) -> Iterator[inspect.Parameter]:
+    for config in configs:
+        panel = _PANELS[0] if config is EngineArgs else _PANELS[1]
         for each in option_fields(config):
             flag = renamed.get(each.name, flag_name(each))
             is_list = repeats_models and config is EngineArgs

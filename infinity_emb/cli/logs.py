@@ -11,6 +11,7 @@ import sys
 from infinity_emb.primitives import ModelInfo
 
 TRACE = 5
+_MAX_SHOWN = 8  # labels in the log
 _VERBOSE_LEVELS = ("debug", "trace")
 
 
@@ -32,14 +33,40 @@ def configure_logging(level: str) -> None:
     logging.getLogger("uvicorn").setLevel(_number(level) if shows_requests else logging.NOTSET)
 
 
-def describe_model(name: str, info: ModelInfo, *, max_batch_tokens: int) -> str:
-    """One line with everything that was detected, and why."""
-    limit = "texts of any length" if info.max_tokens is None else f"up to {info.max_tokens} tokens a text"
-    return (
-        f"model {name!r} on {info.device}: dtype {info.dtype} ({info.dtype_reason}),"
-        f" attention {info.attention} ({info.attention_reason}), dimension {info.embedding_dimension},"
-        f" {limit}, {max_batch_tokens} tokens a batch"
-    )
+def describe_model(name: str, info: ModelInfo, *, max_batch_tokens: int) -> list[str]:
+    """Everything that was detected about a model, and why, in a few lines."""
+    return [
+        f"model {name!r}: {info.kind}, can {', '.join(info.capabilities)}; from {_origin(info)}",
+        f"  device {info.device}, dtype {info.dtype} ({info.dtype_reason}),"
+        f" attention {info.attention} ({info.attention_reason})",
+        f"  {_answers(info)}; {_limit(info)}; {max_batch_tokens} tokens a batch",
+        f"  prompts: {_prompts(info)}",
+    ]
+
+
+def _origin(info: ModelInfo) -> str:
+    return info.source if info.revision is None else f"{info.source}, revision {info.revision}"
+
+
+def _answers(info: ModelInfo) -> str:
+    if info.labels:
+        shown = ", ".join(info.labels[:_MAX_SHOWN]) + (", …" if len(info.labels) > _MAX_SHOWN else "")
+        return f"{len(info.labels)} labels ({shown}), activation {info.activation}"
+    if not info.outputs:
+        return f"scores, activation {info.activation}"
+    return f"{' + '.join(info.outputs)}, dimension {info.embedding_dimension}, pooling {info.pooling}"
+
+
+def _limit(info: ModelInfo) -> str:
+    if info.max_tokens is None:
+        return "texts of any length"
+    return f"texts are cut to {info.max_tokens} tokens on the {info.truncation_side}"
+
+
+def _prompts(info: ModelInfo) -> str:
+    named = [name for name, prompt in info.prompts.items() if prompt]
+    default = info.default_prompt_name
+    return f"{', '.join(named) or 'none'}; by default {default or 'none'}"
 
 
 def _number(level: str) -> int:

@@ -51,7 +51,7 @@ def preload(engine_args: Sequence[EngineArgs]) -> None:
 
 
 def load_engines(engine_args: Sequence[EngineArgs]) -> AsyncEngineArray:
-    """The engines, warm but not started, and a line in the log about each. Raises StartupError."""
+    """The engines, warm but not started, and what was detected about each in the log. Raises StartupError."""
     from infinity_emb.engine_array import AsyncEngineArray
 
     for args in engine_args:
@@ -59,7 +59,8 @@ def load_engines(engine_args: Sequence[EngineArgs]) -> AsyncEngineArray:
     engines = AsyncEngineArray.from_args(engine_args)
     for engine in engines:
         name = engine.engine_args.served_model_name
-        logger.info("%s", describe_model(name, engine.info, max_batch_tokens=engine.max_batch_tokens))
+        for line in describe_model(name, engine.info, max_batch_tokens=engine.max_batch_tokens):
+            logger.info("%s", line)
     return engines
 
 

@@ -8,12 +8,13 @@ Knows no option by name. A test compares the file with what stands here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field
 from typing import Any
 
 from infinity_emb.config import EngineArgs, ServerConfig
 from infinity_emb.options import (
+    ENV_NAMES_OF_FOLDERS,
     ENV_NAMES_WITHOUT_EFFECT,
     default_text,
     env_name,
@@ -47,6 +48,8 @@ all models; several are matched by position, and their number must be that of th
 
 _SERVER = "## Server\n"
 
+_FOLDERS = "## Folders\n\nEnvironment variables alone, no flags.\n"
+
 _WITHOUT_EFFECT = """\
 ## Without effect
 
@@ -65,12 +68,18 @@ def settings_page() -> str:
         _table(EngineArgs, (each for each in option_fields(EngineArgs) if not each.metadata["no_effect"])),
         _SERVER,
         _table(ServerConfig, option_fields(ServerConfig)),
+        _FOLDERS,
+        _list(ENV_NAMES_OF_FOLDERS),
         _WITHOUT_EFFECT,
         _table(EngineArgs, (each for each in option_fields(EngineArgs) if each.metadata["no_effect"])),
         _VARIABLES_WITHOUT_EFFECT,
-        "\n".join(f"- `{name}`: {reason}" for name, reason in ENV_NAMES_WITHOUT_EFFECT.items()) + "\n",
+        _list(ENV_NAMES_WITHOUT_EFFECT),
     ]
     return "\n".join(parts)
+
+
+def _list(variables: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{name}`: {meaning}" for name, meaning in variables.items()) + "\n"
 
 
 def _table(config: type, options: Iterable[Field[Any]]) -> str:

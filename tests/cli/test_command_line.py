@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -256,10 +256,60 @@ def test_help_shows_every_option_in_full_at_80_columns(
     assert headings == ["Model:", "Server:", "Without effect, accepted for old command lines:", "Help:"]
 
 
+@dataclasses.dataclass
+class Compared:
+    """Stands for a check of `verify`."""
+
+    is_passed: bool
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "exit_code"),
+    [
+        ({"a": [True, True], "b": [True]}, 0),
+        ({"a": [True, False], "b": [True]}, 1),
+        ({"a": [], "b": [True]}, 1),
+    ],
+    ids=["all equal", "one differs", "nothing compared"],
+)
+def test_verify_compares_each_model_and_its_exit_code_is_that_of_the_worst(
+    run: CommandLine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: dict[str, list[bool]],
+    exit_code: int,
+) -> None:
+    asked = []
+
+    def verify(args: EngineArgs, tell: Callable[[str], None]) -> list[Compared]:
+        asked.append((args.model_name_or_path, str(args.dtype)))
+        tell(f"a table of {args.model_name_or_path}")
+        return [Compared(is_passed) for is_passed in outcomes[args.model_name_or_path]]
+
+    monkeypatch.setattr("infinity_emb.verification.verify", verify)
+    outcome = run("verify", "--model-id", "a", "--model-id", "b", INFINITY_DTYPE="float32")
+    assert outcome.exit_code == exit_code
+    assert asked == [("a", "float32"), ("b", "float32")]
+    assert capsys.readouterr() == ("a table of a\n\na table of b\n", "")
+
+
+def test_verify_has_the_options_of_a_model_and_none_of_the_server(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("verify", "--help").exit_code == 0
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 80
+    assert [each.name for each in option_fields(EngineArgs) if f"--{flag_name(each)} " not in page] == []
+    assert run("verify", "--port", "1").exit_code == 2
+    assert "No such option: --port" in capsys.readouterr().err
+
+
 def test_help_alone_lists_the_commands(run: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("help").exit_code == 0
     page = capsys.readouterr().out
-    assert "v2  Serve one or more models." in page
+    assert "v2      Serve one or more models." in page
+    assert "verify  Compare models" in page
     assert "--version" in page
 
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from infinity_emb.cli.logs import configure_logging, describe_model
-from infinity_emb.primitives import ModelInfo
+from infinity_emb.primitives import ModelInfo, ModelKind
 
 INFO = ModelInfo(
+    kind=ModelKind.embedder,
+    outputs=("dense",),
     embedding_dimension=384,
     max_tokens=256,
     capabilities=("embed",),
@@ -18,10 +21,10 @@ INFO = ModelInfo(
     attention="packed",
     attention_reason="BertModel takes the interface",
     pooling="mean",
-    prompts={},
+    prompts={"query": "find: ", "document": ""},
     default_prompt_name=None,
-    revision=None,
-    source="folder",
+    revision="1234abcd",
+    source="hub",
 )
 
 
@@ -62,8 +65,23 @@ def test_a_line_is_plain_and_goes_to_stderr(capsys: pytest.CaptureFixture[str]) 
     assert captured.err.endswith(" INFO infinity_emb: ready 1\n")
 
 
-def test_the_line_about_a_model_says_everything_that_was_detected_and_why() -> None:
-    assert describe_model("org/name", INFO, max_batch_tokens=16_384) == (
-        "model 'org/name' on cuda:0: dtype bfloat16 (the device is made for it), attention packed (BertModel"
-        " takes the interface), dimension 384, up to 256 tokens a text, 16384 tokens a batch"
+def test_the_lines_about_a_model_say_everything_that_was_detected_and_why() -> None:
+    assert describe_model("org/name", INFO, max_batch_tokens=16_384) == [
+        "model 'org/name': embedder, can embed; from hub, revision 1234abcd",
+        "  device cuda:0, dtype bfloat16 (the device is made for it), attention packed (BertModel takes the"
+        " interface)",
+        "  dense, dimension 384, pooling mean; texts are cut to 256 tokens on the right;"
+        " 16384 tokens a batch",
+        "  prompts: query; by default none",
+    ]
+
+
+def test_the_lines_about_a_scoring_model_name_its_activation_and_labels() -> None:
+    reranker = replace(INFO, kind=ModelKind.reranker, outputs=(), activation="sigmoid", max_tokens=None)
+    lines = describe_model("org/name", reranker, max_batch_tokens=512)
+    assert lines[2] == "  scores, activation sigmoid; texts of any length; 512 tokens a batch"
+    classifier = replace(
+        reranker, kind=ModelKind.classifier, labels=tuple("abcdefghij"), activation="softmax"
     )
+    lines = describe_model("org/name", classifier, max_batch_tokens=512)
+    assert lines[2].startswith("  10 labels (a, b, c, d, e, f, g, h, …), activation softmax;")

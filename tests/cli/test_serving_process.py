@@ -73,7 +73,7 @@ def test_a_signal_while_models_load_quits_at_once_with_one_line(
         "import sys, threading\n"
         "from infinity_emb.backends import fake\n"
         "from infinity_emb.cli import main\n"
-        "def load_model(args):\n"
+        "def load_model(args, files):\n"
         "    while True:\n"
         "        try:\n"
         "            print('still loading', file=sys.stderr, flush=True)\n"
@@ -101,7 +101,8 @@ def test_two_models_are_served_from_flags_and_from_variables(
 ) -> None:
     server = serve(*FAKE, *arguments, **environ)
     told = [line for line in server.lines if "infinity_emb: model " in line]
-    assert ["model 'a' on cpu: dtype float32" in told[0], "model 'b' on cpu" in told[1]] == [True, True]
+    assert ["model 'a': embedder" in told[0], "model 'b': embedder" in told[1]] == [True, True]
+    assert sum("device cpu, dtype float32" in line for line in server.lines) == 2
     assert [entry["id"] for entry in httpx.get(f"{server.url}/models").json()["data"]] == ["a", "b"]
     answer = httpx.post(f"{server.url}/embeddings", json={"input": "four", "model": "b"}).json()
     assert answer["model"] == "b"
