@@ -89,7 +89,7 @@ class DoorMaker:
         if text_doors and None not in text_doors:  # a router without a default route
             text_doors[None] = next(iter(text_doors.values()))
         media_doors = {
-            modality: {task: self._feature_door(task if depends else None) for task in tasks}
+            modality: {task: self._media_door(modality, task if depends else None) for task in tasks}
             for modality in (Modality.image, Modality.audio)
             if str(modality) in self._model.modalities
         }
@@ -191,6 +191,13 @@ class DoorMaker:
             task=task,
             sampling_rate=sampling_rate_of(self._model),
         )
+
+    def _media_door(self, modality: Modality, task: str | None) -> FeatureDoor:
+        """Without a lock for a tower of its own, whose preprocessing uses no tokenizer."""
+        ways = getattr(self._model[0], "modality_config", {}).get(str(modality), {})
+        has_tower = str(ways.get("method", "")).startswith("get_")
+        door = self._feature_door(task)
+        return replace(door, lock=None) if has_tower else door
 
     def _token_door(self, transformer: Transformer, task: str | None, recipe_task: str | None) -> TokenDoor:
         is_excluding = any(
