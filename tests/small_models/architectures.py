@@ -1,4 +1,4 @@
-"""Small random sentence-transformers models of real architectures, made on the spot."""
+"""Sizes of the small models, their tokenizers and their random weights. Knows nothing of pipelines."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
@@ -23,10 +20,14 @@ from transformers import (
 )
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from tests.small_models.texts import WORDS
+
 VOCABULARY_SIZE = 512
+HIDDEN_SIZE = 32
+MAX_LENGTH = 256
 _SIZE: dict[str, Any] = {
     "vocab_size": VOCABULARY_SIZE,
-    "hidden_size": 32,
+    "hidden_size": HIDDEN_SIZE,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 64,
@@ -46,7 +47,7 @@ PACKED_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "xlm-roberta": _SIZE,
     "distilbert": {
         "vocab_size": VOCABULARY_SIZE,
-        "dim": 32,
+        "dim": HIDDEN_SIZE,
         "n_layers": 3,
         "n_heads": 4,
         "hidden_dim": 64,
@@ -67,7 +68,7 @@ PADDED_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deberta-v2": _SIZE | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     "t5": {
         "vocab_size": VOCABULARY_SIZE,
-        "d_model": 32,
+        "d_model": HIDDEN_SIZE,
         "d_kv": 8,
         "d_ff": 64,
         "num_layers": 3,
@@ -78,61 +79,71 @@ PADDED_ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 ARCHITECTURES = PACKED_ARCHITECTURES | PADDED_ARCHITECTURES
-_DECODERS = ("qwen2", "qwen3", "mistral", "gemma3_text")
-WORDS = [f"word{number}" for number in range(VOCABULARY_SIZE - 5)]
+DECODERS = ("qwen2", "qwen3", "mistral", "gemma3_text")
 
 
-def save_small_model(
+def save_network(
     folder: Path,
     model_type: str,
+    auto_class: Any = AutoModel,
     *,
-    pooling_mode: str | None = None,
-    normalize: bool = True,
-    max_seq_length: int = 256,
+    max_length: int = MAX_LENGTH,
     dtype: torch.dtype = torch.float32,
-    prompts: dict[str, str] | None = None,
-    default_prompt_name: str | None = None,
-    include_prompt: bool = True,
+    spread: float = 4,
+    **config_values: Any,
 ) -> Path:
-    """A folder that SentenceTransformer loads. Decoders pool the last token, all others the mean."""
-    backbone = folder / "backbone"
-    config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])
+    """A folder of transformers: a random network, with the head that `auto_class` brings, and its tokenizer.
+
+    spread: makes weights so large that attention is far from uniform, and a wrong mask shows.
+    """
+    config = AutoConfig.for_model(model_type, **(ARCHITECTURES[model_type] | config_values))
     torch.manual_seed(0)
-    network = T5EncoderModel(config) if model_type == "t5" else AutoModel.from_config(config)
-    _spread_weights(network)
-    network.to(dtype).save_pretrained(backbone)
-    _tokenizer(model_type, max_seq_length).save_pretrained(backbone)
-    transformer = Transformer(str(backbone), max_seq_length=max_seq_length, model_kwargs={"dtype": dtype})
-    mode = pooling_mode or ("lasttoken" if model_type in _DECODERS else "mean")
-    modules = [transformer, Pooling(32, pooling_mode=mode, include_prompt=include_prompt)]
-    model = SentenceTransformer(
-        modules=[*modules, Normalize()] if normalize else modules,
-        device="cpu",
-        prompts=prompts,
-        default_prompt_name=default_prompt_name,
-    )
-    model.save_pretrained(str(folder / "model"))
-    return folder / "model"
+    is_plain_t5 = model_type == "t5" and auto_class is AutoModel
+    network = T5EncoderModel(config) if is_plain_t5 else auto_class.from_config(config)
+    spread_weights(network, spread)
+    if getattr(network, "num_labels", None) and "SequenceClassification" in type(network).__name__:
+        _centre_scores(network)
+    network.to(dtype).save_pretrained(folder)
+    make_tokenizer(model_type, max_length).save_pretrained(folder)
+    return folder
 
 
-def _spread_weights(network: torch.nn.Module) -> None:
-    """Make weights large enough that attention is far from uniform, so that a wrong mask shows."""
+def spread_weights(network: torch.nn.Module, factor: float = 4) -> None:
+    """Scale all matrices but the tables of embeddings."""
     with torch.no_grad():
         for name, weights in network.named_parameters():
-            if weights.ndim == 2 and "embedding" not in name:
-                weights.mul_(4)
+            is_table = "embedding" in name and "project" not in name and "mapping" not in name
+            if weights.ndim == 2 and not is_table:
+                weights.mul_(factor)
 
 
-def _tokenizer(model_type: str, max_seq_length: int) -> PreTrainedTokenizerBase:
+def _centre_scores(network: Any) -> None:
+    """Scale and shift a classification head: the scores of random texts lie around 0 and differ by 1."""
+    ids = torch.randint(5, VOCABULARY_SIZE, (16, 40), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = 3  # T5 reads the end token
+    network.eval()
+    with torch.no_grad():
+        logits = network(input_ids=ids).logits  # (16, L)
+        linears = [each for each in network.modules() if isinstance(each, torch.nn.Linear)]
+        (head,) = [each for each in linears if each.out_features == logits.shape[1]]
+        mean, deviation = logits.mean(0), logits.std(0)
+        if head.bias is None:  # nothing to shift: keep the mean in the range where a sigmoid is not flat
+            deviation = torch.maximum(deviation, mean.abs() / 2)
+        else:
+            head.bias.sub_(mean).div_(deviation)
+        head.weight.div_(deviation[:, None])
+
+
+def make_tokenizer(model_type: str, max_length: int = MAX_LENGTH) -> PreTrainedTokenizerBase:
     """One token a word. bert has its own class, with segment ids; qwen2's, byte by byte, cannot be replaced:
     transformers builds it from the model type whatever the files say."""
     vocabulary = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
     vocabulary |= {word: len(vocabulary) + position for position, word in enumerate(WORDS)}
     if model_type == "bert":
-        return BertTokenizer(vocab=vocabulary, model_max_length=max_seq_length)
+        return BertTokenizer(vocab=vocabulary, model_max_length=max_length)
     if model_type == "qwen2":
         alphabet = {symbol: number for number, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-        return Qwen2Tokenizer(vocab=alphabet, merges=[], model_max_length=max_seq_length)
+        return Qwen2Tokenizer(vocab=alphabet, merges=[], model_max_length=max_length)
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(
@@ -147,16 +158,5 @@ def _tokenizer(model_type: str, max_seq_length: int) -> PreTrainedTokenizerBase:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=max_seq_length,
+        model_max_length=max_length,
     )
-
-
-def random_texts(count: int, *, max_words: int = 120, seed: int = 0) -> list[str]:
-    """Texts of the small models' words, most of them short, some of them long."""
-    generator = torch.Generator().manual_seed(seed)
-    texts = []
-    for number in range(count):
-        num_words = 1 + int(torch.rand(1, generator=generator).item() ** 3 * max_words) + number % 3
-        choice = torch.randint(len(WORDS), (num_words,), generator=generator)
-        texts.append(" ".join(WORDS[index] for index in choice))
-    return texts
