@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from infinity_emb.config import EngineArgs
+    from infinity_emb.embedding import EmbedOptions
     from infinity_emb.engine import AsyncEmbeddingEngine
     from infinity_emb.engine_array import AsyncEngineArray
     from infinity_emb.server.app import create_server
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncEmbeddingEngine",
     "AsyncEngineArray",
+    "EmbedOptions",
     "EngineArgs",
     "SyncEngineArray",
     "__version__",
@@ -34,6 +36,7 @@ logger = logging.getLogger("infinity_emb")
 _HOMES = {
     "AsyncEmbeddingEngine": "infinity_emb.engine",
     "AsyncEngineArray": "infinity_emb.engine_array",
+    "EmbedOptions": "infinity_emb.embedding",
     "EngineArgs": "infinity_emb.config",
     "SyncEngineArray": "infinity_emb.sync_engine",
     "create_server": "infinity_emb.server.app",

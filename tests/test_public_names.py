@@ -51,6 +51,7 @@ def test_the_public_names_are_these() -> None:
     assert infinity_emb.__all__ == [
         "AsyncEmbeddingEngine",
         "AsyncEngineArray",
+        "EmbedOptions",
         "EngineArgs",
         "SyncEngineArray",
         "__version__",

@@ -24,10 +24,12 @@ from infinity_emb.backends.torch_inputs import InputLayout
 from infinity_emb.backends.torch_layout import choose_layout, difference, padded_layout, rows_of, tolerance_of
 from infinity_emb.backends.torch_models import (
     input_modules,
+    limit_of,
     max_tokens_of,
     reads_task,
     sampling_rate_of,
     tasks_of,
+    tokenizes_by_task,
 )
 from infinity_emb.backends.torch_prepare import (
     Door,
@@ -80,7 +82,9 @@ class DoorMaker:
     def open(self) -> OpenedModel:
         """Raises whatever the model raises on the probes the slow way: then it cannot be served."""
         depends = reads_task(self._model)
-        tasks: list[str | None] = [None, *dict.fromkeys((*_COMMON_TASKS, *tasks_of(self._model)))]
+        tasks: list[str | None] = [None]
+        if depends or tokenizes_by_task(self._model):
+            tasks += dict.fromkeys((*_COMMON_TASKS, *tasks_of(self._model)))
         text_doors: dict[str | None, Door] = {}
         for task in tasks if "text" in self._model.modalities else ():
             door = self._open_text_door(task, task if depends else None)
@@ -203,10 +207,10 @@ class DoorMaker:
         is_excluding = any(
             isinstance(module, Pooling) and not module.include_prompt for module in self._model.modules()
         )
-        expansion = _expansion_of(transformer) if task == "query" else None
+        expansion = Expansion.of(transformer) if task == "query" else None
         return TokenDoor(
             tokenize=self._tokenize_for(transformer, task),
-            max_tokens=_limit_of(transformer, task, self._max_tokens),
+            max_tokens=limit_of(transformer, task, self._max_tokens),
             has_type_ids=padded_layout(transformer).has_type_ids,
             prompt_length=remembered(
                 lambda prompt: self._prompt_length(transformer, prompt) if is_excluding else 0
@@ -278,28 +282,3 @@ def _read_alike(expected: list[Encoded], inputs: list[Encoded]) -> bool:
         for a, b in zip(expected, inputs, strict=True)
         if a.features is not None and a.features.get("input_ids") is not None
     )
-
-
-def _limit_of(transformer: Transformer, task: str | None, max_tokens: int | None) -> int | None:
-    """Queries and documents of late-interaction models may have limits of their own."""
-    expansion = transformer.query_expansion if task == "query" else None
-    own = {"query": transformer.query_length, "document": transformer.document_length}.get(task or "")
-    if expansion is None:
-        return own or max_tokens
-    if expansion["strategy"] == "fixed":
-        return int(expansion["length"])
-    return max(own, expansion["length"]) if own else max_tokens
-
-
-def _expansion_of(transformer: Transformer) -> Expansion | None:
-    """As sentence-transformers resolves it: the named token, else [MASK], else the end token."""
-    expansion = transformer.query_expansion
-    tokenizer = transformer.tokenizer
-    if expansion is None or tokenizer is None:
-        return None
-    if expansion["token"] is not None:
-        token_id = tokenizer.convert_tokens_to_ids(expansion["token"])
-    else:
-        token_id = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(token_id, int), "sentence-transformers has checked the token"
-    return Expansion(int(expansion["length"]), token_id, bool(expansion["attend"]))

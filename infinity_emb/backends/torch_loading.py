@@ -5,9 +5,10 @@ Each choice carries its reason, for the log and `/models`. Knows nothing of queu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -98,6 +99,16 @@ def _open(args: EngineArgs, model: BaseModel, kind: ModelKind) -> OpenedModel:
         ) from exc
 
 
+@contextlib.contextmanager
+def _threads_as_before() -> Iterator[None]:
+    """Measuring batches sets how many cores torch uses on this thread, which is the caller's."""
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def _choose_batch_tokens(
     args: EngineArgs, opened: OpenedModel, kind: ModelKind, replica: TorchBackend, device: torch.device
 ) -> int:
@@ -108,7 +119,8 @@ def _choose_batch_tokens(
         outputs = outputs_of(opened.pipeline.model, kind)[:1] or ("dense",)
         is_pair = kind is ModelKind.reranker
         samples = sample_inputs(opened.prepare, InputOptions(outputs=outputs), is_pair=is_pair)
-        max_tokens = find_batch_tokens(replica, samples, device_kind=device.type)
+        with _threads_as_before():
+            max_tokens = find_batch_tokens(replica, samples, device_kind=device.type)
     transformers = transformers_of(opened.pipeline.model)
     if kind is ModelKind.sparse and transformers:
         bytes_per_token = 4 * int(transformers[0].model.config.vocab_size)

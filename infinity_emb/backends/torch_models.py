@@ -135,6 +135,17 @@ def reads_task(model: BaseModel) -> bool:
     ) or any("task" in names for names in (model.module_kwargs or {}).values())
 
 
+def tokenizes_by_task(model: BaseModel) -> bool:
+    """Whether a task has a length or a chat template of its own."""
+    return any(
+        transformer.query_length
+        or transformer.document_length
+        or transformer.query_expansion
+        or ("message" in transformer.modality_config and transformer._chat_template_declares_task())
+        for transformer in transformers_of(model)
+    )
+
+
 def tasks_of(model: BaseModel) -> tuple[str, ...]:
     """Names that choose a part of the model: a router's routes, an architecture's adapters."""
     names: list[str] = []
@@ -215,6 +226,17 @@ def max_tokens_of(model: BaseModel) -> int | None:
     """The limit that sentence-transformers cuts at; None where transformers' placeholder stands for none."""
     limit = model.max_seq_length
     return None if limit is None or limit > 10**9 else int(limit)
+
+
+def limit_of(transformer: Transformer, task: str | None, max_tokens: int | None) -> int | None:
+    """Queries and documents of late-interaction models may have limits of their own."""
+    expansion = transformer.query_expansion if task == "query" else None
+    own = {"query": transformer.query_length, "document": transformer.document_length}.get(task or "")
+    if expansion is None:
+        return own or max_tokens
+    if expansion["strategy"] == "fixed":
+        return int(expansion["length"])
+    return max(own, expansion["length"]) if own else max_tokens
 
 
 def sampling_rate_of(model: BaseModel) -> int | None:

@@ -56,6 +56,20 @@ class Expansion:
     token_id: int
     is_attended: bool  # whether the other tokens look at it
 
+    @classmethod
+    def of(cls, transformer: Transformer) -> Expansion | None:
+        """As sentence-transformers resolves it: the named token, else [MASK], else the end token."""
+        expansion, tokenizer = transformer.query_expansion, transformer.tokenizer
+        if expansion is None or tokenizer is None:
+            return None
+        if expansion["token"] is not None:
+            token_id = tokenizer.convert_tokens_to_ids(expansion["token"])
+        else:
+            mask_id = tokenizer.mask_token_id
+            token_id = mask_id if mask_id is not None else tokenizer.eos_token_id
+        assert isinstance(token_id, int), "sentence-transformers has checked the token"
+        return cls(int(expansion["length"]), token_id, bool(expansion["attend"]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDoor:
