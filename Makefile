@@ -2,14 +2,18 @@
 # make test   everything that CI runs: check, then all tests
 # make check  formatting, lint, types, import floors
 # make bench  speed as ratios to sentence-transformers, in one run
+# make bench-kinds  the same for a reranker and for a static model
 # make bench-gpu  the torch backend on a CUDA device
-# make docs   write the generated pages again
+# make docs   write docs/settings.md again
+# make coverage-page  write docs/coverage.md again, from the models that mteb lists
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+MTEB := .venv-mteb
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: run test check bench bench-gpu docs system-packages clean
+.PHONY: run test check bench bench-kinds bench-gpu docs coverage-page system-packages clean
 
 run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
@@ -26,11 +30,25 @@ check: .venv/tested
 bench: .venv/tested
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
+bench-kinds: .venv/tested
+	$(BIN)/python -m benchmarks.kinds $(ARGS)
+
 bench-gpu: .venv/tested
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 docs: .venv/tested
 	$(BIN)/python -m infinity_emb.cli.settings_page > docs/settings.md
+
+coverage-page: $(MTEB)/made
+	$(MTEB)/bin/python -W ignore -m scripts.mteb_coverage > docs/coverage.md.new
+	mv docs/coverage.md.new docs/coverage.md
+
+# mteb alone, beside the packages of .venv: nothing else here needs it.
+$(MTEB)/made: .venv/served
+	$(BIN)/python -m venv $(MTEB)
+	$(BIN)/python $(PURELIB) > "$$($(MTEB)/bin/python $(PURELIB))/served.pth"
+	$(MTEB)/bin/pip install --quiet --constraint constraints.txt mteb==2.26.24
+	touch $@
 
 .venv/served: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -49,4 +67,4 @@ system-packages:
 			|| echo "chromium could not be installed; its test is skipped"; fi
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(MTEB) .mypy_cache .ruff_cache .pytest_cache .hypothesis

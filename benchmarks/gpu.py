@@ -29,26 +29,27 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import sentence_transformers
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from infinity_emb.backends import packed_attention
-from infinity_emb.backends.base import Batch, Launched, Rows, TokenIds
+from infinity_emb.backends.base import TEXT, Encoded, Launched, Rows, TokenIds
 from infinity_emb.backends.packed_attention import PackedLayout, runs_of_equal_length
-from infinity_emb.backends.torch_backend import TorchBackend
+from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_layout import choose_layout
 
 # --- What is measured ---------------------------------------------------------------------------------
@@ -136,6 +137,30 @@ WINDOW_SHAPES = (
 )
 
 
+# Only checked: models with a head of their own, by what it reads of a text; all have one score.
+HEAD_SHAPES = (
+    Shape(
+        name="first-token-head",
+        model_type="bert",
+        sizes=_sizes(256, 4, 4, 512),
+        small_sizes=_sizes(64, 2, 4, 128),
+    ),
+    Shape(
+        name="last-token-head",
+        model_type="qwen3",
+        sizes=_sizes(256, 4, 4, 512) | {"num_key_value_heads": 2, "head_dim": 64},
+        small_sizes=_SMALL_DECODER,
+        is_causal=True,
+    ),
+    Shape(
+        name="all-tokens-head",
+        model_type="modernbert",
+        sizes=_sizes(256, 4, 4, 512) | {"local_attention": 64, "classifier_pooling": "mean"},
+        small_sizes=_sizes(64, 3, 4, 128) | {"local_attention": 16, "classifier_pooling": "mean"},
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How much is done."""
@@ -186,11 +211,13 @@ PLANS = {
 
 # Limits of the checks. A kernel alone: norm of the difference over norm of the reference; bfloat16 rounds
 # values and probabilities to 8 bits (a few 1e-3), TF32 would show as 3e-4, a window that is off by one as
-# 1e-1. A whole model: cosine and largest difference of unit vectors.
+# 1e-1. A whole model: cosine and largest difference of unit vectors; of scores, the largest difference as a
+# part of how far they are apart.
 KERNEL_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # Measured on a CPU, bfloat16: 0.9998 and 3e-3, while texts differ by 6e-2 and more.
 COSINE_LIMITS = {torch.float32: 0.999_99, torch.bfloat16: 0.999}
 DIFFERENCE_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+SCORE_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 # --- Results ------------------------------------------------------------------------------------------
 
@@ -239,6 +266,8 @@ class Speed:
     stream_stops: str | None  # what makes launching a batch wait for the device; None where nothing does
 
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
 # --- Models -------------------------------------------------------------------------------------------
 
 
@@ -262,12 +291,30 @@ def build_pipeline(shape: Shape, *, is_small: bool) -> SentenceTransformer:
     config.use_cache = False  # as sentence-transformers sets it
     torch.manual_seed(0)
     transformer.model = AutoModel.from_config(config, attn_implementation="sdpa")
-    for name, weights in transformer.model.named_parameters():
-        if weights.ndim == 2 and any(part in name for part in _SHARPENING):
-            weights.data *= 2  # else attention is nearly uniform, and a wrong mask hard to see
-        weights.data = weights.data.bfloat16().float()
+    _sharpen(transformer.model)
     pooling = Pooling(config.hidden_size, pooling_mode=shape.pooling)
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu").eval()
+
+
+def build_scorer(shape: Shape, *, is_small: bool) -> CrossEncoder:
+    """A reranker with random weights, in float32 on the CPU, every weight one that bfloat16 can hold."""
+    config = AutoConfig.for_model(shape.model_type, **shape.sizes_for(is_small=is_small), num_labels=1)
+    config.use_cache = False
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(config)
+    _sharpen(network)
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        make_tokenizer(pads_left=shape.is_causal).save_pretrained(folder)
+        return CrossEncoder(folder, device="cpu", model_kwargs={"dtype": torch.float32}).eval()
+
+
+def _sharpen(network: torch.nn.Module) -> None:
+    """Attention must be far from uniform, else a wrong mask is hard to see."""
+    for name, weights in network.named_parameters():
+        if weights.ndim == 2 and any(part in name for part in _SHARPENING):
+            weights.data *= 2
+        weights.data = weights.data.bfloat16().float()
 
 
 def make_tokenizer(*, pads_left: bool) -> PreTrainedTokenizerFast:
@@ -284,9 +331,7 @@ def make_tokenizer(*, pads_left: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def copy_to_device(
-    model: SentenceTransformer, device: torch.device, dtype: torch.dtype
-) -> SentenceTransformer:
+def copy_to_device(model: ModelT, device: torch.device, dtype: torch.dtype) -> ModelT:
     """A copy. Parameters only are cast: the frequencies of rotary positions must stay float32."""
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():
@@ -295,10 +340,13 @@ def copy_to_device(
     return copied.to(device)
 
 
-def make_backend(model: SentenceTransformer) -> tuple[TorchBackend, str]:
+def make_backend(model: BaseModel) -> tuple[TorchBackend, str]:
     """The product's own backend, and what its own check at loading chose and why."""
-    layout, attention = choose_layout(model, model[0], max_tokens=MAX_TOKENS)
-    backend = TorchBackend(model, layout=layout)
+    dense_name = "scores" if isinstance(model, CrossEncoder) else "sentence_embedding"
+    pipeline = Pipeline(model=model, layouts={}, dense_name=dense_name)
+    transformer: Any = model[0]
+    layout, attention = choose_layout(pipeline, transformer, TEXT, max_tokens=MAX_TOKENS)
+    backend = TorchBackend(replace(pipeline, layouts={None: layout}))
     backend.prepare_thread()
     return backend, f"{attention.value}: {attention.reason}"
 
@@ -311,9 +359,16 @@ def random_ids(count: int) -> TokenIds:
     return _random.integers(2, NUM_WORDS, count, dtype=np.int32)
 
 
-def to_batch(sequences: list[TokenIds]) -> Batch:
-    """End to end."""
-    return Batch(np.concatenate(sequences), [len(sequence) for sequence in sequences])
+def to_batch(sequences: list[TokenIds]) -> list[Encoded]:
+    """As the preprocessing hands them over."""
+    return [Encoded(sequence) for sequence in sequences]
+
+
+def rows_of(backend: TorchBackend, batch: list[Encoded], *, full_precision: bool = False) -> Rows:
+    """(B, D) float32."""
+    rows = backend.launch(batch, full_precision=full_precision).collect()["dense"]
+    assert isinstance(rows, np.ndarray)
+    return rows
 
 
 # --- Checks -------------------------------------------------------------------------------------------
@@ -419,19 +474,58 @@ def check_model(
 ) -> Check:
     """A packed batch on the device against rows that were computed elsewhere."""
     backend, attention = make_backend(copy_to_device(model, device, dtype))
-    rows = backend.launch(to_batch(sequences)).collect()
+    return _compare_vectors(
+        f"{name} {_name_of(dtype)}", rows_of(backend, to_batch(sequences)), expected, dtype, attention, kernel
+    )
+
+
+def check_full_precision(
+    name: str, model: SentenceTransformer, sequences: list[TokenIds], expected: Rows, device: torch.device
+) -> Check:
+    """A model in bfloat16 that is told to compute in float32, as after NaN: it must be exact then."""
+    backend, attention = make_backend(copy_to_device(model, device, torch.bfloat16))
+    rows = rows_of(backend, to_batch(sequences), full_precision=True)
+    return _compare_vectors(f"{name} float32 on demand", rows, expected, torch.float32, attention, "")
+
+
+def _compare_vectors(
+    name: str, rows: Rows, expected: Rows, dtype: torch.dtype, attention: str, kernel: str
+) -> Check:
     cosine = float(((rows * expected).sum(1) / np.linalg.norm(rows, axis=1)).min())
     difference = float(np.abs(rows - expected).max())
     unlike = float(np.abs(expected - expected[0]).max())  # vectors that are all alike would prove nothing
     is_close = cosine >= COSINE_LIMITS[dtype] and difference <= DIFFERENCE_LIMITS[dtype] < unlike / 3
-    is_expected_kernel = attention.startswith(f"packed: {kernel}")
-    return Check(
-        name=f"{name} {_name_of(dtype)}",
-        is_passed=is_close and is_expected_kernel,
-        detail=f"cosine >= {cosine:.6f} (limit {COSINE_LIMITS[dtype]}), difference <= {difference:.1e} (limit"
-        f" {DIFFERENCE_LIMITS[dtype]:.1e}; texts differ by {unlike:.1e}); {attention}"
-        + ("" if is_expected_kernel else f"; EXPECTED packed: {kernel}"),
+    return _check_of(
+        name,
+        is_close,
+        f"cosine >= {cosine:.6f} (limit {COSINE_LIMITS[dtype]}), difference <= {difference:.1e} (limit"
+        f" {DIFFERENCE_LIMITS[dtype]:.1e}; texts differ by {unlike:.1e}); {attention}",
+        f"packed: {kernel}",
     )
+
+
+def check_scorer(
+    shape: Shape, scorer: CrossEncoder, kernel: str, device: torch.device, dtype: torch.dtype, plan: Plan
+) -> Check:
+    """Scores of a packed batch on the device against those of single texts on the CPU."""
+    sequences = [random_ids(length) for length in _random.permutation(plan.checked_lengths)]
+    expected = np.concatenate([_row_of(scorer, sequence, "scores") for sequence in sequences])  # (B, 1)
+    backend, attention = make_backend(copy_to_device(scorer, device, dtype))
+    apart = float(np.ptp(expected))  # scores that are all alike would prove nothing
+    difference = float(np.abs(rows_of(backend, to_batch(sequences)) - expected).max() / apart)
+    return _check_of(
+        f"{shape.name} {_name_of(dtype)}",
+        difference <= SCORE_LIMITS[dtype],
+        f"difference <= {difference:.1e} of {apart:.1e} (limit {SCORE_LIMITS[dtype]:.1e}); {attention}",
+        f"packed: {kernel}, {shape.name.partition('-')[0]} rows to the head",
+    )
+
+
+def _check_of(name: str, is_close: bool, detail: str, expected_attention: str) -> Check:
+    """Passed only where the model is packed as expected: padded it would be right and slow."""
+    is_expected = expected_attention in detail
+    ending = "" if is_expected else f"; EXPECTED {expected_attention}"
+    return Check(name=name, is_passed=is_close and is_expected, detail=detail + ending)
 
 
 def rows_one_by_one(model: SentenceTransformer, sequences: Sequence[TokenIds]) -> Rows:
@@ -439,11 +533,11 @@ def rows_one_by_one(model: SentenceTransformer, sequences: Sequence[TokenIds]) -
     return np.concatenate([_row_of(model, sequence) for sequence in sequences])
 
 
-def _row_of(model: SentenceTransformer, sequence: TokenIds) -> Rows:
+def _row_of(model: BaseModel, sequence: TokenIds, name: str = "sentence_embedding") -> Rows:
     input_ids = torch.from_numpy(sequence.astype(np.int64))[None]  # (1, n)
     with torch.inference_mode():
         features = model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
-    rows: Rows = features["sentence_embedding"].numpy()
+    rows: Rows = features[name].numpy()
     return rows
 
 
@@ -540,7 +634,7 @@ def packed_subject(
     return Subject(batch_tokens, num_batches * sum(sequence_lengths), lambda: pump(backend, batches))
 
 
-def pump(backend: TorchBackend, batches: Sequence[Batch]) -> None:
+def pump(backend: TorchBackend, batches: Sequence[list[Encoded]]) -> None:
     """Launch the next batch before collecting the one before, as many under way as the backend allows."""
     in_flight: deque[Launched] = deque()
     for batch in batches:
@@ -852,6 +946,10 @@ def run_all(
     """The kernels alone; then, model by model, the checks and what is measured."""
     for kernel, dtype in kernels_of(device):
         yield check_kernel(kernel, device, dtype)
+    for shape in HEAD_SHAPES:
+        scorer = build_scorer(shape, is_small=is_small)
+        for kernel, dtype in kernels_of(device):
+            yield check_scorer(shape, scorer, kernel, device, dtype, plan)
     product = MatrixProduct(plan.matmul_size, device, plan.dtype)
     for shape in (*WINDOW_SHAPES, *SPEED_SHAPES):
         if shape in SPEED_SHAPES and shape.name not in names:
@@ -861,6 +959,8 @@ def run_all(
         expected = rows_one_by_one(model, sequences)
         for kernel, dtype in kernels_of(device):
             yield check_model(shape.name, model, sequences, expected, kernel, device, dtype)
+        if shape in WINDOW_SHAPES:
+            yield check_full_precision(shape.name, model, sequences, expected, device)
         if shape in SPEED_SHAPES:
             yield from measure_shape(shape, model, plan, device, product)
 

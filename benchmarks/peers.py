@@ -38,6 +38,21 @@ class SentenceTransformers:
         return self._model.encode(texts, batch_size=32, show_progress_bar=False)
 
 
+class CrossEncoderPeer:
+    """The peer for pairs, as its documentation uses it."""
+
+    def __init__(self, model: str) -> None:
+        from sentence_transformers import CrossEncoder
+
+        self._model = CrossEncoder(model, device="cpu")
+        self._model.predict([("warm", "up")], show_progress_bar=False)
+
+    def rerank(self, queries: list[str], documents: list[str]) -> None:
+        for query in queries:
+            pairs = [(query, document) for document in documents]
+            self._model.predict(pairs, batch_size=32, show_progress_bar=False)
+
+
 class BareEngine:
     """Our engine without HTTP."""
 
@@ -51,6 +66,11 @@ class BareEngine:
 
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.array(self._loop.run_until_complete(self._engine.embed(texts))[0])
+
+    def rerank(self, queries: list[str], documents: list[str]) -> None:
+        """One request after the other."""
+        for query in queries:
+            self._loop.run_until_complete(self._engine.rerank(query=query, docs=documents))
 
     def embed_each(self, texts: list[str], num_clients: int) -> None:
         """One request per text from so many coroutines, as a server's clients send them."""
@@ -67,14 +87,12 @@ class BareEngine:
 
     def forward_ms(self, text: str, num_runs: int) -> list[float]:
         """One text through the backend alone: no queue, no event loop, no tokenizer."""
-        from infinity_emb.backends.base import Batch
+        from infinity_emb.backends.base import InputOptions
 
         model = self._engine._model
-        ids = model.tokenize([text], truncate=True)[0]
+        batch = model.prepare([text], InputOptions())
         backend = model.replicas[0]
-        return [
-            _milliseconds(lambda: backend.launch(Batch(ids, [len(ids)])).collect()) for _ in range(num_runs)
-        ]
+        return [_milliseconds(lambda: backend.launch(batch).collect()) for _ in range(num_runs)]
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
@@ -130,7 +148,12 @@ def main() -> None:
     name, model, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
-    subject = {"sentence-transformers": SentenceTransformers, "engine": BareEngine}[name](model, **options)
+    subjects = {
+        "sentence-transformers": SentenceTransformers,
+        "cross-encoder": CrossEncoderPeer,
+        "engine": BareEngine,
+    }
+    subject: Any = subjects[name](model, **options)
     _answer(answers, {"resident_mib": resident_mib(), "batch_tokens": getattr(subject, "batch_tokens", None)})
     for line in sys.stdin:
         request = json.loads(line)
@@ -143,7 +166,9 @@ def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["action"] == "memory":
         return {"resident_mib": resident_mib()}
     started_s = time.perf_counter()
-    if request["action"] == "embed_each":
+    if request["action"] == "rerank":
+        subject.rerank(request["queries"], request["documents"])
+    elif request["action"] == "embed_each":
         subject.embed_each(request["texts"], request["num_clients"])
     else:
         subject.embed(request["texts"])

@@ -202,7 +202,7 @@ def main() -> None:
 def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: dict[str, Any]) -> None:
     counts = token_counter(bundled_model_folder())
     short, passages = counts(bench.short), counts(bench.passages)
-    print(f"\n{_machine()}, batches of {bench.engine.ready['batch_tokens']} tokens, options {options}")
+    print(f"\n{machine()}, batches of {bench.engine.ready['batch_tokens']} tokens, options {options}")
     print(
         f"{len(short)} queries of {np.mean(short):.0f} tokens ({min(short)} to {max(short)}),"
         f" {len(passages)} passages of {np.mean(passages):.0f} ({min(passages)} to {max(passages)},"
@@ -217,7 +217,7 @@ def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: 
             f"{name:<24} ready after {figures['ready_s']:5.1f} s, {figures['resident_mib']:6.0f} MiB resident"
         )
     result = {
-        "machine": _machine(),
+        "machine": machine(),
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
         "rounds": len(next(iter(bench.rows.values())).values),
@@ -231,7 +231,8 @@ def _as_flags(options: dict[str, Any]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The processor and its cores."""
     try:
         with open("/proc/cpuinfo") as lines:
             found = re.search(r"model name\s*:\s*(.*)", lines.read())

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from benchmarks import gpu
-from infinity_emb.backends import packed_attention
+from infinity_emb.backends import packed_attention, packed_heads
 from tests.backends.test_packed_attention import torch_kernel_replaced, varlen_attn_by_definition
 
 pytestmark = pytest.mark.model
@@ -54,8 +55,13 @@ def test_all_checks_pass_and_every_model_is_measured(finished: tuple[int, list[s
     assert result["is_passed"]
     assert [check["name"] for check in result["checks"]] == [
         "infinity_grouped float32 alone",
+        "first-token-head float32",
+        "last-token-head float32",
+        "all-tokens-head float32",
         "modernbert-local float32",
+        "modernbert-local float32 on demand",
         "mistral-window float32",
+        "mistral-window float32 on demand",
         "bert-small float32",
         "bert-base float32",
         "bert-large float32",
@@ -92,7 +98,7 @@ def test_ratios_and_shares_follow_from_the_medians(finished: tuple[int, list[str
 def test_table_has_a_line_for_every_check_and_measurement(finished: tuple[int, list[str]]) -> None:
     _, lines = finished
 
-    assert sum(line.startswith("ok ") for line in lines) == 7
+    assert sum(line.startswith("ok ") for line in lines) == 12
     assert sum("@" in line for line in lines) == 1 + 8  # the head, and four models with two workloads each
 
 
@@ -206,6 +212,46 @@ def test_rows_of_the_neighbour_are_found() -> None:
     for rows, is_right in ((expected, True), (shifted, False)):
         check = gpu.check_model("bert", model, sequences, rows, packed_attention.GROUPED, CPU, torch.float32)
         assert check.is_passed == is_right
+
+
+@pytest.mark.parametrize("name", [shape.name for shape in gpu.HEAD_SHAPES])
+def test_a_head_that_is_handed_the_wrong_rows_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's own check at loading would notice it and pad; so it is broken after that."""
+    [shape] = [shape for shape in gpu.HEAD_SHAPES if shape.name == name]
+    scorer = gpu.build_scorer(shape, is_small=True)
+    plan = gpu.PLANS["small"]
+    assert gpu.check_scorer(shape, scorer, packed_attention.GROUPED, CPU, torch.float32, plan).is_passed
+
+    make_backend = gpu.make_backend
+
+    def make_broken(model: Any) -> Any:
+        made = make_backend(model)
+        right = packed_heads.PackedBase.forward
+
+        def of_the_neighbour(self: Any, *args: Any, packed_row: Any = None, **kwargs: Any) -> Any:
+            if packed_row is not None:
+                packed_row = replace(packed_row, gather=packed_row.gather.roll(1, 0))
+            return right(self, *args, packed_row=packed_row, **kwargs)
+
+        monkeypatch.setattr(packed_heads.PackedBase, "forward", of_the_neighbour)
+        return made
+
+    monkeypatch.setattr(gpu, "make_backend", make_broken)
+    check = gpu.check_scorer(shape, scorer, packed_attention.GROUPED, CPU, torch.float32, plan)
+    assert not check.is_passed
+    assert "EXPECTED" not in check.detail
+
+
+def test_float32_on_demand_is_told_from_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    [shape] = [shape for shape in gpu.WINDOW_SHAPES if shape.name == "modernbert-local"]
+    model = gpu.build_pipeline(shape, is_small=True)
+    sequences = [gpu.random_ids(length) for length in (9, 4, 30)]
+    expected = gpu.rows_one_by_one(model, sequences)
+    assert gpu.check_full_precision("", model, sequences, expected, CPU).is_passed
+
+    rows_of = gpu.rows_of
+    monkeypatch.setattr(gpu, "rows_of", lambda backend, batch, **_: rows_of(backend, batch))
+    assert not gpu.check_full_precision("", model, sequences, expected, CPU).is_passed
 
 
 def test_half_precision_copy_keeps_the_frequencies_of_rotary_positions() -> None:
