@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks.http_load import make_requests, run_load
 from benchmarks.peers import Peer
-from benchmarks.serve import PASSAGES_PER_REQUEST, Row, Server, machine
+from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.serve import PASSAGES_PER_REQUEST, Server
 from benchmarks.texts import bundled_model_folder, load_texts
 
 NUM_QUERIES, NUM_DOCUMENTS = 2, 128
@@ -78,14 +79,6 @@ class Bench:
             "static_bare": Row("server with the static model / with no model at all", "about 1"),
         }
 
-    def run(self, rounds: int) -> None:
-        """One round that does not count, then those that do."""
-        for number in range(rounds + 1):
-            values = self._round()
-            if number:
-                for name, value in values.items():
-                    self.rows[name].values.append(value)
-
     def close(self) -> None:
         """End all processes."""
         for each in (self.cross_encoder, self.reranker, self.static_reference, self.static_engine):
@@ -93,7 +86,8 @@ class Bench:
         self.static_server.close()
         self.bare_server.close()
 
-    def _round(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
+        """One round: the value of each row."""
         pairs = {"queries": self.queries, "documents": self.documents}
         reference_s = self.cross_encoder.ask("rerank", **pairs)["s"]
         reranker_s = self.reranker.ask("rerank", **pairs)["s"]
@@ -123,15 +117,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         try:
-            bench.run(rounds)
+            run_rounds(bench.rows, bench.measure, rounds)
         finally:
             bench.close()
     print(f"\n{machine()}; {NUM_QUERIES} queries with {len(bench.documents)} documents each\n")
-    print(f"{'':<62} {'median':>8}  {'spread':<16} goal")
-    for row in bench.rows.values():
-        print(row)
-    ratios = {name: {"median": row.median, "rounds": row.values} for name, row in bench.rows.items()}
-    print("\n" + json.dumps({"machine": machine(), "ratios": ratios}))
+    print_rows(bench.rows)
+    print("\n" + json.dumps({"machine": machine(), "ratios": ratios_of(bench.rows)}))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -29,27 +25,11 @@ import numpy as np
 from benchmarks.http_load import make_requests, median_ms, run_load
 from benchmarks.matmul import matmul_flops_per_s, model_matmul_flops_per_token
 from benchmarks.peers import Peer, resident_mib
+from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
 from benchmarks.texts import bundled_model_folder, load_texts, token_counter
 
 NUM_SHORT, NUM_PASSAGES = 1024, 256
 PASSAGES_PER_REQUEST = 32
-
-
-@dataclass(slots=True)
-class Row:
-    """One line of the table: a ratio measured once a round, and the goal it has."""
-
-    name: str
-    goal: str
-    values: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.values))
-
-    def __str__(self) -> str:
-        spread = f"{min(self.values):.2f} … {max(self.values):.2f}"
-        return f"{self.name:<62} {self.median:>8.2f}  {spread:<16} {self.goal}"
 
 
 class Server:
@@ -108,21 +88,14 @@ class Bench:
             "ceiling_st": Row("the same share of sentence-transformers", ""),
         }
 
-    def run(self, rounds: int) -> None:
-        """One round that does not count, then those that do."""
-        for number in range(rounds + 1):
-            values = self._round()
-            if number:
-                for name, value in values.items():
-                    self.rows[name].values.append(value)
-
     def close(self) -> None:
         """End all processes."""
         self.reference.close()
         self.engine.close()
         self.server.close()
 
-    def _round(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
+        """One round: the value of each row."""
         st_short = self.reference.ask("embed", texts=self.short)["s"]
         engine_short = self.engine.ask("embed", texts=self.short)["s"]
         engine_each = self.engine.ask("embed_each", texts=self.short, num_clients=32)["s"]
@@ -192,7 +165,7 @@ def main() -> None:
     options = dict(each.split("=", 1) for each in arguments.engine_option)
     bench = Bench(options)
     try:
-        bench.run(arguments.rounds)
+        run_rounds(bench.rows, bench.measure, arguments.rounds)
         footprint = bench.footprint()
         _print_table(bench, footprint, options)
     finally:
@@ -208,9 +181,7 @@ def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: 
         f" {len(passages)} passages of {np.mean(passages):.0f} ({min(passages)} to {max(passages)},"
         " cut at 256 by the model)\n"
     )
-    print(f"{'':<62} {'median':>8}  {'spread':<16} goal")
-    for row in bench.rows.values():
-        print(row)
+    print_rows(bench.rows)
     print()
     for name, figures in footprint.items():
         print(
@@ -221,7 +192,7 @@ def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: 
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
         "rounds": len(next(iter(bench.rows.values())).values),
-        "ratios": {name: {"median": row.median, "rounds": row.values} for name, row in bench.rows.items()},
+        "ratios": ratios_of(bench.rows),
         "footprint": footprint,
     }
     print("\n" + json.dumps(result))
@@ -229,16 +200,6 @@ def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: 
 
 def _as_flags(options: dict[str, Any]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def machine() -> str:
-    """The processor and its cores."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            found = re.search(r"model name\s*:\s*(.*)", lines.read())
-    except OSError:
-        found = None
-    return f"{found.group(1) if found else platform.machine()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
