@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from infinity_emb.backends.base import (
     Answers,
@@ -24,6 +26,8 @@ from infinity_emb.backends.base import (
     Column,
     Encoded,
     Launched,
+    Rows,
+    SparseRow,
     check_answers,
     finite_items,
 )
@@ -206,7 +210,7 @@ class WorkerPool:
                 elif not in_flight:
                     return
                 if in_flight and (not batch or len(in_flight) >= replica.num_in_flight):
-                    self._collect(replica, in_flight.popleft())
+                    self._collect(replica, in_flight)
         except BaseException as exc:  # noqa: BLE001 - a thread that dies must not leave a request waiting
             self._die(exc, taken)
         finally:
@@ -237,33 +241,35 @@ class WorkerPool:
 
     def _launch(self, replica: Backend, batch: list[Item], in_flight: deque[_InFlight]) -> None:
         started_s = time.monotonic()
+        failure: Exception | None = None
         try:
             in_flight.append(_InFlight(batch, replica.launch(encoded_of(batch)), started_s))
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
-            self._retry_or_fail(replica, batch, exc)
+            failure = _without_locals(exc)
+        if failure is not None:  # here and not above: a retry inside of `except` runs beside the failed pass
+            self._retry_or_fail(replica, batch, failure)
 
-    def _collect(self, replica: Backend, done: _InFlight) -> None:
+    def _collect(self, replica: Backend, in_flight: deque[_InFlight]) -> None:
+        """Wait for the oldest batch and answer it."""
+        batch, launched, started_s = in_flight.popleft()
+        failure: Exception | None = None
         try:
-            answers = done.launched.collect()
-            encoded = encoded_of(done.batch)
-            check_answers(answers, encoded)
-            is_finite = finite_items(answers, encoded)  # (B,)
-            for position in np.flatnonzero(is_finite).tolist():
-                self._store(done.batch[position], answers, position)
+            is_finite = self._store_finite(batch, launched)
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
-            self._retry_or_fail(replica, done.batch, exc)
+            failure = _without_locals(exc)
+        del launched  # what it holds on the device would lie beside a retry
+        if failure is not None:
+            self._retry_or_fail(replica, batch, failure)
         else:
-            finite = [item for item, is_fine in zip(done.batch, is_finite, strict=True) if is_fine]
-            self._resolve(finite, time.monotonic() - done.started_s)
-            for position in np.flatnonzero(~is_finite).tolist():
-                self._retry_in_full_precision(replica, done.batch[position])
+            self._resolve(_chosen(batch, is_finite), time.monotonic() - started_s)
+            self._retry_in_full_precision(replica, _chosen(batch, ~is_finite))
 
-    def _retry_or_fail(self, replica: Backend, batch: list[Item], exc: Exception) -> None:
+    def _retry_or_fail(self, replica: Backend, batch: list[Item], failure: Exception) -> None:
         """Halve a failed batch until the item that is to blame fails alone."""
         if len(batch) == 1:
-            self._fail(batch, _as_backend_failure(exc))
+            self._fail(batch, _as_backend_failure(failure))
             return
-        logger.warning("a batch of %d items failed (%s); computing its halves", len(batch), exc)
+        logger.warning("a batch of %d items failed (%s); computing its halves", len(batch), failure)
         with self._changed:
             self.stats.num_split_batches += 1
         for half in split_batch(batch):
@@ -272,24 +278,42 @@ class WorkerPool:
             if wanted:
                 self._launch(replica, wanted, under_way)
             if under_way:
-                self._collect(replica, under_way.popleft())
+                self._collect(replica, under_way)
 
-    def _retry_in_full_precision(self, replica: Backend, item: Item) -> None:
-        """What was NaN or infinity in company and in half precision may be a number alone and in float32."""
-        if item.is_cancelled:
+    def _retry_in_full_precision(self, replica: Backend, batch: list[Item]) -> None:
+        """What was NaN or infinity in company and in half precision may be a number alone and in float32.
+
+        One launch for all, as each may copy the model; the backend computes each item alone.
+        """
+        wanted = [item for item in batch if not item.is_cancelled]
+        if not wanted:
             return
-        logger.warning("an input of %d tokens gave NaN or infinity; computing it in float32", item.num_tokens)
+        logger.warning("%d inputs gave NaN or infinity; computing them in float32", len(wanted))
         started_s = time.monotonic()
+        failure: Exception | None = None
         try:
-            answers = replica.launch([item.encoded], full_precision=True).collect()
-            check_answers(answers, [item.encoded])
-            if not finite_items(answers, [item.encoded]).all():
-                raise BackendFailed("gives NaN or infinity, alone and in float32 too")
-            self._store(item, answers, 0)
+            is_finite = self._store_finite(wanted, replica.launch(encoded_of(wanted), full_precision=True))
         except Exception as exc:  # noqa: BLE001 - a bad item must not end the loop
-            self._fail([item], _as_backend_failure(exc))
+            failure = _without_locals(exc)
+        if failure is None:
+            self._resolve(_chosen(wanted, is_finite), time.monotonic() - started_s)
+            error = BackendFailed("gives NaN or infinity, alone and in float32 too")
+            self._fail(_chosen(wanted, ~is_finite), error)
+        elif len(wanted) == 1:
+            self._fail(wanted, _as_backend_failure(failure))
         else:
-            self._resolve([item], time.monotonic() - started_s)
+            for item in wanted:
+                self._retry_in_full_precision(replica, [item])
+
+    def _store_finite(self, batch: list[Item], launched: Launched) -> npt.NDArray[np.bool_]:
+        """Wait for a batch and keep the answers that are numbers; returns (B,) bool, which these are."""
+        answers = launched.collect()
+        encoded = encoded_of(batch)
+        check_answers(answers, encoded)
+        is_finite = finite_items(answers, encoded)  # (B,)
+        for position in np.flatnonzero(is_finite).tolist():
+            self._store(batch[position], answers, position)
+        return is_finite
 
     def _store(self, item: Item, answers: Answers, position: int) -> None:
         """Copy one item's answers, each into its request's column."""
@@ -302,7 +326,10 @@ class WorkerPool:
             target = request.columns[name]
             if isinstance(column, np.ndarray) and column.shape[1:] != target.shape[1:]:
                 raise BackendFailed(f"got {column.shape[1]} values from the backend after {target.shape[1]}")
-            target[item.row] = column[position]
+            # A matrix's row is copied where it goes.
+            target[item.row] = (
+                column[position] if isinstance(column, np.ndarray) else _copy_of(column[position])
+            )
 
     def _resolve(self, batch: list[Item], busy_s: float) -> None:
         num_rows: dict[PendingRequest, int] = {}
@@ -367,6 +394,17 @@ def _empty_column(column: Column, num_items: int) -> Any:
     return [None] * num_items
 
 
+def _copy_of(entry: Rows | SparseRow) -> Rows | SparseRow:
+    """An entry of a list; it may be a view that keeps the memory of its whole batch."""
+    if isinstance(entry, SparseRow):
+        return SparseRow(entry.indices.copy(), entry.values.copy())
+    return entry.copy()
+
+
+def _chosen(batch: list[Item], is_chosen: npt.NDArray[np.bool_]) -> list[Item]:
+    return [batch[position] for position in np.flatnonzero(is_chosen).tolist()]
+
+
 def _mark_answered(items: list[Item]) -> list[Item]:
     """Those that end now, and not before. Called under the pool's lock."""
     unanswered = [item for item in items if not item.is_answered]
@@ -377,6 +415,19 @@ def _mark_answered(items: list[Item]) -> list[Item]:
 
 def _unfinished() -> EngineNotReady:
     return EngineNotReady("the server is shutting down and this request was not finished in time")
+
+
+def _without_locals(exc: Exception) -> Exception:
+    """The same error, whose traceback no longer keeps what the failed pass had in memory."""
+    chain: list[BaseException | None] = [exc]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            chain += each.__cause__, each.__context__
+    return exc
 
 
 def _as_backend_failure(exc: Exception) -> Exception:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,6 +288,86 @@ def test_the_error_tells_what_the_backend_raised() -> None:
     assert isinstance(error.__cause__, MemoryError)
 
 
+class Tensor:
+    """Stands for memory that a pass holds on its device."""
+
+
+@pytest.mark.parametrize("where", ["on_launch", "on_collect"])
+@pytest.mark.parametrize("in_full", [False, True])
+def test_what_a_failed_pass_held_is_gone_when_it_is_tried_again_and_answered(
+    where: str, in_full: bool
+) -> None:
+    """An out-of-memory's traceback kept the tensors of the failed pass beside its halves, and those beside
+    theirs, so that what would have fitted did not."""
+    held: list[weakref.ref[Tensor]] = []
+    num_alive: list[int] = []
+
+    def run_out_of_memory(numbers: list[int], rows: Rows | None = None) -> Rows:
+        num_alive.append(sum(each() is not None for each in held))
+        try:
+            tensor = Tensor()
+            held.append(weakref.ref(tensor))
+            fail_on(1, error=MemoryError("no room"))(numbers)
+        except MemoryError as exc:
+            raise RuntimeError("out of memory") from exc
+        return rows  # type: ignore[return-value]
+
+    broken: dict[str, Any] = {f"{where}_in_full" if in_full else where: run_out_of_memory}
+    first = {"on_collect": nan_on(0, 1, 2, 3), "on_collect_in_full": same_rows} if in_full else {}
+    answers = Answers([0], [1], [2], [3])
+    with working_off(answers, Device(**{**first, **broken})):
+        answers.wait()
+
+    assert len(num_alive) == 5
+    assert set(num_alive) == {0}
+    assert isinstance(answers.errors()[1], BackendFailed)
+    assert all(each() is None for each in held)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"on_collect": fail_on(1), "on_collect_in_full": same_rows},
+        {"on_collect": nan_on(0, 1, 2, 3), "on_collect_in_full": fail_on(1)},
+    ],
+)
+def test_a_failed_batch_is_let_go_before_it_is_tried_again(fault: dict[str, Any]) -> None:
+    """What a launch gives back holds tensors too."""
+    under_way: list[weakref.ref[Launched]] = []
+    num_alive: list[int] = []
+
+    class WatchedDevice(Device):
+        def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Launched:
+            num_alive.append(sum(each() is not None for each in under_way))
+            launched = super().launch(batch, full_precision=full_precision)
+            under_way.append(weakref.ref(launched))
+            return launched
+
+    answers = Answers([0], [1], [2], [3])
+    with working_off(answers, WatchedDevice(**fault)):
+        answers.wait()
+
+    assert len(num_alive) >= 5
+    assert set(num_alive) == {0}
+
+
+@pytest.mark.parametrize("name", ["multivector", "sparse"])
+def test_an_answer_does_not_keep_the_memory_of_its_whole_batch(name: OutputName) -> None:
+    """Ragged and sparse rows are cut out of one array."""
+    large = np.ones((1000, 2), dtype=np.float32)
+    sparse = SparseRow(np.arange(1000, dtype=np.int32)[:2], large[:, 0][:2])
+    device = Device(on_answers=lambda _: {"multivector": [large[:1]], "sparse": [sparse]})
+    answers = Answers([1])
+    with running(device) as pool:
+        pool.submit(answers.items(0, name))
+        answers.wait()
+
+    [entry] = answers.pending[0].columns[name]
+    for array in entry if isinstance(entry, SparseRow) else [entry]:
+        assert array.base is None
+        assert len(array) <= 2
+
+
 def test_an_error_of_this_package_is_passed_on_as_it_is() -> None:
     error = InputTooLong("too long")
     answers = Answers([1])
@@ -428,7 +509,8 @@ def test_what_is_a_number_in_full_precision_is_computed_once_more_and_answered(
     for number in range(20):
         answers.check_rows(number)
     assert set(answers.num_done.values()) == {1}
-    assert sorted(batch for device in devices for batch in device.launched_in_full) == [[6], [13]]
+    again = [number for device in devices for batch in device.launched_in_full for number in batch]
+    assert sorted(again) == [6, 13]
     assert (pool.stats.num_items, pool.stats.num_failed_items) == (20, 0)
     assert pool.stats.num_tokens == 20 * 3
     assert pool.stats.num_split_batches == 0
@@ -449,6 +531,34 @@ def test_what_is_no_number_in_full_precision_either_fails_once_and_names_its_pla
         answers.check_rows(position)
     assert device.launched == [[4, 5, 7, 8, 1, 2, 3]]
     assert device.launched_in_full == [[7]], "it is retried alone and once"
+
+
+def test_all_items_of_a_batch_that_are_no_numbers_are_computed_once_more_in_one_launch() -> None:
+    """Each launch in full precision copies the whole model."""
+    device = Device(on_collect=nan_on(1, 3, 4), on_collect_in_full=nan_on(3))
+    answers = Answers([1], [2], [3], [4])
+    with working_off(answers, device) as pool:
+        answers.wait()
+
+    assert (device.launched, device.launched_in_full) == ([[1, 2, 3, 4]], [[1, 3, 4]])
+    for position in (0, 1, 3):
+        answers.check_rows(position)
+    assert str(answers.errors()[2]) == "input 0 gives NaN or infinity, alone and in float32 too"
+    assert (pool.stats.num_items, pool.stats.num_failed_items) == (3, 1)
+
+
+@pytest.mark.parametrize("where", ["on_launch_in_full", "on_collect_in_full"])
+def test_where_the_launch_in_full_precision_raises_each_item_is_tried_once_alone(where: str) -> None:
+    device = Device(on_collect=nan_on(1, 3, 4), **{"on_collect_in_full": same_rows, where: fail_on(3)})
+    answers = Answers([1], [2], [3], [4])
+    with working_off(answers, device):
+        answers.wait()
+
+    assert device.launched_in_full == [[1, 3, 4], [1], [3], [4]]
+    for position in (0, 1, 3):
+        answers.check_rows(position)
+    assert str(answers.errors()[2]) == "input 0 could not be computed: RuntimeError: told to fail"
+    assert set(answers.num_done.values()) == {1}
 
 
 def test_neighbours_are_answered_before_an_item_is_computed_once_more() -> None:
