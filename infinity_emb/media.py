@@ -8,6 +8,7 @@ soundfile and soxr are imported on demand.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,12 +35,19 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 _SAMPLES_PER_BLOCK = 2**20
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
+def take_any(amount: float) -> None:
+    """The `claim` of who has no limit for several together."""
+
+
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, claim: Callable[[float], None] = take_any
+) -> Image:
     """Decode a picture as transformers' `load_image` does: upright, RGB, the first frame of an animation.
 
     data: a whole file in one of IMAGE_FORMATS.
     max_pixels: width times height, checked before any pixel is decoded. Pillow has a limit of its own,
     twice `PIL.Image.MAX_IMAGE_PIXELS`, that this cannot raise.
+    claim: told the number of pixels before any is decoded; raises BadInput where that is too much.
 
     Raises: ImageCorruption for a broken, unknown, too small or too large picture; ModelNotDeployedError where
     Pillow is not installed.
@@ -52,7 +60,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
         Image.init()  # AVIF is a format only where Pillow was built with it
         formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
         with Image.open(io.BytesIO(data), formats=formats) as image:
-            _check_image_size(*image.size, max_pixels)
+            check_image_size(*image.size, max_pixels=max_pixels)
+            claim(image.width * image.height)
             return ImageOps.exif_transpose(image).convert("RGB")
     except BadInput:
         raise
@@ -64,12 +73,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
         ) from exc
 
 
-def decode_audio(data: bytes, *, sampling_rate: int, max_seconds: float = MAX_SECONDS) -> Samples:
+def decode_audio(
+    data: bytes,
+    *,
+    sampling_rate: int,
+    max_seconds: float = MAX_SECONDS,
+    claim: Callable[[float], None] = take_any,
+) -> Samples:
     """Decode a sound to one channel at the rate that a model was trained on.
 
     data: a whole file of a format that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF and others. Of a file
     that was cut short, what libsndfile can still decode is used.
     sampling_rate: Hz of the result. max_seconds: length, checked before any sample is decoded.
+    claim: told the length in seconds before any sample is decoded; raises BadInput where that is too much.
 
     Returns (N,) float32 in about -1..1, N > 0: the mean of the channels, resampled by soxr at HQ.
 
@@ -84,6 +100,7 @@ def decode_audio(data: bytes, *, sampling_rate: int, max_seconds: float = MAX_SE
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_sound_header(file.frames, file.samplerate, file.channels, max_seconds)
+            claim(file.frames / file.samplerate)
             rate, mono = file.samplerate, _read_mono(file)
         samples: Samples = mono
         if rate != sampling_rate:
@@ -102,7 +119,8 @@ def decode_audio(data: bytes, *, sampling_rate: int, max_seconds: float = MAX_SE
     return samples
 
 
-def _check_image_size(width: int, height: int, max_pixels: int) -> None:
+def check_image_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises ImageCorruption for an image that is too small or too large."""
     if min(width, height) < MIN_SIDE_PIXELS:
         # infinity_emb's users know this text.
         raise ImageCorruption(

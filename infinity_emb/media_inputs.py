@@ -1,11 +1,13 @@
 """Images and audio as a client gives them → decoded inputs: fetched concurrently, decoded on threads.
 
-Knows nothing of models beyond the sampling rate of their clips.
+What a request may take decoded is limited as a whole: small files can be large images. Knows nothing of
+models beyond the sampling rate of their clips.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,13 +16,37 @@ import numpy.typing as npt
 
 from infinity_emb.backends.base import Clip, Picture
 from infinity_emb.errors import BadInput, ImageCorruption
-from infinity_emb.media import decode_audio, decode_image
+from infinity_emb.media import check_image_size, decode_audio, decode_image
 from infinity_emb.media_sources import MediaFetcher
 
 MediaT = TypeVar("MediaT")
 # An image may take hundreds of megabytes while it is decoded, and a slow host a thread while it is looked up.
 MAX_READ_AT_ONCE = 8
+# What one request keeps in memory until it is computed: 768 MB of pixels; 230 MB of samples at 16 kHz.
+MAX_REQUEST_PIXELS = 256_000_000
+MAX_REQUEST_SECONDS = 3600
 RunOnThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class Allowance:
+    """What the inputs of one request may take together; claimed on any thread, before decoding."""
+
+    def __init__(self, limit: int, unit: str) -> None:
+        self._limit = limit
+        self._unit = unit
+        self._left: float = limit
+        self._lock = threading.Lock()
+
+    def claim(self, amount: float) -> None:
+        """Raises BadInput where the inputs so far and this one are too much."""
+        with self._lock:
+            self._left -= amount
+            is_over = self._left < 0
+        if is_over:
+            raise BadInput(
+                f"brings this request over its limit of {self._limit} {self._unit} in all;"
+                " send fewer inputs at once, or smaller ones"
+            )
 
 
 class MediaReader:
@@ -33,23 +59,26 @@ class MediaReader:
 
     async def read_images(self, sources: Sequence[Any], run_on_thread: RunOnThread) -> list[Picture]:
         """From URLs, data URIs, bytes and PIL images. Raises ImageCorruption and BadInput."""
-        return await self._read_all(sources, self._read_image, run_on_thread)
+        allowance = Allowance(MAX_REQUEST_PIXELS, "pixels")
+        return await self._read_all(sources, self._read_image, allowance, run_on_thread)
 
     async def read_clips(self, sources: Sequence[Any], run_on_thread: RunOnThread) -> list[Clip]:
         """From URLs, data URIs and bytes. Raises AudioCorruption and BadInput."""
-        return await self._read_all(sources, self._read_clip, run_on_thread)
+        allowance = Allowance(MAX_REQUEST_SECONDS, "seconds")
+        return await self._read_all(sources, self._read_clip, allowance, run_on_thread)
 
     async def _read_all(
         self,
         sources: Sequence[Any],
-        read: Callable[[Any, RunOnThread], Awaitable[MediaT]],
+        read: Callable[[Any, Allowance, RunOnThread], Awaitable[MediaT]],
+        allowance: Allowance,
         run_on_thread: RunOnThread,
     ) -> list[MediaT]:
         slots = self._slots_of_this_loop()
 
         async def read_in_turn(source: Any) -> MediaT:
             async with slots:
-                return await read(source, run_on_thread)
+                return await read(source, allowance, run_on_thread)
 
         tasks = [asyncio.ensure_future(read_in_turn(source)) for source in sources]
         try:
@@ -71,17 +100,21 @@ class MediaReader:
             self._slots = loop, asyncio.Semaphore(MAX_READ_AT_ONCE)
         return self._slots[1]
 
-    async def _read_image(self, source: Any, run_on_thread: RunOnThread) -> Picture:
+    async def _read_image(self, source: Any, allowance: Allowance, run_on_thread: RunOnThread) -> Picture:
         if hasattr(source, "convert"):  # a PIL image
+            check_image_size(source.width, source.height)
+            allowance.claim(source.width * source.height)
             return Picture(await run_on_thread(lambda: _pixels_of(source)))
         data = await self._fetcher.fetch(_checked(source))
-        return Picture(await run_on_thread(lambda: np.asarray(decode_image(data))))
+        return Picture(await run_on_thread(lambda: np.asarray(decode_image(data, claim=allowance.claim))))
 
-    async def _read_clip(self, source: Any, run_on_thread: RunOnThread) -> Clip:
+    async def _read_clip(self, source: Any, allowance: Allowance, run_on_thread: RunOnThread) -> Clip:
         assert self._sampling_rate is not None, "only asked of a model that takes audio"
         rate = self._sampling_rate
         data = await self._fetcher.fetch(_checked(source))
-        return Clip(await run_on_thread(lambda: decode_audio(data, sampling_rate=rate)))
+        return Clip(
+            await run_on_thread(lambda: decode_audio(data, sampling_rate=rate, claim=allowance.claim))
+        )
 
 
 def _pixels_of(image: Any) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from infinity_emb import media_inputs
 from infinity_emb.backends.base import Clip, Picture
 from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption
 from infinity_emb.media_inputs import MAX_READ_AT_ONCE, MediaReader
@@ -168,6 +169,43 @@ def test_a_pil_image_of_a_file_that_is_cut_off_is_refused_too() -> None:
 def test_a_sound_that_cannot_be_read_is_named() -> None:
     with pytest.raises(AudioCorruption, match=r"^input 1 cannot be read as a sound"):
         read_clips(wav(np.zeros(9)), b"no sound")
+
+
+@pytest.mark.parametrize("as_pil", [False, True])
+def test_the_images_of_a_request_have_a_limit_in_all(as_pil: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of plain-coloured PNGs was tens of gigabytes once decoded."""
+    monkeypatch.setattr(media_inputs, "MAX_REQUEST_PIXELS", 4 * 54)
+    image: Any = Image.fromarray(noise()) if as_pil else png(noise())
+
+    assert len(read_images(*[image] * 4)) == 4
+    with pytest.raises(BadInput, match=r"over its limit of 216 pixels in all; send fewer") as raised:
+        read_images(*[image] * 5)
+    assert raised.value.position is not None
+
+
+def test_what_is_over_the_limit_of_a_request_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files have no whole image: whoever decoded them would call them broken."""
+    monkeypatch.setattr(media_inputs, "MAX_REQUEST_PIXELS", 53)
+    content = png(noise())[:60]
+    for source in (content, Image.open(io.BytesIO(content))):
+        with pytest.raises(BadInput, match=r"^input 0 brings this request over"):
+            read_images(source)
+
+
+def test_the_limits_of_a_single_image_hold_for_pil_images_too() -> None:
+    with pytest.raises(ImageCorruption, match=r"^input 0 has 8001 x 8000 pixels"):
+        read_images(Image.new("1", (8001, 8000)))
+    with pytest.raises(ImageCorruption, match="too small for processing"):
+        read_images(Image.new("1", (2, 9)))
+
+
+def test_the_sounds_of_a_request_have_a_limit_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_inputs, "MAX_REQUEST_SECONDS", 2)
+    content = wav(np.zeros(RATE_HZ // 2))
+
+    assert len(read_clips(*[content] * 4)) == 4
+    with pytest.raises(BadInput, match=r"over its limit of 2 seconds in all; send fewer"):
+        read_clips(*[content] * 5)
 
 
 def test_of_several_the_first_in_the_request_is_blamed_and_nothing_is_said_of_the_rest(
