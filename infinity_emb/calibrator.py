@@ -37,7 +37,10 @@ class Calibrator:
         self._finding: asyncio.Lock | None = None  # made in the loop that uses it
 
     async def ranges(self, dimensions: int | None) -> Ranges:
-        """Of vectors cut to `dimensions`. Raises what embedding raises, and StartupError for a bad file."""
+        """Of vectors cut to `dimensions`. Raises what embedding raises, and StartupError for a bad file.
+
+        To be called with room taken by `RunningModel.admitted`, as everything that embeds.
+        """
         if self._file is None:
             self._finding = self._finding or asyncio.Lock()
             async with self._finding:
@@ -46,6 +49,14 @@ class Calibrator:
         return self._file.ranges(dimensions)
 
     async def _find(self) -> CalibrationFile:
+        file, missing = await asyncio.to_thread(self._read)
+        if missing:
+            rows = await self._embed(missing)
+            await asyncio.to_thread(file.save, rows)
+        return file
+
+    def _read(self) -> tuple[CalibrationFile, list[str]]:
+        """The file, and the texts whose rows it does not have."""
         path = self._args.calibration_file
         texts = read_texts(Path(path)) if path else calibration_texts()
         key = CalibrationKey(
@@ -58,9 +69,7 @@ class Calibrator:
             texts=tuple(texts),
         )
         file = CalibrationFile(cache_folder(os.environ), key)
-        if file.load() is None:
-            file.save(await self._embed(texts))
-        return file
+        return file, texts if file.load() is None else []
 
 
 def _fingerprint(folder: Path) -> str | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from infinity_emb.progress import ProgressBar
 from infinity_emb.worker import PendingRequest
 
 logger = logging.getLogger("infinity_emb")
+
+ResultT = TypeVar("ResultT")
 
 
 def open_request(num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
@@ -38,3 +41,15 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None])
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
         logger.debug("an event loop was closed before its request was answered")
+
+
+async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+    """All results in order. When one fails, or the caller is cancelled, the others end first."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # the others' errors are nobody's
+        raise

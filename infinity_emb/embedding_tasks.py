@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.base import InputOptions, Passages, Rows
+from infinity_emb.backends.base import InputOptions, Passages, Rows, Split
 from infinity_emb.calibrator import Calibrator
 from infinity_emb.embedding import Embeddings, EmbedOptions, Span
-from infinity_emb.errors import BadInput, ModelNotDeployedError
+from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
 from infinity_emb.media_inputs import MediaReader
-from infinity_emb.pieces import average_pieces
+from infinity_emb.one_model import OneModel, check_texts
+from infinity_emb.pieces import average_pieces, check_num_pieces, split_texts
 from infinity_emb.postprocess import check_dimensions, quantize_rows, shorten_rows
 from infinity_emb.primitives import EmbeddingDtype, Modality, OutputName
-from infinity_emb.prompts import Prompt, choose_prompt
-from infinity_emb.running_model import OneModel, check_texts
+from infinity_emb.prompts import Prompt, check_prompt, choose_prompt
 
 NEEDS_RANGES = (EmbeddingDtype.int8, EmbeddingDtype.uint8)
 _NO_OPTIONS = EmbedOptions()
@@ -65,36 +65,20 @@ class EmbeddingTasks(OneModel):
                 outputs=self._arrays_output(),
             ),
         )
-        vectors = answer.dense if answer.dense is not None else answer.multivector
-        if vectors is None:
-            raise ModelNotDeployedError(
-                f"model {self._running.name!r} answers sparse vectors; use encode(), or the"
-                " route /embed_sparse"
-            )
-        return list(vectors), answer.num_tokens
+        return _vectors_of(answer), answer.num_tokens
 
     async def encode(self, sentences: list[str], options: EmbedOptions = _NO_OPTIONS) -> Embeddings:
         """What `options` ask for of each text; several outputs of one text come from one forward pass.
 
         Raises as `embed` does.
         """
-        self._check_embeds()
-        check_texts(sentences)
-        outputs = self._check_outputs(options)
-        prompt = choose_prompt(
-            self.info,
-            prompt=options.prompt,
-            prompt_name=options.prompt_name,
-            input_type=options.input_type,
-        )
-        how = InputOptions(
-            prompt=prompt.text, task=prompt.task, truncation=options.truncation, outputs=outputs
-        )
+        self._check_texts(sentences)
+        how = self._how(options)
         async with self._running.admitted(len(sentences)):
             if options.chunking:
                 return await self._encode_pieces(sentences, how, options)
             computed = await self._running.compute(sentences, how)
-        return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
+            return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
 
     async def encode_passages(
         self, texts: list[str], options: EmbedOptions = _NO_OPTIONS, *, chunk_size: int | None = None
@@ -106,33 +90,20 @@ class EmbeddingTasks(OneModel):
         Raises as `embed` does, and BadInput for a model that does not pool by the mean.
         Source: Günther et al. 2024, https://arxiv.org/abs/2409.04701
         """
-        self._check_embeds()
-        check_texts(texts)
-        if (
-            self.info.pooling != "mean"
-            or self._running.model.split is None
-            or self.info.outputs[0] != "dense"
-        ):
-            raise ModelNotDeployedError(
-                f"late chunking averages token vectors, and model {self._running.name!r}"
-                f" pools by {self.info.pooling!r}; embed the texts one by one"
-            )
-        self._check_outputs(options)
-        prompt = choose_prompt(
-            self.info,
-            prompt=options.prompt,
-            prompt_name=options.prompt_name,
-            input_type=options.input_type,
-        )
-        how = InputOptions(prompt=prompt.text, task=prompt.task, outputs=("chunks",))
+        self._check_texts(texts)
+        split = self._check_averages()
+        how = replace(self._how(options), truncation="model", outputs=("chunks",))
+        passages = _joined(texts)
         async with self._running.admitted(len(texts)):
-            passages = await self._running.run_on_thread(lambda: self._passages(texts, chunk_size))
-            computed = await self._running.compute([Passages(tuple(passages))], how)
+            if chunk_size is not None:
+                whole, limit = "".join(passages), self.info.max_tokens
+                passages = await self._running.run_on_thread(lambda: _chunks(whole, split, chunk_size, limit))
+            with self._running.widened(len(texts), max(len(texts), len(passages))):
+                computed = await self._running.compute([Passages(tuple(passages))], how)
+            dense = {"dense": computed.columns["chunks"][0]}
+            answer = await self._finish(dense, int(computed.num_tokens.sum()), options)
         ends = np.cumsum([len(passage) for passage in passages])
         spans = [Span(int(end) - len(each), int(end)) for end, each in zip(ends, passages, strict=True)]
-        answer = await self._finish(
-            {"dense": computed.columns["chunks"][0]}, int(computed.num_tokens.sum()), options
-        )
         return replace(answer, spans=spans)
 
     async def image_embed(
@@ -173,27 +144,41 @@ class EmbeddingTasks(OneModel):
                 " from texts; ask for float32, float16, binary or ubinary"
             )
         options = replace(options, outputs=options.outputs or self._arrays_output(), chunking=False)
-        outputs = self._check_outputs(options)
-        prompt = choose_prompt(
-            self.info,
-            prompt=options.prompt,
-            prompt_name=options.prompt_name,
-            input_type=options.input_type,
-        )
-        how = InputOptions(prompt=prompt.text, task=prompt.task or "document", outputs=outputs)
+        how = self._how(options)
+        how = replace(how, task=how.task or "document", truncation="model")
         async with self._running.admitted(len(sources)):
             read = self._media.read_images if is_image else self._media.read_clips
             inputs = await read(sources, self._running.run_on_thread)
             computed = await self._running.compute(inputs, how)
-        return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
+            return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
+
+    def _how(self, options: EmbedOptions) -> InputOptions:
+        """Raises BadInput for what the model cannot answer, and for a prompt that it has not."""
+        outputs = self._check_outputs(options)
+        prompt = self._prompt_for(options)
+        return InputOptions(
+            prompt=prompt.text, task=prompt.task, truncation=options.truncation, outputs=outputs
+        )
 
     def _prompt_for(self, options: EmbedOptions) -> Prompt:
+        check_prompt(options.prompt)
         return choose_prompt(
             self.info, prompt=options.prompt, prompt_name=options.prompt_name, input_type=options.input_type
         )
 
-    def _check_embeds(self) -> None:
+    def _check_texts(self, texts: list[str]) -> None:
         self._running.check_can("embed_sparse" if "embed_sparse" in self.info.capabilities else "embed")
+        check_texts(texts)
+
+    def _check_averages(self) -> Split:
+        """What cuts texts. Raises ModelNotDeployedError for a model that does not pool by the mean."""
+        split = self._running.model.split
+        if self.info.pooling != "mean" or split is None or self.info.outputs[0] != "dense":
+            raise ModelNotDeployedError(
+                f"late chunking averages token vectors, and model {self._running.name!r}"
+                f" pools by {self.info.pooling!r}; embed the texts one by one"
+            )
+        return split
 
     def _arrays_output(self) -> tuple[OutputName, ...]:
         return tuple(name for name in self.info.outputs if name != "sparse")[:1] or ("dense",)
@@ -239,8 +224,7 @@ class EmbeddingTasks(OneModel):
 
     async def _embed_for_calibration(self, texts: list[str]) -> Rows:
         prompt = choose_prompt(self.info)
-        async with self._running.admitted(0):
-            computed = await self._running.compute(texts, InputOptions(prompt=prompt.text))
+        computed = await self._running.compute(texts, InputOptions(prompt=prompt.text))
         rows: Rows = computed.columns["dense"]
         return rows
 
@@ -253,7 +237,7 @@ class EmbeddingTasks(OneModel):
             computed = await self._running.compute(sentences, how)
             return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
         pieces = await self._running.run_on_thread(
-            lambda: [split(text, prompt=how.prompt, max_tokens=limit) for text in sentences]
+            lambda: split_texts(sentences, lambda text: split(text, prompt=how.prompt, max_tokens=limit))
         )
         texts = [
             text[piece.start : piece.end] if len(of_text) > 1 else text
@@ -261,22 +245,14 @@ class EmbeddingTasks(OneModel):
             for piece in of_text
         ]
         places = [place for place, of_text in enumerate(pieces) for _ in of_text]
-        computed = await self._running.compute(texts, how, places=places)
+        with self._running.widened(len(sentences), len(texts)):
+            computed = await self._running.compute(texts, how, places=places)
         rows = average_pieces(
             computed.columns["dense"],
             [len(of_text) for of_text in pieces],
             [max(1, piece.num_tokens) for of_text in pieces for piece in of_text],
         )
         return await self._finish({"dense": rows}, int(computed.num_tokens.sum()), options)
-
-    def _passages(self, texts: list[str], chunk_size: int | None) -> list[str]:
-        """What is to have a vector each; joined they are the text that is read."""
-        passages = _joined(texts)
-        if chunk_size is None or self._running.model.split is None:
-            return passages
-        whole = "".join(passages)
-        pieces = self._running.model.split(whole, prompt="", max_tokens=chunk_size, is_alone=False)
-        return [whole[piece.start : piece.end] for piece in pieces]
 
 
 def _vectors_of(answer: Embeddings) -> list[npt.NDArray[Any]]:
@@ -290,3 +266,19 @@ def _joined(texts: list[str]) -> list[str]:
         text if position == len(texts) - 1 or text[-1:].isspace() else f"{text} "
         for position, text in enumerate(texts)
     ]
+
+
+def _chunks(whole: str, split: Split, chunk_size: int, max_tokens: int | None) -> list[str]:
+    """The text in chunks of so many tokens; a text that no model reads is refused before it is cut small."""
+    if max_tokens is not None:
+        fitting = split(whole, prompt="", max_tokens=max_tokens, is_alone=False)
+        num_tokens = sum(piece.num_tokens for piece in fitting)
+        if num_tokens > max_tokens:
+            raise InputTooLong(
+                f"has {num_tokens} tokens, the limit is {max_tokens}; late chunking reads all of them at"
+                " once, so send a shorter text",
+                position=0,
+            )
+    pieces = split(whole, prompt="", max_tokens=chunk_size, is_alone=False)
+    check_num_pieces(len(pieces), 1)
+    return [whole[piece.start : piece.end] for piece in pieces]

@@ -66,7 +66,8 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks):
         self._media = MediaReader(self._model.sampling_rate)
         self._calibrator = Calibrator(self.engine_args, self.info, self._embed_for_calibration)
         if self._embedding_dtype in NEEDS_RANGES:
-            await self._calibrator.ranges(None)
+            async with self._running.admitted(0):
+                await self._calibrator.ranges(None)
 
     async def astop(self, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         """Finish what was accepted within the deadline, fail the rest, end the threads."""

@@ -28,6 +28,10 @@ _OTHER_WORDS = frozenset(
 _PROMPTS_OF_TASK = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
+# Of a prompt that a request brings, which is read again with each of its inputs.
+MAX_PROMPT_CHARS = 100_000
+
+
 class Prompt(NamedTuple):
     """What to put before the text, and the task that a router or a mask asks for."""
 
@@ -84,3 +88,14 @@ def _read_input_type(info: ModelInfo, input_type: str | None) -> tuple[str | Non
 
 def _listed(names: object) -> str:
     return str(sorted(names)) if names else "(it has none)"  # type: ignore[call-overload]  # any iterable
+
+
+def check_prompt(prompt: str | None) -> None:
+    """Raises BadInput unless the prompt that a request brings is a text within the limit, or None."""
+    if prompt is not None and not isinstance(prompt, str):
+        raise BadInput(f"prompt is {type(prompt).__name__}, not a text")
+    if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
+        raise BadInput(
+            f"prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARS}; send a shorter one, or"
+            " put what is long into the texts"
+        )

@@ -1,7 +1,8 @@
 """One loaded model at work: lets a request in or not, prepares its inputs on threads, waits for its answers.
 
 Hops 3 to 6 of a request (docs/architecture.md), the same for every task. Knows nothing of what inputs or
-answers mean (`engine.py`), nor of HTTP or any compute library.
+answers mean (`embedding_tasks.py`, `scoring_tasks.py`), nor of HTTP or any compute library. Over 300 lines,
+so that what becomes of an accepted request stands on one page.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair
-from infinity_emb.completion import open_future, open_request
+from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair, Passages
+from infinity_emb.completion import gather_or_cancel, open_future, open_request
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import (
     BadInput,
@@ -39,8 +40,9 @@ logger = logging.getLogger("infinity_emb")
 INPUTS_PER_CHUNK = 64
 MEDIA_PER_CHUNK = 2
 # Up to this many characters are tokenized on the event loop: a fraction of a millisecond, less than what
-# handing over to a thread and back costs.
+# handing over to a thread and back costs. Only of so many inputs, each of which costs something by itself.
 INLINE_CHARS = 1024
+MAX_INLINE_INPUTS = 16
 DRAIN_TIMEOUT_S = 30.0
 # What a batch that a device is computing at that deadline gets on top.
 BATCH_GRACE_S = 1.5
@@ -102,7 +104,7 @@ class RunningModel:
         finally:
             num_failed += self._pool.fail_rest()
             if self._prepare_pool is not None:
-                self._prepare_pool.shutdown(wait=False)
+                self._prepare_pool.shutdown(wait=False, cancel_futures=True)
         if num_failed:
             logger.warning("%d inputs were not finished within %g s and failed", num_failed, drain_timeout_s)
 
@@ -173,26 +175,47 @@ class RunningModel:
                 self._on_idle()
 
     def _admit(self, num_items: int) -> None:
-        name = self.name
         if not self.is_running:
-            raise EngineNotReady(f"model {name!r} is not started, is shutting down or its worker died")
-        limit = self._args.max_queue_items
-        if num_items > limit:
-            raise BadInput(f"the request has {num_items} inputs, more than the {limit} that may ever wait")
-        if self.is_overloaded() or self.num_accepted_items + num_items > limit:
-            raise Overloaded(
-                f"model {name} is currently overloaded:"
-                f" {self.num_accepted_items} of {limit} inputs wait already; try again later"
-            )
+            raise self._not_ready()
+        self._check_room(num_items, num_total=num_items)
         self.num_accepted_items += num_items
         self._num_accepted_requests += 1
+
+    @contextmanager
+    def widened(self, num_before: int, num_now: int) -> Iterator[None]:
+        """Room for an admitted request whose inputs became more, while the model stops too.
+
+        Raises Overloaded and BadInput.
+        """
+        num_more = num_now - num_before
+        if num_more:
+            self._check_room(num_more, num_total=num_now)
+        self.num_accepted_items += num_more
+        try:
+            yield
+        finally:
+            self.num_accepted_items -= num_more
+
+    def _check_room(self, num_items: int, *, num_total: int) -> None:
+        limit = self._args.max_queue_items
+        if num_total > limit:
+            raise BadInput(f"the request has {num_total} inputs, more than the {limit} that may ever wait")
+        if self.is_overloaded() or self.num_accepted_items + num_items > limit:
+            raise Overloaded(
+                f"model {self.name} is currently overloaded:"
+                f" {self.num_accepted_items} of {limit} inputs wait already; try again later"
+            )
+
+    def _not_ready(self) -> EngineNotReady:
+        return EngineNotReady(f"model {self.name!r} is not started, is shutting down or its worker died")
 
     async def compute(
         self, inputs: Sequence[Input], options: InputOptions, *, places: Sequence[int] | None = None
     ) -> Computed:
         """Inputs of one kind → answers, in order; equal texts and pairs are computed once.
 
-        places: where each input stands in the request, for errors; in order where not given.
+        places: where each input (or each passage) stands in the request, for errors; in order where not
+        given.
         To be called with room taken by `admitted`. Raises BadInput, BackendFailed, EngineNotReady.
         """
         distinct = list(dict.fromkeys(inputs)) if isinstance(inputs[0], (str, Pair)) else inputs
@@ -201,7 +224,8 @@ class RunningModel:
         except ServingError as exc:
             if exc.position is None:
                 raise
-            place = inputs.index(distinct[exc.position])
+            # Where nothing was left out, it may be the place of a passage, of which an input has many.
+            place = exc.position if distinct is inputs else inputs.index(distinct[exc.position])
             raise exc.moved_to(place if places is None else places[place]) from exc
         if len(distinct) == len(inputs):
             return computed
@@ -213,19 +237,28 @@ class RunningModel:
         )
 
     async def run_on_thread(self, function: Callable[[], ResultT]) -> ResultT:
-        """Host work that would hold the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._prepare_pool, function)
+        """Host work that would hold the event loop. Raises EngineNotReady where the threads have ended."""
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._prepare_pool, function)
+        except RuntimeError as exc:  # the pool takes nothing any more
+            raise self._not_ready() from exc
+        try:
+            # Unlike awaiting it, this tells the end of the pool from the end of the caller.
+            await asyncio.wait([future])
+        finally:
+            future.cancel()
+        if future.cancelled():
+            raise self._not_ready()
+        return future.result()
 
     async def _compute_distinct(self, inputs: Sequence[Input], options: InputOptions) -> Computed:
         bar = open_progress_bar(len(inputs), "Computing")
         pending, done = open_request(len(inputs), bar)
         size = INPUTS_PER_CHUNK if isinstance(inputs[0], (str, Pair)) else MEDIA_PER_CHUNK
         try:
-            counts = await asyncio.gather(
-                *(
-                    self._submit_chunk(inputs[start : start + size], start, pending, options)
-                    for start in range(0, len(inputs), size)
-                )
+            counts = await gather_or_cancel(
+                self._submit_chunk(inputs[start : start + size], start, pending, options)
+                for start in range(0, len(inputs), size)
             )
             await done
         except BaseException:
@@ -243,9 +276,9 @@ class RunningModel:
     ) -> npt.NDArray[np.int64]:
         """Prepare one chunk and queue it; returns its token counts."""
         try:
-            encoded = await self._prepare(chunk, options)
+            encoded = await self._prepare(chunk, options, pending)
         except BadInput as exc:
-            if exc.position is None:
+            if exc.position is None or isinstance(chunk[0], Passages):
                 raise
             raise exc.moved_to(start + exc.position) from exc
         if not pending.is_cancelled:
@@ -254,21 +287,20 @@ class RunningModel:
             )
         return np.array([each.num_tokens for each in encoded], dtype=np.int64)
 
-    async def _prepare(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
-        if sum(map(_num_chars, inputs)) <= INLINE_CHARS:
-            return self.model.prepare(inputs, options)
-        return await self.run_on_thread(lambda: self.model.prepare(inputs, options))
+    async def _prepare(
+        self, inputs: Sequence[Input], options: InputOptions, pending: PendingRequest
+    ) -> list[Encoded]:
+        """Nothing for a request that has ended: its turn on a thread may come long after that."""
 
+        def prepare() -> list[Encoded]:
+            return [] if pending.is_cancelled else self.model.prepare(inputs, options)
 
-class OneModel:
-    """What the tasks of one model have in common."""
+        return prepare() if self._is_quick(inputs, options) else await self.run_on_thread(prepare)
 
-    _running: RunningModel
-
-    @property
-    def info(self) -> ModelInfo:
-        """What was detected about the model."""
-        return self._running.info
+    def _is_quick(self, inputs: Sequence[Input], options: InputOptions) -> bool:
+        if not self.model.prepares_inline or len(inputs) > MAX_INLINE_INPUTS:
+            return False
+        return sum(map(_num_chars, inputs)) + len(options.prompt) * len(inputs) <= INLINE_CHARS
 
 
 def _num_chars(each: Input) -> int:
@@ -283,14 +315,3 @@ def _take(column: Any, positions: list[int]) -> Any:
     if isinstance(column, np.ndarray):
         return column[positions]
     return [copy.deepcopy(column[at]) for at in positions]
-
-
-def check_texts(texts: Sequence[str], *, name: str = "sentences") -> None:
-    """Raises BadInput unless `texts` is a list of one or more strings."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise BadInput(f"{name} must be a list of texts, not {type(texts).__name__}")
-    if not texts:
-        raise BadInput(f"{name} is empty; give at least one text")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise BadInput(f"{name}[{position}] is {type(text).__name__}, not a text")

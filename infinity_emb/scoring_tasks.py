@@ -6,7 +6,6 @@ nothing of HTTP or of any compute library.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from infinity_emb.backends.base import Input, InputOptions, Pair, Rows
+from infinity_emb.completion import gather_or_cancel
 from infinity_emb.embedding import best_first
 from infinity_emb.errors import BadInput, ServingError
+from infinity_emb.one_model import OneModel, check_texts
 from infinity_emb.primitives import ClassifyReturnType, ModelKind, RerankReturnType, Truncation
-from infinity_emb.prompts import Prompt, choose_prompt
-from infinity_emb.running_model import Computed, OneModel, check_texts
+from infinity_emb.prompts import Prompt, check_prompt, choose_prompt
+from infinity_emb.running_model import Computed
 from infinity_emb.scoring import cosine_scores, sparse_scores
 
 
@@ -50,6 +51,7 @@ class ScoringTasks(OneModel):
         if not isinstance(query, str):
             raise BadInput(f"query is {type(query).__name__}, not a text")
         check_texts(docs, name="docs")
+        check_prompt(prompt)
         async with self._running.admitted(len(docs)):
             if self.info.kind is ModelKind.reranker:
                 chosen = choose_prompt(self.info, prompt=prompt, prompt_name=prompt_name)
@@ -105,8 +107,8 @@ class ScoringTasks(OneModel):
             second = await self._running.compute(docs, told)
             scores: Rows = second.columns["maxsim"][:, 0]
         else:
-            first, second = await asyncio.gather(
-                self._compute_query(query, asked), self._running.compute(docs, told)
+            first, second = await gather_or_cancel(
+                [self._compute_query(query, asked), self._running.compute(docs, told)]
             )
             compare = sparse_scores if output == "sparse" else cosine_scores
             scores = compare(first.columns[output][0], second.columns[output])
@@ -128,8 +130,8 @@ class ScoringTasks(OneModel):
             for is_pair in (False, True)
         ]
         parts = [part for part in parts if part]
-        answers = await asyncio.gather(
-            *(self._running.compute([inputs[at] for at in part], how, places=part) for part in parts)
+        answers = await gather_or_cancel(
+            self._running.compute([inputs[at] for at in part], how, places=part) for part in parts
         )
         rows = np.empty((len(inputs), len(self.info.labels)), dtype=np.float32)
         for part, answer in zip(parts, answers, strict=True):

@@ -1,16 +1,16 @@
 """Texts and pairs → token ids, as sentence-transformers tokenizes them, without its padding and locks.
 
 `RawTokenizer` drives the `tokenizers` library itself, one instance per thread: transformers' wrapper sets
-truncation on a shared instance at every call, which is slow and fails under concurrency. `PipelineTokenizer`
-asks the model's own pipeline, for tokenizers that are not of that library and for chat templates. Knows
-nothing of devices, queues or HTTP.
+truncation on a shared instance at every call, which is slow and fails under concurrency. Tokenizers that are
+not of that library are in pipeline_tokenizing.py. Knows nothing of devices, queues or HTTP. Over 300 lines:
+texts, pairs and pieces share the rules by which a text may be cut before it is tokenized.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -270,40 +270,6 @@ class _Limit(NamedTuple):
             tokenizer.no_truncation()
         else:
             tokenizer.enable_truncation(self.max_tokens, direction=self.side)
-
-
-class PipelineTokenizer:
-    """Tokenizes one input at a time, one thread at a time, with the model's own preprocessing.
-
-    encode: text or pair, prompt → tokens, cut at the limit; slow, and right by construction.
-    """
-
-    def __init__(
-        self, encode: Callable[[str | Pair, str], Tokens], *, truncation_side: str, lock: threading.Lock
-    ) -> None:
-        self._encode = encode
-        self._truncation_side = truncation_side
-        self._lock = lock
-
-    def __call__(
-        self, inputs: Sequence[str | Pair], *, prompt: str, truncation: Truncation, max_tokens: int | None
-    ) -> list[Tokens]:
-        """As `Tokenize` says; where nothing may be cut, a text that fills the limit is refused too."""
-        if truncation not in ("model", "off", self._truncation_side):
-            raise BadInput(
-                f"this model's texts can be cut on the {self._truncation_side} only, not on the {truncation}"
-            )
-        with self._lock:
-            tokens = [self._encode(each, prompt) for each in inputs]
-        check_not_empty([each.ids for each in tokens])
-        for position, each in enumerate(tokens):
-            if truncation == "off" and max_tokens is not None and len(each.ids) >= max_tokens:
-                raise InputTooLong(
-                    f"fills or exceeds the limit of {max_tokens} tokens;"
-                    " shorten it, or allow it to be cut with truncate=true",
-                    position=position,
-                )
-        return tokens
 
 
 def _too_long(num_tokens: int, max_tokens: int, position: int) -> InputTooLong:

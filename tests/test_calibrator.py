@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from infinity_emb import calibrator as calibrator_module
 from infinity_emb.backends import fake
 from infinity_emb.backends.base import Rows
 from infinity_emb.calibration import calibration_texts
@@ -161,6 +163,19 @@ def test_a_file_that_is_not_there_is_named_and_nothing_is_embedded(tmp_path: Pat
     assert embed.asked == []
 
 
+def test_files_are_not_read_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts may be megabytes on a slow disk, while which no other request would move."""
+    threads: list[bool] = []
+
+    def read(path: Path) -> list[str]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return ["one", "fifteen"]
+
+    monkeypatch.setattr(calibrator_module, "read_texts", read)
+    ranges_of(Embedder(), args=replace(ARGS, calibration_file=str(tmp_path / "texts.txt")))
+    assert threads == [False]
+
+
 def test_after_a_failure_the_next_request_tries_again() -> None:
     embed = Embedder()
     embed.errors = [Overloaded("the queue is full")]
@@ -184,7 +199,8 @@ def test_a_request_that_hangs_up_does_not_keep_the_others_from_their_ranges() ->
         calibrator = Calibrator(ARGS, INFO, embed)
         first = asyncio.create_task(calibrator.ranges(None))
         second = asyncio.create_task(calibrator.ranges(None))
-        await asyncio.sleep(0)
+        while not embed.asked:
+            await asyncio.sleep(0)
         first.cancel()
         assert len((await second).low) == 4
 

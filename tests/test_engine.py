@@ -19,7 +19,7 @@ import pytest
 
 from infinity_emb import engine as engine_module
 from infinity_emb.backends import fake
-from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair
+from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair, Piece
 from infinity_emb.config import EngineArgs
 from infinity_emb.embedding import EmbedOptions, Span
 from infinity_emb.engine import AsyncEmbeddingEngine
@@ -34,7 +34,9 @@ from infinity_emb.errors import (
     ModelNotDeployedError,
     Overloaded,
 )
+from infinity_emb.pieces import MAX_PIECES
 from infinity_emb.primitives import EmbeddingDtype, OutputName
+from infinity_emb.prompts import MAX_PROMPT_CHARS
 
 # Everything below is waited for by an event; a wait that takes this long has failed.
 PATIENCE_S = 30.0
@@ -303,6 +305,19 @@ def test_ranges_of_small_integers_come_from_the_calibration_texts(
     run(main())
 
 
+def test_an_accepted_request_finds_its_ranges_while_the_engine_stops(cache: Path) -> None:
+    async def main() -> None:
+        engine = fake_engine()
+        await engine.astart()
+        options = EmbedOptions(embedding_dtype=EmbeddingDtype.int8)
+        request = asyncio.create_task(engine.encode(["four"], options))
+        await asyncio.sleep(0)
+        await engine.astop()
+        assert [vector.dtype for vector in (await request).dense or ()] == [np.int8]
+
+    run(main())
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_multi_vectors_have_no_ranges(dtype: str) -> None:
     with pytest.raises(BadInput, match=f"not available as {dtype}; ask for float32"):
@@ -365,6 +380,28 @@ def test_a_text_whose_piece_fails_is_named_by_its_own_place() -> None:
         call(fake_engine("kind=embedder&nan_on=poison"), "encode", texts, EmbedOptions(chunking=True))
 
 
+def test_pieces_take_room_in_the_queue() -> None:
+    async def main() -> None:
+        async with fake_engine("kind=embedder", max_queue_items=3) as engine:
+            options = EmbedOptions(chunking=True)
+            await engine.encode(["x" * 3 * fake.MAX_TOKENS], options)
+            with pytest.raises(BadInput, match="4 inputs, more than the 3"):
+                await engine.encode(["x" * 3 * fake.MAX_TOKENS, "a"], options)
+            with pytest.raises(BadInput, match="4 inputs, more than the 3"):
+                await engine.encode_passages(["x" * 8], chunk_size=2)
+            assert engine.overload_status() == (0, 0, 0)
+
+    run(main())
+
+
+def test_a_request_cannot_be_cut_into_any_number_of_pieces() -> None:
+    prompt = "p" * (fake.MAX_TOKENS - 1)
+    with pytest.raises(BadInput, match=f"the limit is {MAX_PIECES}"):
+        call(fake_engine("kind=embedder"), "encode", [LONG], EmbedOptions(chunking=True, prompt=prompt))
+    with pytest.raises(BadInput, match=f"the limit is {MAX_PIECES}"):
+        call(fake_engine("kind=embedder"), "encode_passages", ["x" * (MAX_PIECES + 1)], chunk_size=1)
+
+
 # Passages of one text
 
 
@@ -403,6 +440,18 @@ def test_passages_need_a_model_that_averages_its_tokens(kind: str) -> None:
 def test_passages_over_the_limit_are_refused_together() -> None:
     with pytest.raises(InputTooLong, match="8197 tokens with all passages, the limit is 8192"):
         call(fake_engine("kind=embedder"), "encode_passages", ["a", LONG, "b"])
+
+
+def test_a_text_over_the_limit_is_refused_before_it_is_cut_small(watched: Watched) -> None:
+    sizes: list[int] = []
+
+    def split(text: str, *, prompt: str, max_tokens: int, is_alone: bool = True) -> list[Piece]:
+        sizes.append(max_tokens)
+        return fake.split(text, prompt=prompt, max_tokens=max_tokens, is_alone=is_alone)
+
+    with pytest.raises(InputTooLong, match=r"^input 0 has 8193 tokens, the limit is 8192"):
+        call(watched.engine("kind=embedder", split=split), "encode_passages", [LONG], chunk_size=1)
+    assert sizes == [fake.MAX_TOKENS]
 
 
 @pytest.mark.parametrize("texts", [[], "one text", ["a", 5]])
@@ -719,6 +768,23 @@ def test_what_is_no_list_of_texts_is_refused(sentences: Any) -> None:
         async with fake_engine() as engine:
             with pytest.raises(BadInput, match="sentences"):
                 await engine.embed(sentences)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("p" * (MAX_PROMPT_CHARS + 1), "has 100001 characters, the limit is 100000"), (5, "is int, not a text")],
+)
+def test_prompts_have_a_limit(prompt: Any, words: str) -> None:
+    async def main() -> None:
+        async with fake_engine("kind=embedder") as engine:
+            for task, arguments in (
+                ("embed", {"sentences": ["a"]}),
+                ("rerank", {"query": "q", "docs": ["a"]}),
+            ):
+                with pytest.raises(BadInput, match=f"prompt {words}"):
+                    await getattr(engine, task)(**arguments, prompt=prompt)
 
     run(main())
 

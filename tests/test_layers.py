@@ -39,12 +39,14 @@ FLOORS: dict[str, int] = {
     "media_sources": 2,
     "model_files": 2,
     "model_kind": 2,
+    "pipeline_tokenizing": 2,
     "tokenizing": 2,
     # F3 worker
     "worker": 3,
     # F4 engine
     "calibrator": 4,
     "completion": 4,
+    "one_model": 4,
     "embedding_tasks": 4,
     "scoring_tasks": 4,
     "engine": 4,

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinity_emb.backends.base import Rows
-from infinity_emb.pieces import average_pieces
+from infinity_emb.backends.base import Piece, Rows
+from infinity_emb.errors import BadInput
+from infinity_emb.pieces import MAX_PIECES, average_pieces, split_texts
 
 COUNTS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
@@ -51,10 +52,29 @@ def test_a_text_of_one_piece_has_exactly_its_own_vector(counts: list[int], seed:
             assert averages[position].tolist() == rows[starts[position]].tolist()
 
 
-def test_one_piece_that_is_not_normalised_leaves_all_as_they_are() -> None:
-    rows = np.array([[1, 0], [0, 1], [0, 2]], dtype=np.float32)
-    assert average_pieces(rows[:2], [2], [1, 1]).tolist() == [[pytest.approx(0.5**0.5)] * 2]
-    assert average_pieces(rows, [2, 1], [1, 3, 1]).tolist() == [[0.25, 0.75], [0, 2]]
+@pytest.mark.parametrize("odd", [2, 0])
+def test_a_piece_that_is_not_normalised_leaves_its_own_text_as_it_is_and_no_other(odd: float) -> None:
+    """An empty text changed the vectors of all texts that came with it."""
+    rows = np.array([[1, 0], [0, 1], [0, odd], [1, 0], [0, odd]], dtype=np.float32)
+    unit = [pytest.approx(0.5**0.5)] * 2
+    assert average_pieces(rows, [2, 1, 2], [1, 1, 1, 1, 1]).tolist() == [unit, [0, odd], [0.5, odd / 2]]
+
+
+def test_texts_are_split_until_they_are_too_many_pieces() -> None:
+    seen: list[str] = []
+
+    def split(text: str) -> list[Piece]:
+        seen.append(text)
+        return [Piece(at, at + 1, 1) for at in range(len(text))]
+
+    assert list(map(len, split_texts(["ab", "c", "x" * (MAX_PIECES - 3)], split))) == [2, 1, MAX_PIECES - 3]
+    assert len(split_texts(["a"] * (MAX_PIECES + 9), split)) == MAX_PIECES + 9, "nothing is cut"
+    seen.clear()
+    with pytest.raises(
+        BadInput, match=f"into {MAX_PIECES + 1} pieces or more, the limit is {MAX_PIECES}; send"
+    ):
+        split_texts(["a", "b" * MAX_PIECES, "c"], split)
+    assert seen[-1][0] == "b"
 
 
 def test_pieces_that_cancel_each_other_out_are_not_divided_by_zero() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from infinity_emb import running_model as running_model_module
 from infinity_emb.backends import fake
-from infinity_emb.backends.base import Clip, Encoded, Input, InputOptions, Pair, Picture
+from infinity_emb.backends.base import Clip, Encoded, Input, InputOptions, Pair, Passages, Picture
+from infinity_emb.completion import gather_or_cancel
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import (
     BackendFailed,
@@ -27,6 +28,7 @@ from infinity_emb.running_model import (
     DRAIN_TIMEOUT_S,
     INLINE_CHARS,
     INPUTS_PER_CHUNK,
+    MAX_INLINE_INPUTS,
     MEDIA_PER_CHUNK,
     Computed,
     RunningModel,
@@ -255,6 +257,35 @@ def test_few_characters_are_prepared_at_once_and_many_on_a_thread(make: Any) -> 
     assert threads == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("num_texts", "prompt", "is_allowed", "expected"),
+    [
+        (MAX_INLINE_INPUTS, "p" * (INLINE_CHARS // MAX_INLINE_INPUTS - 2), True, True),
+        (MAX_INLINE_INPUTS, "p" * (INLINE_CHARS // MAX_INLINE_INPUTS), True, False),
+        (MAX_INLINE_INPUTS + 1, "", True, False),
+        (1, "", False, False),
+    ],
+)
+def test_prompts_and_many_texts_and_models_that_lock_are_not_prepared_at_once(
+    num_texts: int, prompt: str, is_allowed: bool, expected: bool
+) -> None:
+    threads: list[bool] = []
+
+    def prepare(inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return fake.prepare(inputs, options)
+
+    running = running_of(prepare=prepare)
+    running.model = replace(running.model, prepares_inline=is_allowed)
+
+    async def main() -> None:
+        async with started(running):
+            await answer(running, [f"{number:02}" for number in range(num_texts)], prompt=prompt)
+
+    run(main())
+    assert threads == [expected]
+
+
 def test_two_hundred_requests_at_once_each_get_their_own_rows() -> None:
     requests = [
         ["x" * (1 + (number * 7 + row) % 90) for row in range(1 + number % 9)] for number in range(200)
@@ -304,7 +335,8 @@ def test_a_refused_text_is_named_by_its_place_in_the_request(before: list[str]) 
             with pytest.raises(InputTooLong, match=rf"^input {len(before)} has 8193 tokens") as raised:
                 await embed(running, texts, truncation="off")
             assert raised.value.position == len(before)
-            assert running.overload_status() == (0, 0, 0)
+            # The queue may still hold texts of it, which no device will see.
+            assert (running.num_accepted_items, running.overload_status().results_absolute) == (0, 0)
 
     run(main())
 
@@ -318,6 +350,23 @@ def test_a_failed_text_is_named_by_its_place_in_the_request(fault: str, before: 
                 await embed(running, [*before, "poison", "poison", "z"])
             assert raised.value.position == len(before)
             assert raised.value.__cause__ is not None
+
+    run(main())
+
+
+@pytest.mark.parametrize(("places", "expected"), [(None, 1), ([7, 8, 9], 8)])
+def test_a_refused_passage_keeps_its_own_place(places: list[int] | None, expected: int) -> None:
+    """It was looked up among the inputs, of which there is one."""
+
+    def refuse(inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        raise BadInput("has no tokens", position=1)
+
+    async def main() -> None:
+        async with started(running_of("kind=embedder", prepare=refuse)) as running, running.admitted(3):
+            with pytest.raises(BadInput, match=f"^input {expected} has no tokens"):
+                await running.compute(
+                    [Passages(("a", "", "b"))], InputOptions(outputs=("chunks",)), places=places
+                )
 
     run(main())
 
@@ -469,7 +518,75 @@ def test_the_status_tells_how_full_the_queue_is() -> None:
     run(main())
 
 
+def test_a_request_that_grows_takes_room_for_all_of_it_while_the_model_stops_too() -> None:
+    async def main() -> None:
+        running = running_of(max_queue_items=5)
+        running.start()
+        async with running.admitted(2):
+            stopping = asyncio.create_task(running.stop(DRAIN_TIMEOUT_S))
+            await turns()
+            with running.widened(2, 5):
+                assert running.num_accepted_items == 5
+                with running.widened(1, 1):
+                    pass
+                with pytest.raises(Overloaded), running.widened(1, 2):
+                    pass
+            with pytest.raises(BadInput, match="6 inputs, more than the 5"), running.widened(2, 6):
+                pass
+            assert running.num_accepted_items == 2
+        await stopping
+
+    run(main())
+
+
 # Cancelling
+
+
+def test_when_one_side_fails_the_other_has_ended_before_it_is_told() -> None:
+    ended: list[str] = []
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise BadInput("is bad")
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(PATIENCE_S)
+        finally:
+            await asyncio.sleep(0)
+            ended.append("the other")
+
+    async def main() -> None:
+        with pytest.raises(BadInput, match="is bad"):
+            await gather_or_cancel([wait(), fail()])
+        assert ended == ["the other"]
+
+    run(main())
+
+
+def test_chunks_of_a_request_that_failed_on_the_device_are_not_prepared() -> None:
+    chunks: list[str] = []
+    is_failed = threading.Event()
+
+    def prepare(inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
+        chunks.append(str(inputs[0])[:6])
+        if len(chunks) == 2:
+            assert is_failed.wait(PATIENCE_S)
+        return fake.prepare(inputs, options)
+
+    async def main() -> None:
+        async with started(running_of("fail_on=poison", prepare=prepare)) as running:
+            texts = ["poison", *(f"{number:050}" for number in range(5 * INPUTS_PER_CHUNK - 1))]
+            request = asyncio.create_task(embed(running, texts))
+            while not running.stats.num_failed_items:
+                await asyncio.sleep(0.001)
+            with running._pool._changed:  # counted and told under one lock
+                is_failed.set()
+            with pytest.raises(BackendFailed):
+                await request
+
+    run(main())
+    assert len(chunks) <= 2
 
 
 def test_a_cancelled_request_takes_its_texts_with_it_and_gives_its_room_back() -> None:
@@ -712,6 +829,34 @@ def test_at_the_deadline_a_request_that_is_still_tokenized_is_refused() -> None:
 
     run(main())
     assert backend.seen == []
+
+
+def test_after_the_deadline_work_for_threads_is_refused_and_what_waits_for_one_too() -> None:
+    """The first was a RuntimeError of the pool, the second ran on behind the stop."""
+    is_reached, is_open = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def hold() -> None:
+        is_reached.set()
+        assert is_open.wait(PATIENCE_S)
+
+    async def main() -> None:
+        running = running_of()
+        running.start()
+        async with running.admitted(1):
+            holding = asyncio.create_task(running.run_on_thread(hold))
+            waiting = asyncio.create_task(running.run_on_thread(lambda: ran.append(1)))
+            assert await asyncio.to_thread(is_reached.wait, PATIENCE_S)
+            await running.stop(0)
+            with pytest.raises(EngineNotReady):
+                await waiting
+            with pytest.raises(EngineNotReady):
+                await running.run_on_thread(lambda: ran.append(2))
+            is_open.set()
+            await holding
+
+    run(main())
+    assert ran == []
 
 
 def test_a_request_that_is_cancelled_during_the_stop_takes_its_texts_with_it() -> None:

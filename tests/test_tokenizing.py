@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from infinity_emb import tokenizing
 from infinity_emb.backends.base import Pair
 from infinity_emb.errors import BadInput, InputTooLong
+from infinity_emb.pipeline_tokenizing import PipelineTokenizer
 from infinity_emb.primitives import Truncation
-from infinity_emb.tokenizing import CHARS_PER_TOKEN, PipelineTokenizer, RawTokenizer, Tokens
+from infinity_emb.tokenizing import CHARS_PER_TOKEN, RawTokenizer, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -136,8 +136,8 @@ class Backend(Protocol):
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Launched:
         """Start computing a batch; a device that computes in the calling thread is done on return.
 
-        full_precision: compute in float32 whatever the model's number format is; slow, for the rare input
-        whose values do not fit the format.
+        full_precision: compute each input alone and in float32, whatever the model's number format is; slow,
+        for the rare input whose values do not fit the format.
         """
 
     def prepare_thread(self) -> None:
@@ -186,6 +186,7 @@ class LoadedModel:
     activate: Callable[[Rows], Rows] = leave_scores  # (N, L) float32 raw scores → scores
     split: Split | None = None  # None: texts cannot be cut into pieces
     sampling_rate: int | None = None  # in Hz, of the clips that `prepare` takes; None: it takes none
+    prepares_inline: bool = False  # `prepare` waits for no other thread: a few texts may hold an event loop
 
 
 class Reference(Protocol):

@@ -209,6 +209,7 @@ def load_model(args: EngineArgs, files: ModelFiles | None = None) -> LoadedModel
         activate=leave_or_halve,
         split=split,
         sampling_rate=_SAMPLING_RATE,
+        prepares_inline=True,
     )
 
 

@@ -119,6 +119,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         max_batch_tokens=args.max_batch_tokens or DEFAULT_BATCH_TOKENS,
         num_tokenizer_threads=args.tokenizer_threads or min(MAX_TOKENIZER_THREADS, num_usable_cpus()),
         split=raw.split,
+        prepares_inline=True,
     )
 
 

@@ -23,6 +23,7 @@ from infinity_emb.backends import packed_attention
 from infinity_emb.backends.base import Encoded, Recipe
 from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.backends.torch_inputs import Block, InputLayout, blocks_of
+from infinity_emb.backends.torch_models import transformers_of
 from infinity_emb.backends.torch_outputs import (
     DeviceColumn,
     Matrix,
@@ -31,6 +32,7 @@ from infinity_emb.backends.torch_outputs import (
     TorchLaunched,
     read_outputs,
 )
+from infinity_emb.errors import BackendFailed
 from infinity_emb.primitives import OutputName
 
 
@@ -72,14 +74,18 @@ class TorchBackend:
             torch.cuda.set_device(self._device)
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> TorchLaunched:
-        """Queue the batch on the device; on a CPU compute it. Raises whatever the model raises."""
+        """Queue the batch on the device; on a CPU compute it. Raises whatever the model raises.
+
+        full_precision: each item alone, so that none is touched by another's infinite values.
+        """
         pipeline = _in_full_precision(self._pipeline) if full_precision else self._pipeline
+        groups = [[at] for at in range(len(batch))] if full_precision else _groups_by_recipe(batch)
         num_tokens = sum(item.num_tokens for item in batch)
         share = self._cores.share(num_tokens) if self._cores else contextlib.nullcontext()
         with torch.inference_mode(), share:
             parts = [
                 part
-                for positions in _groups_by_recipe(batch)
+                for positions in groups
                 for part in _compute_group(pipeline, batch, positions, self._device)
             ]
             return TorchLaunched.start(parts, len(batch), self._device)
@@ -144,6 +150,8 @@ def _chunk_rows(
     Source: Günther et al. 2024, Late Chunking, https://arxiv.org/abs/2409.04701
     """
     spans = [item.spans or () for item in items]
+    if not any(isinstance(module, Pooling) for module in model):
+        raise BackendFailed("cannot be computed in chunks: the model does not pool its tokens in a module")
     for module in model:
         if isinstance(module, Pooling):
             token_rows = _rows_of_items(features, items)
@@ -192,10 +200,8 @@ def _in_full_precision(pipeline: Pipeline) -> Pipeline:
     if all(parameter.dtype == torch.float32 for parameter in pipeline.model.parameters()):
         return pipeline
     model = copy.deepcopy(pipeline.model).float()
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) == packed_attention.VARLEN:
-            change: Any = module.set_attn_implementation  # of transformers' models
-            change(packed_attention.GROUPED)  # the other kernel knows no float32
-            break
+    for transformer in transformers_of(model):
+        if transformer.model.config._attn_implementation == packed_attention.VARLEN:
+            # The other kernel knows no float32.
+            transformer.model.set_attn_implementation(packed_attention.GROUPED)
     return replace(pipeline, model=model)

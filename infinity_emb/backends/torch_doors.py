@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +24,12 @@ from infinity_emb.backends.torch_device import Choice
 from infinity_emb.backends.torch_inputs import InputLayout
 from infinity_emb.backends.torch_layout import choose_layout, difference, padded_layout, rows_of, tolerance_of
 from infinity_emb.backends.torch_models import (
+    Expansion,
     input_modules,
+    leaves_prompts_out,
     limit_of,
     max_tokens_of,
+    num_prompt_tokens,
     reads_task,
     sampling_rate_of,
     tasks_of,
@@ -33,7 +37,6 @@ from infinity_emb.backends.torch_models import (
 )
 from infinity_emb.backends.torch_prepare import (
     Door,
-    Expansion,
     FeatureDoor,
     TokenDoor,
     TorchPrepare,
@@ -41,8 +44,9 @@ from infinity_emb.backends.torch_prepare import (
     remembered,
 )
 from infinity_emb.errors import BadInput
+from infinity_emb.pipeline_tokenizing import PipelineTokenizer
 from infinity_emb.primitives import Modality, ModelKind, OutputName
-from infinity_emb.tokenizing import PipelineTokenizer, RawTokenizer, Tokenize, Tokens
+from infinity_emb.tokenizing import RawTokenizer, Tokenize, Tokens
 
 logger = logging.getLogger("infinity_emb")
 
@@ -104,10 +108,14 @@ class DoorMaker:
             (choice for choice in self._attention if choice.value == "packed"),
             self._attention[0] if self._attention else Choice("none", "it takes no texts"),
         )
-        raw = next((each for each in self._tokenizers.values() if each is not None), None)
-        return OpenedModel(
-            self._pipeline, TorchPrepare(text_doors=text_doors, media_doors=media_doors), attention, raw
-        )
+        prepare = TorchPrepare(text_doors=text_doors, media_doors=media_doors)
+        return OpenedModel(self._pipeline, prepare, attention, self._chosen_raw_tokenizer(text_doors))
+
+    def _chosen_raw_tokenizer(self, doors: dict[str | None, Door]) -> RawTokenizer | None:
+        """None where the fast door was rejected, whose tokens are others than the model's."""
+        known = [each for each in self._tokenizers.values() if each is not None]
+        used = [door.tokenize for door in doors.values() if isinstance(door, TokenDoor)]
+        return next((each for each in known if each in used), None)
 
     def _open_text_door(self, task: str | None, recipe_task: str | None) -> Door | None:
         try:
@@ -119,7 +127,7 @@ class DoorMaker:
             self._attention.append(Choice("none", "a static model attends to nothing"))
             self._set_layout(recipe_task, InputLayout(form="bag"))
             return self._bag_door(entered, recipe_task)
-        slow = self._feature_door(recipe_task)
+        slow = self._feature_door(entered, task, recipe_task)
         # What is no transformer may know no word of the probes, so that they would show nothing of padding.
         layout = InputLayout(form="padded", may_pad=False)
         fast: Door | None = None
@@ -187,12 +195,17 @@ class DoorMaker:
             )
         return self._choices[id(transformer)]
 
-    def _feature_door(self, task: str | None) -> FeatureDoor:
+    def _feature_door(self, entered: object, task: str | None, recipe_task: str | None) -> FeatureDoor:
+        max_tokens = self._max_tokens
         return FeatureDoor(
             model=self._model,
             lock=self._lock,
-            max_tokens=self._max_tokens,
+            max_tokens=limit_of(entered, task, max_tokens)
+            if isinstance(entered, Transformer)
+            else max_tokens,
+            prompt_length=self._prompt_counter(entered),
             task=task,
+            recipe_task=recipe_task,
             sampling_rate=sampling_rate_of(self._model),
         )
 
@@ -200,29 +213,31 @@ class DoorMaker:
         """Without a lock for a tower of its own, whose preprocessing uses no tokenizer."""
         ways = getattr(self._model[0], "modality_config", {}).get(str(modality), {})
         has_tower = str(ways.get("method", "")).startswith("get_")
-        door = self._feature_door(task)
+        door = self._feature_door(None, task, task)
         return replace(door, lock=None) if has_tower else door
 
     def _token_door(self, transformer: Transformer, task: str | None, recipe_task: str | None) -> TokenDoor:
-        is_excluding = any(
-            isinstance(module, Pooling) and not module.include_prompt for module in self._model.modules()
-        )
         expansion = Expansion.of(transformer) if task == "query" else None
         return TokenDoor(
             tokenize=self._tokenize_for(transformer, task),
             max_tokens=limit_of(transformer, task, self._max_tokens),
             has_type_ids=padded_layout(transformer).has_type_ids,
-            prompt_length=remembered(
-                lambda prompt: self._prompt_length(transformer, prompt) if is_excluding else 0
-            ),
+            prompt_length=self._prompt_counter(transformer),
             task=recipe_task,
             expansion=expansion,
+            reads_passages=any(isinstance(module, Pooling) for module in self._model),
         )
 
-    def _prompt_length(self, transformer: Transformer, prompt: str) -> int:
-        with self._lock:
-            length = transformer.preprocess([{"text": "text"}], prompt=prompt).get("prompt_length")
-        return length or 0
+    def _prompt_counter(self, entered: object) -> Callable[[str], int]:
+        """How many tokens of a prompt pooling leaves out."""
+        if not isinstance(entered, Transformer) or not leaves_prompts_out(self._model):
+            return lambda prompt: 0
+
+        def count(prompt: str) -> int:
+            with self._lock:
+                return num_prompt_tokens(entered, prompt)
+
+        return remembered(count)
 
     def _tokenize_for(self, transformer: Transformer, task: str | None) -> Tokenize:
         if "message" not in transformer.modality_config:

@@ -28,6 +28,7 @@ PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "ke
 _TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 _SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _MAX_CHECKED_TOKENS = 1100
+_MEDIA = frozenset({"image", "audio", "video"})
 _FLAT_TASKS = ("feature-extraction", "fill-mask")
 _HEAD_TASKS = ("sequence-classification", "text-generation")
 
@@ -47,6 +48,8 @@ def choose_layout(
     text = transformer.modality_config.get("text") or transformer.modality_config.get("message")
     if text is None or text["method"] != "forward":
         return padded, Choice("padded", "its texts do not go through the model's own forward")
+    if _reads_media(transformer):
+        return padded, Choice("padded", "images or audio go the way of its texts, with masks of their own")
     task = transformer.transformer_task
     if task in _FLAT_TASKS:
         candidates: tuple[HeadReads, ...] = ("flat",)
@@ -59,6 +62,13 @@ def choose_layout(
     packed = replace(padded, form="packed", position_offset=_first_position(network))
     batch = _check_batch(transformer, max_tokens, recipe)
     return _try_packing(pipeline, transformer, padded, [replace(packed, reads=c) for c in candidates], batch)
+
+
+def _reads_media(transformer: Transformer) -> bool:
+    """Whether the network that reads texts is given images or audio too, for which nothing is compared."""
+    ways: Any = transformer.modality_config
+    media = [name for name in ways if not _MEDIA.isdisjoint([name] if isinstance(name, str) else name)]
+    return any("message" in ways or ways[name]["method"] == "forward" for name in media)
 
 
 def padded_layout(transformer: Transformer) -> InputLayout:

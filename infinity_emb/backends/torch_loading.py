@@ -80,6 +80,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         activate=activate,
         split=opened.raw_tokenizer.split if opened.raw_tokenizer else None,
         sampling_rate=sampling_rate_of(model),
+        prepares_inline=opened.raw_tokenizer is not None,
     )
 
 

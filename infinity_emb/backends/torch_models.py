@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,48 @@ def limit_of(transformer: Transformer, task: str | None, max_tokens: int | None)
     if expansion["strategy"] == "fixed":
         return int(expansion["length"])
     return max(own, expansion["length"]) if own else max_tokens
+
+
+def leaves_prompts_out(model: BaseModel) -> bool:
+    """Whether pooling does not count the tokens of a prompt."""
+    return any(isinstance(module, Pooling) and not module.include_prompt for module in model.modules())
+
+
+def num_prompt_tokens(transformer: Transformer, prompt: str) -> int:
+    """How many leading tokens are the prompt's, as sentence-transformers counts them: without an end token.
+
+    Its own way of counting would take a prompt that is a URL or a path for an image, and open it.
+    """
+    if "message" in transformer.modality_config:
+        return 0  # sentence-transformers does not count in a chat template
+    ids = transformer.preprocess([{"text": prompt}]).get("input_ids")
+    if ids is None or not ids.shape[-1]:
+        return 0
+    ends_specially = ids[0, -1].item() in getattr(transformer.tokenizer, "all_special_ids", ())
+    return int(ids.shape[-1]) - ends_specially
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """ColBERT's query expansion: short queries are filled up with a token that has rows of its own."""
+
+    length: int
+    token_id: int
+    is_attended: bool  # whether the other tokens look at it
+
+    @classmethod
+    def of(cls, transformer: Transformer) -> Expansion | None:
+        """As sentence-transformers resolves it: the named token, else [MASK], else the end token."""
+        expansion, tokenizer = transformer.query_expansion, transformer.tokenizer
+        if expansion is None or tokenizer is None:
+            return None
+        if expansion["token"] is not None:
+            token_id = tokenizer.convert_tokens_to_ids(expansion["token"])
+        else:
+            mask_id = tokenizer.mask_token_id
+            token_id = mask_id if mask_id is not None else tokenizer.eos_token_id
+        assert isinstance(token_id, int), "sentence-transformers has checked the token"
+        return cls(int(expansion["length"]), token_id, bool(expansion["attend"]))
 
 
 def sampling_rate_of(model: BaseModel) -> int | None:

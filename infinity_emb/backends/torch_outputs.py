@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from infinity_emb.backends.base import Answers, Encoded, Rows, SparseRow
+from infinity_emb.errors import BackendFailed
 from infinity_emb.primitives import OutputName
 
 
@@ -67,6 +68,9 @@ class RowLists:
         return RowLists(_to_host(self.rows.float()), self.counts)
 
     def entries(self) -> list[Rows]:
+        """Raises BackendFailed for another number of rows than was asked for: items would get others'."""
+        if sum(self.counts) != len(self.rows):
+            raise BackendFailed(f"got {len(self.rows)} rows from the model for {sum(self.counts)} spans")
         return np.split(self.rows.numpy(), np.cumsum(self.counts)[:-1])
 
 

@@ -7,6 +7,7 @@ says, it is never opened as a file or a URL. Knows nothing of devices or queues.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from infinity_emb.backends.base import (
     Recipe,
     Rows,
 )
-from infinity_emb.backends.torch_models import input_modules
+from infinity_emb.backends.torch_models import Expansion, input_modules
 from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
 from infinity_emb.primitives import Modality
 from infinity_emb.tokenizing import RawTokenizer, Tokenize, Tokens
@@ -48,35 +49,13 @@ class Door(Protocol):
         """As `Prepare` says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """ColBERT's query expansion: short queries are filled up with a token that has rows of its own."""
-
-    length: int
-    token_id: int
-    is_attended: bool  # whether the other tokens look at it
-
-    @classmethod
-    def of(cls, transformer: Transformer) -> Expansion | None:
-        """As sentence-transformers resolves it: the named token, else [MASK], else the end token."""
-        expansion, tokenizer = transformer.query_expansion, transformer.tokenizer
-        if expansion is None or tokenizer is None:
-            return None
-        if expansion["token"] is not None:
-            token_id = tokenizer.convert_tokens_to_ids(expansion["token"])
-        else:
-            mask_id = tokenizer.mask_token_id
-            token_id = mask_id if mask_id is not None else tokenizer.eos_token_id
-        assert isinstance(token_id, int), "sentence-transformers has checked the token"
-        return cls(int(expansion["length"]), token_id, bool(expansion["attend"]))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDoor:
     """Texts or pairs that become token ids, for packed and padded layouts.
 
     task: the recipe's; None for models whose computing does not depend on it.
     prompt_length: tokens of a prompt that pooling leaves out.
+    reads_passages: whether the means of late chunking can take the place of the model's pooling.
     """
 
     tokenize: Tokenize
@@ -85,23 +64,28 @@ class TokenDoor:
     prompt_length: Callable[[str], int]
     task: str | None = None
     expansion: Expansion | None = None
+    reads_passages: bool = False
 
     def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
         if isinstance(inputs[0], Passages):
             return [self._read_passages(cast(Passages, each), options) for each in inputs]
+        recipe = self._recipe(options)
         tokens = self.tokenize(
             cast("Sequence[str | Pair]", inputs),
             prompt=options.prompt,
             truncation=options.truncation,
             max_tokens=self.max_tokens,
         )
-        recipe = self._recipe(options)
-        if recipe.prompt_length:
-            _check_longer_than_prompt(tokens, recipe.prompt_length)
+        for position, each in enumerate(tokens):
+            _check_longer_than_prompt(len(each.ids), recipe.prompt_length, position)
         return [self._encoded(each, recipe, options.query_rows) for each in tokens]
 
     def _recipe(self, options: InputOptions) -> Recipe:
         prompt_length = self.prompt_length(options.prompt) if options.prompt else 0
+        if prompt_length and options.truncation == "left":
+            raise BadInput(
+                "cannot be cut on the left: the model leaves out the prompt there; cut on the right"
+            )
         return Recipe(task=self.task, prompt_length=prompt_length, outputs=options.outputs)
 
     def _encoded(self, tokens: Tokens, recipe: Recipe, query_rows: Rows | None) -> Encoded:
@@ -115,7 +99,8 @@ class TokenDoor:
 
     def _read_passages(self, passages: Passages, options: InputOptions) -> Encoded:
         """One text of all, and the token range of each."""
-        assert isinstance(self.tokenize, RawTokenizer)
+        if not self.reads_passages or not isinstance(self.tokenize, RawTokenizer):
+            raise BadInput("cannot be read as passages: late chunking needs a model with a pooling module")
         whole = options.prompt + "".join(passages.texts)
         offsets, num_tokens = self.tokenize.offsets(whole)
         if self.max_tokens is not None and num_tokens > self.max_tokens:
@@ -125,25 +110,24 @@ class TokenDoor:
                 position=0,
             )
         tokens = self.tokenize([whole], prompt="", truncation="off", max_tokens=self.max_tokens)[0]
-        spans = _token_spans(offsets, passages.texts, start=len(options.prompt))
+        spans = _token_spans(whole, offsets, passages.texts)
         return Encoded(tokens.ids, None, self._recipe(options), spans=spans)
 
 
-def _check_longer_than_prompt(tokens: Sequence[Tokens], prompt_length: int) -> None:
+def _check_longer_than_prompt(num_tokens: int, prompt_length: int, position: int) -> None:
     """Pooling that leaves the prompt out would have nothing left."""
-    for position, each in enumerate(tokens):
-        if len(each.ids) <= prompt_length:
-            raise BadInput(
-                f"has {len(each.ids)} tokens, all of them the prompt's; send a text of its own",
-                position=position,
-            )
+    if prompt_length and num_tokens <= prompt_length:
+        raise BadInput(
+            f"has {num_tokens} tokens, all of them the prompt's; send a text of its own", position=position
+        )
 
 
 def _token_spans(
-    offsets: list[tuple[int, int]], texts: Sequence[str], *, start: int
+    whole: str, offsets: list[tuple[int, int]], texts: Sequence[str]
 ) -> tuple[tuple[int, int], ...]:
-    """The tokens that begin in each text. Raises BadInput for one in which none does."""
-    begins = np.array([first if last > first else -1 for first, last in offsets])
+    """The tokens that begin in each of the texts that `whole` ends with. Raises BadInput where none does."""
+    begins = np.array([_begin(whole, first, last) for first, last in offsets])
+    start = len(whole) - sum(map(len, texts))
     spans = []
     for position, text in enumerate(texts):
         inside = np.flatnonzero((begins >= start) & (begins < start + len(text)))
@@ -154,14 +138,28 @@ def _token_spans(
     return tuple(spans)
 
 
+def _begin(whole: str, first: int, last: int) -> int:
+    """Where a token's word begins: many tokens carry the space before it. -1 for a special one."""
+    if last <= first:
+        return -1
+    token = whole[first:last]
+    return min(first + len(token) - len(token.lstrip()), last - 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureDoor:
-    """Inputs that the model's own preprocessing reads, one at a time."""
+    """Inputs that the model's own preprocessing reads, one at a time.
+
+    prompt_length: tokens of a prompt that pooling leaves out.
+    task, recipe_task: what preprocessing is told, and what computing depends on.
+    """
 
     model: BaseModel
     lock: threading.Lock | None  # where a tokenizer of transformers takes part, which is not thread-safe
     max_tokens: int | None
+    prompt_length: Callable[[str], int]
     task: str | None = None
+    recipe_task: str | None = None
     sampling_rate: int | None = None
 
     def __call__(self, inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
@@ -176,16 +174,21 @@ class FeatureDoor:
         features = self._preprocess(each, options.prompt)
         ids = features.get("input_ids")
         num_tokens = int(ids.shape[-1]) if ids is not None else _MEDIA_TOKENS
-        if options.truncation == "off" and self.max_tokens and num_tokens >= self.max_tokens:
+        num_own = num_tokens - int(np.sum(features.get("query_expansion_positions", 0)))
+        if options.truncation == "off" and self.max_tokens and num_own >= self.max_tokens:
             raise InputTooLong(
                 f"fills or exceeds the limit of {self.max_tokens} tokens; shorten it, or allow it to be cut"
                 " with truncate=true",
                 position=position,
             )
+        prompt_length = features["prompt_length"]
+        if options.prompt and modality is Modality.text:
+            prompt_length = prompt_length or self.prompt_length(options.prompt)
+            _check_longer_than_prompt(num_tokens, prompt_length, position)
         recipe = Recipe(
             modality=features["modality"],
-            task=self.task,
-            prompt_length=features["prompt_length"],
+            task=self.recipe_task,
+            prompt_length=prompt_length,
             outputs=options.outputs,
         )
         return Encoded(
@@ -197,7 +200,7 @@ class FeatureDoor:
         )
 
     def _preprocess(self, each: Input, prompt: str) -> dict[str, Any]:
-        with self.lock or _NO_LOCK:
+        with self.lock or contextlib.nullcontext():
             output = preprocess(
                 self.model, each, prompt=prompt, task=self.task, sampling_rate=self.sampling_rate
             )
@@ -209,17 +212,6 @@ class FeatureDoor:
         features["modality"] = output.get("modality", "text")
         features["prompt_length"] = output.get("prompt_length") or 0
         return features
-
-
-class _NoLock:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-_NO_LOCK = _NoLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,13 +237,26 @@ def preprocess(
 ) -> dict[str, Any]:
     """What the model's own preprocessing makes of one input, which it is told the kind of.
 
-    sentence-transformers takes a bare text that is a URL or a path of an image for that image, and would open
-    it; a router would send it the way of images.
+    sentence-transformers takes a bare text, or a prompt, that is a URL or a path of an image for that image,
+    and would open it; a router would send it the way of images.
     """
+    is_text = _modality_of(each) is Modality.text
+    if is_text and prompt and _joins_prompts(input_modules(model, task)):
+        each, prompt = _after_prompt(each, prompt), ""
     given = _wrapped(each, model, task, sampling_rate)
-    is_routed_text = isinstance(model[0], Router) and _modality_of(each) is Modality.text
-    told = {"modality": "text"} if is_routed_text else {}
+    told = {"modality": "text"} if is_text and isinstance(model[0], Router) else {}
     return model.preprocess([given], prompt=prompt or None, task=task, **told)
+
+
+def _joins_prompts(entered: object) -> bool:
+    """Whether the module puts the prompt right before the text, and then reads the prompt alone as well."""
+    return isinstance(entered, Transformer) and "message" not in entered.modality_config
+
+
+def _after_prompt(each: Input, prompt: str) -> Input:
+    if isinstance(each, Pair):
+        return Pair(prompt + each.query, each.document)
+    return prompt + cast(str, each)
 
 
 def _wrapped(each: Input, model: BaseModel, task: str | None, sampling_rate: int | None) -> Any:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
-from infinity_emb.backends.base import Encoded, InputOptions, Recipe
+from infinity_emb.backends import packed_attention, torch_backend, torch_doors
+from infinity_emb.backends.base import Encoded, InputOptions, Passages, Recipe
 from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_doors import DoorMaker, OpenedModel
+from infinity_emb.backends.torch_layout import choose_layout
+from infinity_emb.backends.torch_outputs import RowLists
+from infinity_emb.backends.torch_prepare import FeatureDoor
+from infinity_emb.errors import BackendFailed, BadInput, InputTooLong
 from infinity_emb.primitives import ModelKind
 from tests.small_models import random_texts, save_small_model
 
@@ -44,12 +51,50 @@ def test_full_precision_computes_what_half_precision_cannot_hold(tmp_path: Path)
     assert next(half.pipeline.model.parameters()).dtype == torch.float16, "only a copy was converted"
 
 
+def test_full_precision_is_computed_by_the_kernel_that_knows_it(tmp_path: Path) -> None:
+    """The kernel of GPUs with half precision takes no float32."""
+    path = save_small_model(tmp_path, "bert")
+    half = opened(path, torch.bfloat16)
+    network = half.pipeline.model[0].model
+    network.set_attn_implementation(packed_attention.VARLEN)
+    batch = half.prepare(random_texts(2), InputOptions())
+
+    rows = TorchBackend(half.pipeline).launch(batch, full_precision=True).collect()["dense"]
+
+    exact = SentenceTransformer(str(path), device="cpu")
+    exact.load_state_dict(half.pipeline.model.state_dict())  # rounded
+    expected = [exact.encode(text, show_progress_bar=False) for text in random_texts(2)]
+    assert np.abs(rows - np.array(expected)).max() <= 2e-5
+    assert network.config._attn_implementation == packed_attention.VARLEN, "only a copy was changed"
+
+
+def test_full_precision_computes_each_item_alone_and_copies_the_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = opened(save_small_model(tmp_path, "bert"), torch.float16)
+    batch = half.prepare(random_texts(4), InputOptions())
+    copies, sizes = [], []
+    copy_of, blocks_of = torch_backend._in_full_precision, torch_backend.blocks_of
+    monkeypatch.setattr(
+        torch_backend, "_in_full_precision", lambda each: copies.append(each) or copy_of(each)
+    )
+    monkeypatch.setattr(
+        torch_backend, "blocks_of", lambda items, *rest: sizes.append(len(items)) or blocks_of(items, *rest)
+    )
+
+    rows = TorchBackend(half.pipeline).launch(batch, full_precision=True).collect()["dense"]
+
+    assert sizes == [1, 1, 1, 1]
+    assert len(copies) == 1
+    assert len(rows) == 4
+
+
 def test_full_precision_of_a_float32_model_is_the_model_itself(tmp_path: Path) -> None:
     model = opened(save_small_model(tmp_path, "bert"))
     backend = TorchBackend(model.pipeline)
     batch = model.prepare(random_texts(3), InputOptions())
 
-    expected = backend.launch(batch).collect()["dense"]
+    expected = np.concatenate([backend.launch([item]).collect()["dense"] for item in batch])
 
     assert np.array_equal(backend.launch(batch, full_precision=True).collect()["dense"], expected)
 
@@ -86,3 +131,90 @@ def test_an_output_that_an_item_did_not_ask_for_is_finite(tmp_path: Path) -> Non
     assert answers["dense"].shape == (2, 32)
     assert np.isfinite(answers["dense"]).all()
     assert [rows.shape for rows in answers["chunks"]] == [(0, 0), (2, 32)]
+
+
+def router_of(path: Path) -> OpenedModel:
+    bert = SentenceTransformer(str(path), device="cpu")
+    routes: dict[str, list[Any]] = {"query": list(bert), "document": list(bert)}
+    model = SentenceTransformer(modules=[Router(routes, default_route="document")], device="cpu").eval()
+    return DoorMaker(Pipeline(model=model, layouts={}), ModelKind.embedder, ("dense",)).open()
+
+
+def test_passages_are_refused_where_the_pooling_cannot_be_replaced(tmp_path: Path) -> None:
+    """A router pools inside of itself, and rows of texts would be taken for those of passages."""
+    model = router_of(save_small_model(tmp_path, "bert"))
+    options = InputOptions(task="document", outputs=("chunks",))
+    with pytest.raises(BadInput, match="late chunking needs"):
+        model.prepare([Passages(("word1 ", "word2"))], options)
+    (item,) = model.prepare(["word1 word2"], options)
+    with pytest.raises(BackendFailed, match="in chunks"):
+        TorchBackend(model.pipeline).launch([replace(item, spans=((1, 2), (2, 3)))])
+
+
+def test_a_wrong_number_of_rows_is_an_error() -> None:
+    rows = RowLists(torch.zeros(3, 2), [1, 2]).entries()
+    assert [each.shape for each in rows] == [(1, 2), (2, 2)]
+    with pytest.raises(BackendFailed, match="got 3 rows"):
+        RowLists(torch.zeros(3, 2), [1, 1]).entries()
+
+
+def test_texts_cannot_be_cut_into_pieces_where_the_fast_door_was_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_small_model(tmp_path, "bert")
+    assert opened(path).raw_tokenizer is not None
+    read_alike = torch_doors._read_alike
+    monkeypatch.setattr(
+        torch_doors, "_read_alike", lambda a, b: a is b or (b[0].features and read_alike(a, b))
+    )
+    rejected = opened(path)
+    assert isinstance(rejected.prepare.text_doors[None], FeatureDoor)
+    assert rejected.raw_tokenizer is None
+
+
+def slow_door(path: Path, task: str | None = None, **lengths: int) -> FeatureDoor:
+    model = SentenceTransformer(str(path), device="cpu")
+    for name, length in lengths.items():
+        setattr(model[0], name, length)
+    maker = DoorMaker(Pipeline(model=model, layouts={}), ModelKind.embedder, ("dense",))
+    return maker._feature_door(model[0], task, None)
+
+
+def test_the_slow_way_has_the_limit_of_each_task(tmp_path: Path) -> None:
+    path = save_small_model(tmp_path, "bert")
+    text, options = "word1 " * 12, InputOptions(truncation="off")
+    with pytest.raises(InputTooLong, match="limit of 10 tokens"):
+        slow_door(path, "query", query_length=10)([text], options)
+    (item,) = slow_door(path, query_length=10)([text], options)
+    assert item.num_tokens == 14
+
+
+def test_the_slow_way_refuses_a_text_that_is_all_prompt(tmp_path: Path) -> None:
+    door = slow_door(save_small_model(tmp_path, "bert", include_prompt=False, max_seq_length=10))
+    (item,) = door(["word1"], InputOptions(prompt="word2 word3 "))
+    assert item.recipe.prompt_length == 3
+    with pytest.raises(BadInput, match="all of them the prompt's") as raised:
+        replace(door, prompt_length=lambda prompt: 10)(["word1"], InputOptions(prompt="word2 " * 20))
+    assert raised.value.position == 0
+
+
+@pytest.mark.parametrize(
+    ("ways", "is_padded"),
+    [
+        ({"image": "forward"}, True),
+        ({"audio": "forward"}, True),
+        ({"message": "forward", ("image", "text"): "forward"}, True),
+        ({"image": "get_image_features"}, False),
+        ({"message": "forward"}, False),
+    ],
+    ids=str,
+)
+def test_a_network_that_reads_media_like_its_texts_keeps_its_own_attention(
+    ways: dict[Any, str], is_padded: bool, tmp_path: Path
+) -> None:
+    model = SentenceTransformer(str(save_small_model(tmp_path, "bert")), device="cpu").eval()
+    transformer = model[0]
+    transformer.modality_config |= {name: {"method": method} for name, method in ways.items()}
+    layout, choice = choose_layout(Pipeline(model=model, layouts={}), transformer, Recipe(), max_tokens=None)
+    assert choice.value == layout.form == ("padded" if is_padded else "packed")
+    assert ("images or audio" in choice.reason) == is_padded

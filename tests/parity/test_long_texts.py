@@ -10,15 +10,20 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 
+from infinity_emb.backends.base import InputOptions, Passages
+from infinity_emb.backends.torch_prepare import TokenDoor
 from infinity_emb.embedding import EmbedOptions
-from infinity_emb.errors import InputTooLong
+from infinity_emb.errors import BadInput, InputTooLong
 from infinity_emb.primitives import Truncation
+from infinity_emb.tokenizing import RawTokenizer
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_reranker
 from tests.parity.serving import Array, Served, assert_same_scores, assert_same_vectors
-from tests.small_models import random_texts, save_small_classifier, save_small_model
+from tests.small_models import HIDDEN_SIZE, random_texts, save_small_classifier, save_small_model
 
 pytestmark = pytest.mark.model
 
@@ -198,6 +203,40 @@ def late_chunks(model: SentenceTransformer, whole: str, spans: Any, prompt: str)
         ]
         means.append(tokens[inside].mean(axis=0))
     return after_pooling(model, np.array(means))
+
+
+def test_a_word_whose_token_begins_with_the_space_before_it_belongs_to_its_own_passage() -> None:
+    """As with byte-level tokenizers; the last passage would have no token at all."""
+    words = {symbol: number for number, symbol in enumerate(["a", "Ġb", "Ġc"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="a"))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    encoding = tokenizer.encode("a b c")
+    assert encoding.tokens == ["a", "Ġb", "Ġc"]
+    assert encoding.offsets == [(0, 1), (1, 3), (3, 5)]
+    door = TokenDoor(
+        tokenize=RawTokenizer(tokenizer),
+        max_tokens=None,
+        has_type_ids=False,
+        prompt_length=lambda prompt: 0,
+        reads_passages=True,
+    )
+    for passages, prompt, spans in (
+        (("a ", "b ", "c"), "", ((0, 1), (1, 2), (2, 3))),
+        (("b ", "c"), "a ", ((1, 2), (2, 3))),
+    ):
+        (encoded,) = door([Passages(passages)], InputOptions(prompt=prompt, outputs=("chunks",)))
+        assert encoded.spans == spans
+        assert encoded.token_ids.tolist() == [words["a"], words["Ġb"], words["Ġc"]]
+
+
+def test_cutting_on_the_left_is_refused_where_pooling_leaves_the_prompt_out(
+    serve: Serve, tmp_path: Path, long_texts: list[str]
+) -> None:
+    """The prompt would be cut off, and tokens of the text left out in its place."""
+    served = serve(save_small_model(tmp_path, "bert", include_prompt=False, max_seq_length=LIMIT))
+    with pytest.raises(BadInput, match="cut on the right"):
+        served.embed(long_texts[:1], prompt=PROMPT, truncation="left")
+    assert served.embed(long_texts[:1], truncation="left").shape == (1, HIDDEN_SIZE)
 
 
 def test_late_chunking_by_size(compared: Compared, long_texts: list[str]) -> None:

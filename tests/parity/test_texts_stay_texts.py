@@ -20,6 +20,9 @@ from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForCausalLM
 
+from infinity_emb.backends.base import Pair
+from infinity_emb.backends.torch_models import num_prompt_tokens
+from infinity_emb.backends.torch_prepare import preprocess
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_reranker
@@ -118,6 +121,47 @@ def test_an_embedder_reads_addresses_and_paths(
     model = load_embedder(path)
     expected = [model.encode([{"text": text}], show_progress_bar=False)[0] for text in texts_of_strangers]
     assert_same_vectors(actual, np.array(expected))
+
+
+@pytest.mark.parametrize("save", [save_clip, save_siglip, save_template_model, save_plain_router])
+def test_a_prompt_that_is_an_address_or_a_path_is_read(
+    save: Any, serve: Serve, tmp_path_factory: Any, texts_of_strangers: list[str]
+) -> None:
+    path = save(tmp_path_factory.mktemp("model"))
+    served, model = serve(path), load_embedder(path)
+    actual, expected = [], []
+    for prompt in texts_of_strangers:
+        actual.append(served.embed(["word7"], prompt=prompt)[0])
+        if save is save_template_model:  # the template puts it where it likes
+            expected.append(model.encode([{"text": "word7"}], prompt=prompt, show_progress_bar=False)[0])
+        else:
+            expected.append(model.encode([{"text": f"{prompt}word7"}], show_progress_bar=False)[0])
+    assert_same_vectors(np.array(actual), np.array(expected))
+
+
+def test_the_slow_way_reads_a_prompt_that_is_an_address_or_a_path(
+    tmp_path: Path, texts_of_strangers: list[str]
+) -> None:
+    clip = SentenceTransformer(str(save_clip(tmp_path / "clip")), device="cpu")
+    bert = SentenceTransformer(str(save_small_model(tmp_path / "bert", "bert")), device="cpu")  # takes pairs
+    for prompt in texts_of_strangers:
+        for model, given, read in (
+            (clip, "word7", {"text": f"{prompt}word7"}),
+            (bert, Pair("word7", "word8"), (f"{prompt}word7", "word8")),
+        ):
+            actual = preprocess(model, given, prompt=prompt, task=None)["input_ids"]
+            assert actual.tolist() == model.preprocess([read])["input_ids"].tolist()
+
+
+def test_the_tokens_of_a_prompt_are_counted_without_opening_it(
+    tmp_path: Path, texts_of_strangers: list[str]
+) -> None:
+    """As many as the same prompt has where it is no address, to which sentence-transformers' own count is."""
+    transformer = SentenceTransformer(str(save_clip(tmp_path)), device="cpu")[0]
+    for prompt in texts_of_strangers:
+        ids = transformer.tokenizer(prompt, truncation=True)["input_ids"]
+        assert num_prompt_tokens(transformer, prompt) == len(ids) - 1  # less the end token
+    assert num_prompt_tokens(transformer, "word9 word10 ") == transformer._get_prompt_length("word9 word10 ")
 
 
 @pytest.mark.parametrize("has_template", [True, False])

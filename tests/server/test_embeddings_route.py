@@ -10,6 +10,7 @@ import pytest
 
 from infinity_emb.embedding import EmbedOptions
 from infinity_emb.primitives import EmbeddingDtype
+from infinity_emb.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.schemas.embeddings import EmbeddingRequest
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args, embed
 
@@ -406,3 +407,10 @@ async def test_late_chunking_of_a_model_that_does_not_average_is_refused(client:
 
 def decoded(text: str, dtype: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+
+async def test_a_prompt_has_a_limit(client: httpx.AsyncClient) -> None:
+    assert (await embed(client, prompt="p" * MAX_PROMPT_CHARS)).status_code == 200
+    response = await embed(client, prompt="p" * (MAX_PROMPT_CHARS + 1))
+    assert response.status_code == 422
+    assert f"at most {MAX_PROMPT_CHARS} characters" in response.json()["error"]["message"]

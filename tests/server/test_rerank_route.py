@@ -6,6 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
+from infinity_emb.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.schemas.rerank import RerankRequest
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
@@ -159,3 +160,11 @@ async def test_a_document_that_fails_is_a_500_that_names_it() -> None:
         assert (await rerank(client, ["fine"])).status_code == 200
     assert response.status_code == 500
     assert "input 1" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("member", ["prompt", "instruction"])
+async def test_an_instruction_has_a_limit(member: str) -> None:
+    async with client_of_kind("reranker") as client:
+        response = await rerank(client, **{member: "p" * (MAX_PROMPT_CHARS + 1)})
+    assert response.status_code == 422
+    assert f"at most {MAX_PROMPT_CHARS} characters" in response.json()["error"]["message"]

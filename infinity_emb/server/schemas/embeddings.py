@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 from pydantic_core import PydanticCustomError
 
 from infinity_emb.primitives import EmbeddingDtype, EmbeddingEncodingFormat, Modality
+from infinity_emb.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.inputs import Inputs
 from infinity_emb.server.schemas.task import TaskAnswer, TaskRequest, Truncate, TruncationSide
 
@@ -81,7 +82,11 @@ class EmbeddingRequest(MediaRequest):
     )
     task: str | None = Field(None, description=_SAME_AS.format("input_type"))
     prompt_name: str | None = Field(None, description="The model's own prompt that goes before each text.")
-    prompt: str | None = Field(None, description="What goes before each text; an empty one is none.")
+    prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        description="What goes before each text; an empty one is none.",
+    )
     truncate: Truncate = None
     truncation_side: TruncationSide = None
     outputs: list[AskedOutput] | None = Field(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from infinity_emb.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.inputs import Documents
 from infinity_emb.server.schemas.task import TaskAnswer, TaskRequest, Truncate, TruncationSide
 
@@ -21,9 +22,11 @@ class RerankRequest(TaskRequest):
     return_documents: bool | None = Field(None, description="Answer the documents' texts too.")
     raw_scores: bool | None = Field(None, description="Leave out the model's activation function.")
     instruction: str | None = Field(
-        None, description="What counts as an answer, for rerankers that take an instruction."
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        description="What counts as an answer, for rerankers that take an instruction.",
     )
-    prompt: str | None = Field(None, description="The same as `instruction`.")
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="The same as `instruction`.")
     prompt_name: str | None = Field(None, description="One of the model's own instructions.")
     truncate: Truncate = None
     truncation_side: TruncationSide = None

@@ -1,0 +1,49 @@
+"""Texts and pairs → token ids by the model's own pipeline, for tokenizers that `RawTokenizer` cannot drive.
+
+Those are tokenizers that are not of the `tokenizers` library, and chat templates. Knows nothing of the
+pipeline but a function that tokenizes one input.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from infinity_emb.backends.base import Pair
+from infinity_emb.errors import BadInput, InputTooLong
+from infinity_emb.primitives import Truncation
+from infinity_emb.tokenizing import Tokens, check_not_empty
+
+
+class PipelineTokenizer:
+    """Tokenizes one input at a time, one thread at a time, with the model's own preprocessing.
+
+    encode: text or pair, prompt → tokens, cut at the limit; slow, and right by construction.
+    """
+
+    def __init__(
+        self, encode: Callable[[str | Pair, str], Tokens], *, truncation_side: str, lock: threading.Lock
+    ) -> None:
+        self._encode = encode
+        self._truncation_side = truncation_side
+        self._lock = lock
+
+    def __call__(
+        self, inputs: Sequence[str | Pair], *, prompt: str, truncation: Truncation, max_tokens: int | None
+    ) -> list[Tokens]:
+        """As `Tokenize` says; where nothing may be cut, a text that fills the limit is refused too."""
+        if truncation not in ("model", "off", self._truncation_side):
+            raise BadInput(
+                f"this model's texts can be cut on the {self._truncation_side} only, not on the {truncation}"
+            )
+        with self._lock:
+            tokens = [self._encode(each, prompt) for each in inputs]
+        check_not_empty([each.ids for each in tokens])
+        for position, each in enumerate(tokens):
+            if truncation == "off" and max_tokens is not None and len(each.ids) >= max_tokens:
+                raise InputTooLong(
+                    f"fills or exceeds the limit of {max_tokens} tokens;"
+                    " shorten it, or allow it to be cut with truncate=true",
+                    position=position,
+                )
+        return tokens
