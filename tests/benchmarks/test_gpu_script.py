@@ -158,7 +158,9 @@ def test_a_kernel_that_mixes_texts_ends_with_code_1(monkeypatch: pytest.MonkeyPa
     [line] = lines
     result = json.loads(line)
     assert not result["is_passed"]
-    assert not any(check["is_passed"] for check in result["checks"])
+    # On demand each text is computed alone, so that there is nothing to mix.
+    together = [check for check in result["checks"] if "float32 on demand" not in check["name"]]
+    assert not any(check["is_passed"] for check in together)
     assert "EXPECTED packed" in result["checks"][-1]["detail"], "padded instead, and slow without a word"
 
 
