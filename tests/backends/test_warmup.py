@@ -44,19 +44,29 @@ def find(device: Device, monkeypatch: pytest.MonkeyPatch, kind: str = "cpu") -> 
 
 
 def test_the_smallest_batch_wins_where_larger_ones_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find(Device(lambda num_tokens: num_tokens / 1e6), monkeypatch) == 512
+    assert find(Device(lambda num_tokens: num_tokens / 1e6), monkeypatch, "cuda") == 4096
+
+
+def test_a_cpu_keeps_the_default_unless_another_size_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = {512: 1.1, 1024: 1.0, 2048: 1.1}
+    near = Device(lambda num_tokens: num_tokens / rates[min(rates, key=lambda size: abs(size - num_tokens))])
+    near.seconds = lambda num_tokens, of=near.seconds: of(num_tokens) / 1e6
+    assert find(near, monkeypatch) == 1024
+    assert find(Device(lambda num_tokens: num_tokens**1.5 / 1e6), monkeypatch) == 512
 
 
 def test_a_larger_batch_wins_where_it_is_worth_its_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    overhead = Device(lambda num_tokens: 1e-3 + num_tokens / 1e6)
+    overhead = Device(lambda num_tokens: 1.0 + num_tokens / 1e6)
     assert find(overhead, monkeypatch) == 2048
 
 
 def test_one_slow_moment_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(lambda num_tokens: 0.0)
-    # Turns 3 and 4 of the smallest batch are slow, its others are not.
-    device.seconds = lambda num_tokens: num_tokens / 1e6 * (9 if len(device.launched) in (6, 9) else 1)
-    assert find(device, monkeypatch) == 512
+    # Two turns of the default size are slow, its others are not.
+    device.seconds = lambda num_tokens: num_tokens / 1e6 * (9 if len(device.launched) in (5, 8) else 1)
+    assert find(device, monkeypatch) == 1024
 
 
 def test_a_size_that_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
