@@ -1,4 +1,4 @@
-"""The routes of the API: each at `{prefix}/...` and at `{prefix}/v1/...`, and documented once.
+"""The routes of the API: at `{prefix}/...`, most at `{prefix}/v1/...` too, and documented once.
 
 Knows nothing of what a route does.
 """
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from infinity_emb.server.error_docs import TASK_ERRORS, UNAUTHORIZED, Documented
@@ -29,6 +30,7 @@ class ApiRoute:
 
     response_model: what FastAPI documents; handlers answer with bytes of their own making.
     errors: status → its documentation, for all statuses but 401.
+    is_at_v1: whether `{prefix}/v1/...` reaches it too; a dialect's clients know one path alone.
     """
 
     path: str
@@ -37,6 +39,7 @@ class ApiRoute:
     response_model: object
     errors: Mapping[int | str, Documented]
     is_deprecated: bool = False
+    is_at_v1: bool = True
 
     @classmethod
     def of_task(
@@ -50,6 +53,20 @@ class ApiRoute:
             response_model=response_model,
             errors=TASK_ERRORS,
             is_deprecated=is_deprecated,
+        )
+
+    @classmethod
+    def of_dialect(
+        cls, path: str, answer: Handler, response_model: object, error_model: type[BaseModel]
+    ) -> ApiRoute:
+        """A route that takes JSON to a model and answers, errors too, as another vendor's server does."""
+        return cls(
+            path=path,
+            method="POST",
+            answer=answer,
+            response_model=response_model,
+            errors={status: {**each, "model": error_model} for status, each in TASK_ERRORS.items()},
+            is_at_v1=False,
         )
 
 
@@ -73,15 +90,15 @@ class Task:
 def add_api_routes(
     router: APIRouter, routes: Iterable[ApiRoute], *, prefix: str, dependencies: Sequence[Depends]
 ) -> None:
-    """Register the routes under both prefixes; the OpenAPI document shows `{prefix}/...` alone.
+    """Register the routes under their prefixes; the OpenAPI document shows `{prefix}/...` alone.
 
     dependencies: declared, so that the document shows how to authorize.
     """
     unauthorized: dict[int | str, Documented] = {401: UNAUTHORIZED} if dependencies else {}
     for route in routes:
-        for base in api_prefixes(prefix):
+        for base in api_prefixes(prefix) if route.is_at_v1 else [prefix]:
             router.add_api_route(
-                base + route.path,
+                (base + route.path).rstrip("/") or "/",
                 route.answer,
                 methods=[route.method],
                 operation_id=route.answer.__name__,

@@ -25,6 +25,10 @@ from infinity_emb.engine_array import AsyncEngineArray
 from infinity_emb.server.api_route import ApiRoute, add_api_routes
 from infinity_emb.server.auth import ApiKeyMiddleware
 from infinity_emb.server.classify_route import ClassifyRoute
+from infinity_emb.server.dialects.cohere import CohereRoutes
+from infinity_emb.server.dialects.nim import NimRoutes
+from infinity_emb.server.dialects.ollama import OllamaRoutes
+from infinity_emb.server.dialects.tei import TeiRoutes
 from infinity_emb.server.docs_page import DocsPage
 from infinity_emb.server.embeddings_route import EmbeddingsRoute
 from infinity_emb.server.errors import HANDLERS, UnexpectedErrorMiddleware
@@ -113,7 +117,16 @@ def _api_routes(served: ServedEngines, *, max_client_batch_size: int) -> list[Ap
     """In the order of the document."""
     tasks = [
         route(served=served, max_client_batch_size=max_client_batch_size)
-        for route in (EmbeddingsRoute, RerankRoute, ClassifyRoute, SparseRoute)
+        for route in (
+            EmbeddingsRoute,
+            RerankRoute,
+            ClassifyRoute,
+            SparseRoute,
+            TeiRoutes,
+            CohereRoutes,
+            OllamaRoutes,
+            NimRoutes,
+        )
     ]
     return [each for group in (*tasks, ModelsRoute(served)) for each in group.routes()]
 

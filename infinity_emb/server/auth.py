@@ -15,7 +15,7 @@ from infinity_emb.server.errors import error_response
 
 
 class ApiKeyMiddleware:
-    """401 unless the request brings `Authorization: Bearer <key>` or its path is open."""
+    """401 unless the request brings `Authorization: Bearer <key>` or its path is open; to POST none is."""
 
     def __init__(self, app: ASGIApp, *, api_key: str, open_paths: Collection[str]) -> None:
         self._app = app
@@ -36,7 +36,8 @@ class ApiKeyMiddleware:
 
     def _is_open(self, scope: Scope) -> bool:
         path: str = scope["path"]
-        return path.removeprefix(scope.get("root_path", "")) in self._open_paths
+        is_reading = scope.get("method") != "POST"  # at `/` a model answers what is posted
+        return is_reading and path.removeprefix(scope.get("root_path", "")) in self._open_paths
 
     def _has_key(self, scope: Scope) -> bool:
         for name, value in scope["headers"]:

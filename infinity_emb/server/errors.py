@@ -3,7 +3,8 @@
     {"error": {"message": str, "type": str, "param": str | null, "code": <status>}}
 
 A 422 has FastAPI's `detail` list beside it and an HTTPException its `detail` text, as infinity_client and
-OpenAI's client each read one of the two. Routes raise; only this module makes error answers.
+OpenAI's client each read one of the two. Routes raise; only this module makes error answers, in the body of
+a dialect where the request is of one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from infinity_emb.errors import (
     UnknownModel,
 )
 from infinity_emb.server.encode import json_response
+from infinity_emb.server.error_shape import Failure, shape_of
 from infinity_emb.server.validation import readable_details, summary_of
 
 logger = logging.getLogger("infinity_emb")
@@ -76,9 +78,7 @@ def error_response(
     """The error body with this status; `extra` stands beside `error`."""
     default_type = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": TYPES.get(status, default_type), "param": param, "code": status}
-    all_headers = dict(headers or {})
-    if status in RETRY_AFTER:
-        all_headers["Retry-After"] = RETRY_AFTER[status]
+    all_headers = {**(headers or {}), **_retry_header(status)}
     return json_response({"error": error, **(extra or {})}, status=status, headers=all_headers)
 
 
@@ -87,7 +87,30 @@ async def answer_serving_error(request: Request, exc: ServingError) -> Response:
     kind = kind_of(type(exc))
     if kind.status == 500:
         logger.error("request %s failed: %s", request.state.request_id, exc, exc_info=exc)
-    return error_response(kind.status, str(exc), param=_param_of(request, exc, kind))
+    failure = Failure(kind.status, str(exc), exc)
+    return _answer(request.scope, failure, param=_param_of(request, exc, kind))
+
+
+def _answer(
+    scope: Scope,
+    failure: Failure,
+    *,
+    param: str | None = None,
+    extra: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The failure in the shape that the request's dialect has for it."""
+    shape = shape_of(scope)
+    if shape is None:
+        return error_response(failure.status, failure.message, param=param, extra=extra, headers=headers)
+    shaped = shape(failure)
+    return json_response(
+        shaped.content, status=shaped.status, headers={**(headers or {}), **_retry_header(shaped.status)}
+    )
+
+
+def _retry_header(status: int) -> dict[str, str]:
+    return {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
 
 
 def _param_of(request: Request, exc: ServingError, kind: ErrorKind) -> str | None:
@@ -99,14 +122,15 @@ async def answer_http_exception(request: Request, exc: HTTPException) -> Respons
     """404, 405, 413, 415: the text as `detail` too, the headers kept."""
     is_by_router = exc.detail == HTTPStatus(exc.status_code).phrase
     message = f"{exc.detail}: {request.method} {request.url.path}" if is_by_router else exc.detail
-    return error_response(exc.status_code, message, extra={"detail": exc.detail}, headers=exc.headers)
+    failure = Failure(exc.status_code, message, exc)
+    return _answer(request.scope, failure, extra={"detail": exc.detail}, headers=exc.headers)
 
 
-async def answer_validation_error(_: Request, exc: RequestValidationError) -> Response:
+async def answer_validation_error(request: Request, exc: RequestValidationError) -> Response:
     """422 with FastAPI's list, inputs shortened, and one sentence of it as the message."""
     details = readable_details(exc.errors())
     message, param = summary_of(details)
-    return error_response(422, message, param=param, extra={"detail": details})
+    return _answer(request.scope, Failure(422, message, exc), param=param, extra={"detail": details})
 
 
 def kind_of(error: type[Exception]) -> ErrorKind:
@@ -145,4 +169,4 @@ class UnexpectedErrorMiddleware:
             request_id = scope["state"]["request_id"]
             logger.error("request %s failed: %r", request_id, exc, exc_info=exc)
             message = f"internal error; the server's log tells the cause under request id {request_id}"
-            await error_response(500, message)(scope, receive, send)
+            await _answer(scope, Failure(500, message, None))(scope, receive, send)

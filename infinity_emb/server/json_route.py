@@ -7,8 +7,8 @@ dependencies declared on such a route are not run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from infinity_emb.config import ServerConfig
 from infinity_emb.server.body_limit import read_body
+from infinity_emb.server.error_shape import note_shape
 from infinity_emb.server.schemas.task import TaskRequest
 from infinity_emb.server.validation import body_error
 
@@ -27,21 +28,33 @@ Schema = TypeVar("Schema", bound=TaskRequest)
 
 
 class JsonRoute(APIRoute):
-    """Calls `endpoint(body=<schema>, request=<request>)`; the schema is the annotation of `body`."""
+    """Calls `endpoint(body=<schema>, request=<request>)`; the schema is the annotation of `body`.
+
+    Where that is a union, a body is of the first schema whose `input_member` it has, else of the first.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
-        schema: type[TaskRequest] = get_type_hints(endpoint)["body"]
+        annotation = get_type_hints(endpoint)["body"]
+        schemas: Sequence[type[TaskRequest]] = get_args(annotation) or [annotation]
 
         async def answer(request: Request) -> Response:
+            _note_schema(request, schemas[0])
             check_content_type(request.headers.get("content-type"))
             config: ServerConfig = request.app.state.config
-            raw = await read_body(request, config.max_body_bytes)
-            request.state.input_member = schema.input_member
-            response: Response = await endpoint(body=parse_body(schema, raw), request=request)
+            members = parse_body(await read_body(request, config.max_body_bytes))
+            schema = next((each for each in schemas if each.input_member in members), schemas[0])
+            _note_schema(request, schema)
+            response: Response = await endpoint(body=fit_schema(schema, members), request=request)
             return response
 
         return answer
+
+
+def _note_schema(request: Request, schema: type[TaskRequest]) -> None:
+    """For the answer to an error."""
+    request.state.input_member = schema.input_member
+    note_shape(request, schema.error_shape)
 
 
 def check_content_type(content_type: str | None) -> None:
@@ -52,16 +65,21 @@ def check_content_type(content_type: str | None) -> None:
         raise HTTPException(415, f"{given} is not JSON; set the header 'Content-Type: application/json'")
 
 
-def parse_body(schema: type[Schema], raw: bytes) -> Schema:
-    """JSON → schema. Raises RequestValidationError."""
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """A JSON object. Raises RequestValidationError."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         raise body_error("json_invalid", f"the body is not valid JSON: {exc}", loc=[exc.pos]) from None
     if not isinstance(body, dict):
         raise body_error("model_attributes_type", "the body must be a JSON object", given=body)
+    return body
+
+
+def fit_schema(schema: type[Schema], members: dict[str, Any]) -> Schema:
+    """The members of a body as its schema has them. Raises RequestValidationError."""
     try:
-        return schema.model_validate(body)
+        return schema.model_validate(members)
     except ValidationError as exc:
         errors = exc.errors(include_url=False, include_context=False)
         raise RequestValidationError(

@@ -11,10 +11,17 @@ from starlette.responses import Response
 
 from infinity_emb.primitives import RerankReturnType
 from infinity_emb.server.api_route import ApiRoute, Task
+from infinity_emb.server.dialects.tei import TeiRoutes
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import task_response
 from infinity_emb.server.members import agreed, choose_truncation
 from infinity_emb.server.schemas.rerank import RERANK_EXAMPLES, RerankRequest, RerankResponse
+from infinity_emb.server.schemas.tei import TEI_RERANK_EXAMPLES, TeiRanked, TeiRerankRequest
+
+# The member that holds the documents tells whose client asks: `documents`, or `texts`.
+Form = Annotated[
+    RerankRequest | TeiRerankRequest, Body(openapi_examples={**RERANK_EXAMPLES, **TEI_RERANK_EXAMPLES})
+]
 
 
 class RerankRoute(Task):
@@ -22,15 +29,16 @@ class RerankRoute(Task):
 
     def routes(self) -> list[ApiRoute]:
         """Where the handler is reached."""
-        return [ApiRoute.of_task("/rerank", self.rerank, RerankResponse)]
+        return [ApiRoute.of_task("/rerank", self.rerank, RerankResponse | list[TeiRanked])]
 
-    async def rerank(
-        self, body: Annotated[RerankRequest, Body(openapi_examples=RERANK_EXAMPLES)], request: Request
-    ) -> Response:
+    async def rerank(self, body: Form, request: Request) -> Response:
         """Documents by how well they answer a query, best first; a reranker scores as `CrossEncoder` does.
 
         Other models compare vectors: by the cosine, by the dot product of sparse ones, or by MaxSim.
         """
+        if isinstance(body, TeiRerankRequest):
+            tei = TeiRoutes(served=self.served, max_client_batch_size=self.max_client_batch_size)
+            return await tei.tei_rerank(body, request)
         self.check_num_inputs(body.documents, "documents")
         engine, _ = self.served.choose(body.model_name, "rerank")
         ranked, num_tokens = await cancel_on_disconnect(

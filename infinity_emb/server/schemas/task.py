@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 from pydantic_core import PydanticCustomError
 
 from infinity_emb.primitives import Truncation
+from infinity_emb.server.error_shape import ErrorShape
 
 # What infinity_client sends where its user names no model.
 NO_MODEL_NAMES = ("", "default/not-specified")
@@ -28,6 +29,8 @@ class TaskRequest(BaseModel):
 
     # The member that errors about one of the inputs are about.
     input_member: ClassVar[str] = "input"
+    # How its dialect writes errors; None is the server's own way.
+    error_shape: ClassVar[ErrorShape | None] = None
 
     model: str | None = Field(None, description=MODEL)
     user: str | None = Field(None, description="Ignored.")

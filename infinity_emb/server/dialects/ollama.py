@@ -1,0 +1,151 @@
+"""Ollama's routes: `/api/embed`, `/api/embeddings` and `/api/tags`. Vectors always have length 1.
+
+Knows nothing of how an engine computes or how bytes are made.
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Body
+from starlette.requests import Request
+from starlette.responses import Response
+
+from infinity_emb.backends.base import Rows
+from infinity_emb.embedding import EmbedOptions
+from infinity_emb.engine import AsyncEmbeddingEngine
+from infinity_emb.engine_array import Resolved
+from infinity_emb.errors import UnknownModel
+from infinity_emb.primitives import EmbeddingDtype
+from infinity_emb.server.api_route import ApiRoute, Task
+from infinity_emb.server.disconnect import cancel_on_disconnect
+from infinity_emb.server.encode import encode_list, json_response
+from infinity_emb.server.error_docs import NOT_READY
+from infinity_emb.server.schemas.ollama import (
+    OLLAMA_EMBED_EXAMPLES,
+    OLLAMA_PROMPT_EXAMPLES,
+    OllamaEmbedRequest,
+    OllamaEmbedResponse,
+    OllamaError,
+    OllamaPromptRequest,
+    OllamaPromptResponse,
+    OllamaTags,
+)
+
+# What Ollama's clients put behind a name that has no tag.
+_DEFAULT_TAG = ":latest"
+
+
+class OllamaRoutes(Task):
+    """The handlers, over one app's engines."""
+
+    def routes(self) -> list[ApiRoute]:
+        """Where the handlers are reached."""
+        return [
+            ApiRoute.of_dialect("/api/embed", self.ollama_embed, OllamaEmbedResponse, OllamaError),
+            ApiRoute.of_dialect("/api/embeddings", self.ollama_embeddings, OllamaPromptResponse, OllamaError),
+            ApiRoute(
+                path="/api/tags",
+                method="GET",
+                answer=self.ollama_tags,
+                response_model=OllamaTags,
+                errors={503: NOT_READY},
+                is_at_v1=False,
+            ),
+        ]
+
+    async def ollama_embed(
+        self,
+        body: Annotated[OllamaEmbedRequest, Body(openapi_examples=OLLAMA_EMBED_EXAMPLES)],
+        request: Request,
+    ) -> Response:
+        """One vector per text; `Client(host="http://localhost:7997").embed`."""
+        started_ns = time.perf_counter_ns()
+        self.check_num_inputs(body.input, "input")
+        engine, input_type = self._choose(body.model_name)
+        options = _options(input_type, body)
+        rows, num_tokens = await _embed(engine, body.input, options, request)
+        return json_response(
+            {
+                "model": body.model_name or engine.engine_args.served_model_name,
+                "embeddings": await encode_list(lambda index: rows[index], len(rows), rows.size),
+                "total_duration": time.perf_counter_ns() - started_ns,
+                "load_duration": 0,
+                "prompt_eval_count": num_tokens,
+            }
+        )
+
+    async def ollama_embeddings(
+        self,
+        body: Annotated[OllamaPromptRequest, Body(openapi_examples=OLLAMA_PROMPT_EXAMPLES)],
+        request: Request,
+    ) -> Response:
+        """One text, one vector: Ollama's older route."""
+        engine, input_type = self._choose(body.model_name)
+        texts = [body.prompt] if body.prompt else []
+        rows, _ = await _embed(engine, texts, _options(input_type), request)
+        return json_response({"embedding": rows[0] if texts else []})
+
+    async def ollama_tags(self) -> Response:
+        """The served models, as Ollama lists those that it has downloaded."""
+        started = datetime.fromtimestamp(self.served.started_at, timezone.utc).isoformat()
+        return json_response({"models": [_describe(engine, started) for engine in self.served.array]})
+
+    def _choose(self, model: str | None) -> Resolved:
+        """As all routes choose; a name that is not served may be so without the tag."""
+        try:
+            return self.served.choose(model, "embed")
+        except UnknownModel:
+            if model is None or not model.endswith(_DEFAULT_TAG):
+                raise
+            return self._choose(model.removesuffix(_DEFAULT_TAG))
+
+
+def _options(input_type: str | None, body: OllamaEmbedRequest | None = None) -> EmbedOptions:
+    return EmbedOptions(
+        input_type=input_type,
+        dimensions=(body and body.dimensions) or None,
+        embedding_dtype=EmbeddingDtype.float32,
+        outputs=("dense",),
+        truncation=(body and body.truncate) or "model",
+    )
+
+
+async def _embed(
+    engine: AsyncEmbeddingEngine, texts: list[str], options: EmbedOptions, request: Request
+) -> tuple[Rows, int]:
+    """(N, D) float32, each row of length 1 unless it is 0; and the number of tokens."""
+    if not texts:
+        return np.zeros((0, 0), dtype=np.float32), 0
+    answer = await cancel_on_disconnect(request, engine.encode(texts, options))
+    assert answer.dense is not None, "an engine answers what it was asked for"
+    return _unit_rows(np.stack(answer.dense)), answer.num_tokens
+
+
+def _unit_rows(rows: npt.NDArray[np.float32]) -> Rows:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)  # (N, 1)
+    units: Rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return units
+
+
+def _describe(engine: AsyncEmbeddingEngine, started: str) -> dict[str, object]:
+    name, info = engine.engine_args.served_model_name, engine.info
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": started,
+        "size": 0,
+        "digest": info.revision or "",
+        "details": {
+            "format": str(engine.engine_args.engine),
+            "family": str(info.kind),
+            "families": [str(info.kind)],
+            "parameter_size": "",
+            "quantization_level": info.dtype,
+        },
+    }

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sentence_transformers.util import quantize_embeddings
+
+from infinity_emb.server.schemas.cohere import CohereEmbedRequest, CohereRerankRequest
+from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args, embed
+
+pytestmark = pytest.mark.anyio
+
+TEXTS = ["hello", "", "aa"]
+# The fake embedder answers 13 times the number of characters, "query: " before those of queries.
+VECTORS = [[float(len(text))] * 13 for text in TEXTS]
+# As `Client.embed` and `ClientV2.embed` of cohere 5 and 7 send them.
+V1_BODY = {"texts": TEXTS, "model": "debug", "input_type": "search_document"}
+V2_BODY = {**V1_BODY, "embedding_types": ["float"]}
+ALL_TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+DOCUMENTS = ["aaa", "a", "aaaa", "aa"]
+
+
+async def test_v1_answers_a_list_of_vectors_where_no_types_are_asked_for(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v1/embed", json=V1_BODY)).json()
+    assert isinstance(body.pop("id"), str)
+    assert body == {
+        "response_type": "embeddings_floats",
+        "embeddings": VECTORS,
+        "texts": TEXTS,
+        "meta": {"api_version": {"version": "1"}, "billed_units": {"input_tokens": 7}},
+    }
+
+
+@pytest.mark.parametrize(("path", "version"), [("/v1/embed", "1"), ("/v2/embed", "2")])
+async def test_vectors_stand_under_their_type(client: httpx.AsyncClient, path: str, version: str) -> None:
+    # As langchain_cohere has it.
+    body = (await client.post(path, json={**V2_BODY, "truncate": None})).json()
+    assert body["response_type"] == "embeddings_by_type"
+    assert body["embeddings"] == {"float": VECTORS}
+    assert body["texts"] == TEXTS
+    assert body["meta"] == {"api_version": {"version": version}, "billed_units": {"input_tokens": 7}}
+
+
+@pytest.mark.parametrize("types", [None, []])
+async def test_v2_answers_floats_by_type_where_no_types_are_asked_for(
+    client: httpx.AsyncClient, types: Any
+) -> None:
+    body = (await client.post("/v2/embed", json={**V1_BODY, "embedding_types": types})).json()
+    assert body["embeddings"] == {"float": VECTORS}
+
+
+async def test_bits_and_base64_are_those_of_the_floats(client: httpx.AsyncClient) -> None:
+    types = ["base64", "binary", "ubinary"]
+    body = (await client.post("/v2/embed", json={**V2_BODY, "embedding_types": types})).json()
+    found = body["embeddings"]
+    assert list(found) == types
+    decoded = [np.frombuffer(base64.b64decode(each), "<f4").tolist() for each in found["base64"]]
+    assert decoded == VECTORS
+    for kind in ("binary", "ubinary"):
+        expected = quantize_embeddings(np.array(VECTORS, np.float32), precision=kind)
+        assert found[kind] == [row.tolist() for row in expected]
+
+
+async def test_every_type_is_answered_and_tokens_are_billed_once(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v2/embed", json={**V2_BODY, "embedding_types": ALL_TYPES})).json()
+    assert list(body["embeddings"]) == ALL_TYPES
+    assert body["meta"]["billed_units"] == {"input_tokens": 7}
+    for kind in ("int8", "uint8"):
+        native = (await embed(client, TEXTS, embedding_dtype=kind)).json()
+        assert body["embeddings"][kind] == [each["embedding"] for each in native["data"]]
+
+
+async def test_floats_are_floats_where_the_model_is_served_with_another_format() -> None:
+    async with client_of(build_debug_app(debug_args(embedding_dtype="ubinary"))) as client:
+        body = (await client.post("/v1/embed", json=V1_BODY)).json()
+    assert body["embeddings"] == VECTORS
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"input_type": "search_query"}, "query: hello"),
+        ({"model": "debug-query"}, "query: hello"),
+        ({"model": "debug-query", "input_type": "search_document"}, "hello"),
+        ({"input_type": "clustering"}, "hello"),
+    ],
+)
+async def test_the_input_type_chooses_the_prompt_and_beats_that_of_the_name(
+    members: dict[str, str], text: str
+) -> None:
+    async with client_of_kind("embedder") as client:
+        body = (await client.post("/v1/embed", json={"texts": ["hello"], **members})).json()
+    assert body["embeddings"] == [[float(len(text))] * 13]
+
+
+async def test_vectors_are_shortened_to_length_1(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/v2/embed", json={**V2_BODY, "output_dimension": 4})).json()
+    np.testing.assert_allclose(body["embeddings"]["float"], [[0.5] * 4, [0.0] * 4, [0.5] * 4])
+
+
+@pytest.mark.parametrize("truncate", ["START", "END", None])
+async def test_a_long_text_is_cut_or_refused(client: httpx.AsyncClient, truncate: str | None) -> None:
+    long = {**V2_BODY, "texts": ["a" * 9000]}
+    body = (await client.post("/v2/embed", json={**long, "truncate": truncate})).json()
+    assert body["embeddings"]["float"] == [[8192.0] * 13]
+    refused = await client.post("/v2/embed", json={**long, "truncate": "NONE"})
+    assert refused.status_code == 400
+    assert list(refused.json()) == ["message"]
+    assert refused.json()["message"].startswith("input 0 has 9000 tokens")
+
+
+async def test_null_is_the_same_as_not_given_and_unknown_members_are_ignored(
+    client: httpx.AsyncClient,
+) -> None:
+    nulls = dict.fromkeys(CohereEmbedRequest.model_fields.keys() - {"texts"})
+    response = await client.post("/v1/embed", json={"texts": TEXTS, **nulls, "priority": 3, "max_tokens": 9})
+    assert response.json()["embeddings"] == VECTORS
+    async with client_of_kind("reranker") as reranker:
+        nulls = dict.fromkeys(CohereRerankRequest.model_fields.keys() - {"query", "documents"})
+        body = {"query": "q", "documents": DOCUMENTS, **nulls, "priority": 3}
+        assert (await reranker.post("/v2/rerank", json=body)).status_code == 200
+
+
+async def test_images_are_embedded() -> None:
+    pixels = (
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAFElEQVR4nGOsCNBggAEmBiSAmwMAMD"
+        "QA+HS6plIAAAAASUVORK5CYII="
+    )
+    request = {"model": "debug", "images": [pixels], "input_type": "image", "embedding_types": ["float"]}
+    async with client_of_kind("embedder") as client:
+        body = (await client.post("/v2/embed", json=request)).json()
+        native = (await embed(client, pixels, modality="image")).json()
+    assert body["embeddings"]["float"] == [native["data"][0]["embedding"]]
+    assert "texts" not in body
+
+
+@pytest.mark.parametrize("documents", [DOCUMENTS, [{"text": each} for each in DOCUMENTS]])
+async def test_v2_rerank_answers_the_best_first_without_documents(documents: Any) -> None:
+    # As langchain_cohere has it.
+    request = {"model": "debug", "query": "q", "documents": documents, "top_n": 3, "max_tokens_per_doc": None}
+    async with client_of_kind("reranker") as client:
+        body = (await client.post("/v2/rerank", json=request)).json()
+    assert isinstance(body.pop("id"), str)
+    assert body == {
+        "results": [
+            {"index": 2, "relevance_score": 2.0},
+            {"index": 0, "relevance_score": 1.5},
+            {"index": 3, "relevance_score": 1.0},
+        ],
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": sum(len("q") + 1 + len(DOCUMENTS[i]) for i in range(4))},
+        },
+    }
+
+
+async def test_v1_rerank_is_the_servers_own() -> None:
+    # As `Client.rerank` sends it.
+    request = {
+        "query": "q",
+        "documents": [{"text": each, "title": "t"} for each in DOCUMENTS],
+        "model": "debug",
+        "top_n": 1,
+        "rank_fields": ["text"],
+        "return_documents": True,
+        "max_chunks_per_doc": None,
+    }
+    async with client_of_kind("reranker") as client:
+        body = (await client.post("/v1/rerank", json=request)).json()
+        without_text = await client.post("/v1/rerank", json={**request, "documents": [{"title": "t"}]})
+    assert body["results"] == [{"relevance_score": 2.0, "index": 2, "document": "aaaa"}]
+    assert "objects with a `text`" in without_text.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "request_body", "status", "part"),
+    [
+        ("/v1/embed", {}, 422, "give 'texts', or 'images' instead"),
+        ("/v2/embed", {"texts": None}, 422, "give 'texts', or 'images' instead"),
+        ("/v2/embed", {"texts": ["a"], "images": ["b"]}, 422, "give 'texts', or 'images' instead"),
+        ("/v2/embed", {"texts": []}, 422, "the list is empty"),
+        ("/v2/embed", {"texts": [1]}, 422, "token ids are not accepted"),
+        ("/v2/embed", {"texts": ["a"] * 5}, 422, "texts: has 5 members, the limit is 4"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": ["float4"]}, 422, "embedding_types"),
+        ("/v2/embed", {"texts": ["a"], "output_dimension": 14}, 400, "between 1 and 13"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "nonsense"}, 400, "nonsense"),
+        ("/v2/embed", {"texts": ["a"], "model": "embed-v4.0"}, 400, "['debug']"),
+        ("/v2/embed", {"images": ["a"]}, 400, "image_embed"),
+        ("/v2/rerank", {"query": "q", "documents": ["a"]}, 400, "rerank"),
+        ("/v2/rerank", {"query": "q"}, 422, "documents: Field required"),
+        ("/v2/rerank", {"query": "q", "documents": ["a"], "top_n": 0}, 422, "top_n"),
+    ],
+)
+async def test_errors_are_a_message(path: str, request_body: Any, status: int, part: str) -> None:
+    async with client_of(build_debug_app(max_client_batch_size=4)) as client:
+        response = await client.post(path, json=request_body)
+    assert (response.status_code, list(response.json())) == (status, ["message"])
+    assert part in response.json()["message"]
+
+
+async def test_a_body_that_is_no_json_is_a_message_too(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v2/embed", content=b"{", headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    assert "not valid JSON" in response.json()["message"]
+
+
+async def test_of_several_models_the_one_made_for_it_answers_or_one_must_be_named() -> None:
+    kinds = ("embedder", "reranker")
+    app = build_debug_app(*(debug_args(f"{kind}?kind={kind}") for kind in kinds))
+    async with client_of(app) as client:
+        assert (await client.post("/v2/embed", json={"texts": ["a"]})).status_code == 200
+        ranking = await client.post("/v2/rerank", json={"query": "q", "documents": DOCUMENTS})
+        assert ranking.json()["results"][0] == {"index": 2, "relevance_score": 2.0}
+    async with client_of(build_debug_app(debug_args("first"), debug_args("second"))) as client:
+        response = await client.post("/v1/embed", json={"texts": ["a"]})
+    assert response.status_code == 400
+    assert "['first', 'second']" in response.json()["message"]
+
+
+async def test_the_routes_stand_behind_the_prefix_alone() -> None:
+    async with client_of(build_debug_app(url_prefix="/api")) as client:
+        assert (await client.post("/api/v2/embed", json=V2_BODY)).status_code == 200
+        assert (await client.post("/v2/embed", json=V2_BODY)).status_code == 404
+        assert (await client.post("/api/v1/v2/embed", json=V2_BODY)).status_code == 404
