@@ -12,7 +12,7 @@ import torch
 
 from infinity_emb import AsyncEmbeddingEngine
 from tests.parity.serving import Served, engine_args
-from tests.small_models import random_texts
+from tests.small_models import random_texts, save_small_model
 
 Serve = Callable[..., Served]
 
@@ -29,6 +29,11 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     return random_texts(24, max_words=200)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: Any) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("bert"), "bert", pooling_mode="max")
 
 
 @pytest.fixture(scope="module")

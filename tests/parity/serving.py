@@ -18,9 +18,12 @@ from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.backends.base import SparseRow
 from infinity_emb.backends.torch_prepare import TokenDoor
 from infinity_emb.embedding import Embeddings, EmbedOptions
+from tests.small_models import random_texts
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
+
+LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 
 MAX_VECTOR_DIFFERENCE = 2e-5
 MIN_COSINE = 0.99999

@@ -10,12 +10,11 @@ import torch
 from transformers import pipeline
 
 from tests.parity.conftest import Serve
-from tests.parity.serving import Served, assert_same_scores
-from tests.small_models import random_texts, save_small_classifier
+from tests.parity.serving import LONG, Served, assert_same_scores
+from tests.small_models import save_small_classifier
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 NAMES = {
     "id2label": {0: "joy", 1: "anger", 2: "no opinion"},
     "label2id": {"joy": 0, "anger": 1, "no opinion": 2},

@@ -19,12 +19,12 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike
+from tests.parity.serving import LONG
 from tests.small_models import (
     ARCHITECTURES,
     HIDDEN_SIZE,
     PACKED_ARCHITECTURES,
     make_tokenizer,
-    random_texts,
     save_network,
     save_pipeline,
     save_small_model,
@@ -32,7 +32,6 @@ from tests.small_models import (
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ON_TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
 

@@ -13,28 +13,20 @@ from transformers import AutoModelForCausalLM
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike, copied, load_embedder
-from tests.parity.serving import assert_same_vectors
+from tests.parity.serving import LONG, assert_same_vectors
 from tests.small_models import (
     HIDDEN_SIZE,
-    random_texts,
     save_network,
-    save_small_model,
 )
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}word100 {% else %}word101 {% endif %}"
     "{{ message.content if message.content is string else message.content[0].text }} "
     "{% endfor %}word103 word104"
 )
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: Any) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("bert"), "bert", pooling_mode="max")
 
 
 def rewrite(path: Path, **changes: Any) -> None:

@@ -14,13 +14,12 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_reranker
-from tests.parity.serving import Served, assert_same_scores
-from tests.small_models import random_texts, save_small_yes_no_reranker
+from tests.parity.serving import LONG, Served, assert_same_scores
+from tests.small_models import save_small_yes_no_reranker
 
 pytestmark = pytest.mark.model
 
 QUERY = "word12 word7 word300 word41"
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}word100 {{ message.content }} "

@@ -16,19 +16,17 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_late_interaction
-from tests.parity.serving import Served, assert_same_scores, assert_same_vectors
+from tests.parity.serving import LONG, Served, assert_same_scores, assert_same_vectors
 from tests.small_models import (
     HIDDEN_SIZE,
     TOKEN_DIM,
     make_tokenizer,
-    random_texts,
     save_network,
     save_small_late_interaction,
 )
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 PROMPTS = {"query": "word7 ", "document": "word8 "}
 SKIPPED = ["word1", "word2", "word3", "[SEP]"]
 

@@ -22,12 +22,11 @@ from infinity_emb.primitives import OutputName
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder
-from tests.parity.serving import Array, Served, assert_same_vectors, spread_out
-from tests.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, random_texts, save_small_m3
+from tests.parity.serving import LONG, Array, Served, assert_same_vectors, spread_out
+from tests.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_small_m3
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 ALL: tuple[OutputName, ...] = ("dense", "sparse", "multivector")
 SPECIAL_IDS = (0, 1, 2, 3)  # unknown, padding, start and end: tokens that have no weight
 

@@ -14,12 +14,11 @@ from infinity_emb.errors import BadInput
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder
-from tests.parity.serving import Served, assert_same_vectors
-from tests.small_models import random_texts, save_small_model
+from tests.parity.serving import LONG, Served, assert_same_vectors
+from tests.small_models import save_small_model
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 PROMPTS = {
     "query": "word1 word2: ",
     "document": "word3 ",

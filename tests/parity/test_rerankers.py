@@ -17,12 +17,11 @@ from infinity_emb.errors import InputTooLong
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import copied, load_reranker
-from tests.parity.serving import Served, assert_same_scores
+from tests.parity.serving import LONG, Served, assert_same_scores
 from tests.small_models import (
     ARCHITECTURES,
     HIDDEN_SIZE,
     PACKED_ARCHITECTURES,
-    random_texts,
     save_network,
     save_small_classifier,
 )
@@ -30,7 +29,6 @@ from tests.small_models import (
 pytestmark = pytest.mark.model
 
 QUERY = "word12 word7 word300 word41"
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 Compared = tuple[Served, CrossEncoder]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,19 +21,11 @@ from tests.parity.serving import Served, assert_same_vectors
 from tests.small_models import (
     HIDDEN_SIZE,
     make_tokenizer,
-    random_texts,
     save_pipeline,
     save_small_model,
 )
 
 pytestmark = pytest.mark.model
-
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: Any) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("bert"), "bert", pooling_mode="max")
 
 
 def route(model: Path) -> list[torch.nn.Module]:

@@ -16,12 +16,11 @@ from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, Spar
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_sparse_encoder
-from tests.parity.serving import MAX_SCORE_DIFFERENCE, Served, assert_same_scores, assert_same_vectors
+from tests.parity.serving import LONG, MAX_SCORE_DIFFERENCE, Served, assert_same_scores, assert_same_vectors
 from tests.small_models import (
     HIDDEN_SIZE,
     VOCABULARY_SIZE,
     make_tokenizer,
-    random_texts,
     save_network,
     save_small_splade,
     save_sparse_encoder,
@@ -30,7 +29,6 @@ from tests.small_models import (
 
 pytestmark = pytest.mark.model
 
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 # Architecture, pooling, activation, and how the model runs.
 SPLADES = [
     ("bert", "max", "relu", "packed"),

@@ -22,19 +22,11 @@ from tests.parity.references import assert_served_alike, copied, load_embedder
 from tests.parity.serving import assert_same_vectors
 from tests.small_models import (
     HIDDEN_SIZE,
-    random_texts,
     save_pipeline,
     save_small_model,
 )
 
 pytestmark = pytest.mark.model
-
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: Any) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("bert"), "bert", pooling_mode="max")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

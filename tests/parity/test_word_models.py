@@ -21,16 +21,13 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import Whitesp
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike, load_embedder
-from tests.parity.serving import assert_same_vectors
+from tests.parity.serving import LONG, assert_same_vectors
 from tests.small_models import (
     WORDS,
-    random_texts,
     save_pipeline,
 )
 
 pytestmark = pytest.mark.model
-
-LONG = " ".join(random_texts(12, max_words=120, seed=5))  # far over the limit of 256 tokens
 
 
 def word_embeddings() -> WordEmbeddings:
