@@ -11,6 +11,9 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
+MAX_TOKENIZER_THREADS = 8
+
+
 def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
     """Cores this process may really use, rounded down, at least 1.
 
@@ -21,6 +24,11 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroup_root) or _quota_v1(cgroup_root)
     return max(1, visible if quota is None else min(visible, int(quota)))
+
+
+def num_tokenizer_threads(asked: int) -> int:
+    """Threads that prepare inputs: as asked, or by cores where that is 0."""
+    return asked or min(MAX_TOKENIZER_THREADS, num_usable_cpus())
 
 
 def _quota_v2(root: Path) -> float | None:

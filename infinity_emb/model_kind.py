@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import ModelKind
 
@@ -27,6 +28,13 @@ _OF_MODULE = {
     "SparseAutoEncoder": ModelKind.sparse,
     "MultiVectorMask": ModelKind.multivector,
 }
+
+
+def choose_kind(args: EngineArgs, folder: Path) -> ModelKind:
+    """What a model is served as: as asked, or what its files state. Raises StartupError."""
+    return (
+        detect_kind(folder, args.model_name_or_path) if args.model_kind is ModelKind.auto else args.model_kind
+    )
 
 
 def detect_kind(folder: Path, name: str = "") -> ModelKind:

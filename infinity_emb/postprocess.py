@@ -43,9 +43,13 @@ def shorten_rows(rows: Rows, dimensions: int | None) -> Rows:
     """
     if dimensions is None or dimensions == rows.shape[1]:
         return rows
-    short = rows[:, :dimensions]  # (N, dimensions)
-    norms = np.linalg.norm(short, axis=1, keepdims=True)  # (N, 1)
-    scaled: Rows = np.divide(short, norms, out=np.zeros_like(short), where=norms > 0)
+    return unit_rows(rows[:, :dimensions])
+
+
+def unit_rows(rows: Rows) -> Rows:
+    """(N, D) float32, each row scaled to length 1; a row of zeros stays one."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)  # (N, 1)
+    scaled: Rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     return scaled
 
 

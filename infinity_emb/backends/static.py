@@ -20,13 +20,12 @@ from infinity_emb.backends.static_backend import StaticBackend, StaticPrepare
 from infinity_emb.backends.static_table import read_table
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.hardware import num_usable_cpus
+from infinity_emb.hardware import num_tokenizer_threads
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import module_names, read_object
 from infinity_emb.primitives import Device, Dtype, ModelInfo, ModelKind, PoolingMethod
 from infinity_emb.tokenizing import RawTokenizer
 
-MAX_TOKENIZER_THREADS = 8
 # A few milliseconds of work; from 4096 to 65,536 the measured rate was the same within the noise.
 DEFAULT_BATCH_TOKENS = 8192
 _CONFIG = "config_sentence_transformers.json"
@@ -117,7 +116,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         ],
         prepare=StaticPrepare(raw, info.max_tokens),
         max_batch_tokens=args.max_batch_tokens or DEFAULT_BATCH_TOKENS,
-        num_tokenizer_threads=args.tokenizer_threads or min(MAX_TOKENIZER_THREADS, num_usable_cpus()),
+        num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         split=raw.split,
         prepares_inline=True,
     )

@@ -25,7 +25,7 @@ from infinity_emb.backends.torch_inputs import InputLayout
 from infinity_emb.backends.torch_layout import choose_layout, difference, padded_layout, rows_of, tolerance_of
 from infinity_emb.backends.torch_models import (
     Expansion,
-    input_modules,
+    input_module,
     leaves_prompts_out,
     limit_of,
     max_tokens_of,
@@ -119,7 +119,7 @@ class DoorMaker:
 
     def _open_text_door(self, task: str | None, recipe_task: str | None) -> Door | None:
         try:
-            entered: Any = input_modules(self._model, task)
+            entered: Any = input_module(self._model, task)
         except ValueError as exc:  # a router without a route for this task
             logger.debug("no way into the model for the task %r: %s", task, exc)
             return None

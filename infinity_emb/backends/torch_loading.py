@@ -40,14 +40,13 @@ from infinity_emb.backends.warmup import (
 )
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.hardware import num_usable_cpus
+from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_kind import detect_kind
+from infinity_emb.model_kind import choose_kind
 from infinity_emb.primitives import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
 
-MAX_TOKENIZER_THREADS = 8
 # A sparse model's head makes a value per token and word of the vocabulary; a batch may take this much memory.
 _MAX_LOGITS_BYTES = {"cpu": 2**28, "mps": 2**29, "cuda": 2**32}
 
@@ -55,9 +54,7 @@ _MAX_LOGITS_BYTES = {"cpu": 2**28, "mps": 2**29, "cuda": 2**32}
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     """Load, check and warm up. Raises StartupError for whatever cannot be served."""
     devices = choose_devices(args)
-    kind = args.model_kind
-    if kind is ModelKind.auto:
-        kind = detect_kind(files.path, args.model_name_or_path)
+    kind = choose_kind(args, files.path)
     dtype = choose_dtype(args.dtype, devices[0])
 
     def load(dtype_name: str) -> BaseModel:
@@ -76,7 +73,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         replicas=list(replicas),
         prepare=opened.prepare,
         max_batch_tokens=_choose_batch_tokens(args, opened, kind, replicas[0], devices[0]),
-        num_tokenizer_threads=args.tokenizer_threads or min(MAX_TOKENIZER_THREADS, num_usable_cpus()),
+        num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         activate=activate,
         split=opened.raw_tokenizer.split if opened.raw_tokenizer else None,
         sampling_rate=sampling_rate_of(model),

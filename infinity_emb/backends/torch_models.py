@@ -111,7 +111,7 @@ def _apply_pooling(model: BaseModel, method: PoolingMethod) -> None:
     pooling.pooling_mode = method.value
 
 
-def input_modules(model: BaseModel, task: str | None) -> Any:
+def input_module(model: BaseModel, task: str | None) -> Any:
     """The module that a text of this task enters: the first, or a router's first for it."""
     first: Any = model[0]
     if isinstance(first, Router):

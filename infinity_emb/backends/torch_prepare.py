@@ -30,7 +30,7 @@ from infinity_emb.backends.base import (
     Recipe,
     Rows,
 )
-from infinity_emb.backends.torch_models import Expansion, input_modules
+from infinity_emb.backends.torch_models import Expansion, input_module
 from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
 from infinity_emb.primitives import Modality
 from infinity_emb.tokenizing import RawTokenizer, Tokenize, Tokens
@@ -241,7 +241,7 @@ def preprocess(
     and would open it; a router would send it the way of images.
     """
     is_text = _modality_of(each) is Modality.text
-    if is_text and prompt and _joins_prompts(input_modules(model, task)):
+    if is_text and prompt and _joins_prompts(input_module(model, task)):
         each, prompt = _after_prompt(each, prompt), ""
     given = _wrapped(each, model, task, sampling_rate)
     told = {"modality": "text"} if is_text and isinstance(model[0], Router) else {}
@@ -267,7 +267,7 @@ def _wrapped(each: Input, model: BaseModel, task: str | None, sampling_rate: int
         return Image.fromarray(each.pixels)
     if isinstance(each, Clip):
         return {"array": each.samples, "sampling_rate": sampling_rate}
-    entered: Any = input_modules(model, task)
+    entered: Any = input_module(model, task)
     if not isinstance(entered, Transformer):
         return tuple(each) if isinstance(each, Pair) else each
     if isinstance(each, Pair):

@@ -22,8 +22,7 @@ from infinity_emb.backends.torch_models import load_sentence_transformers_model,
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BackendFailed, BadInput
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_kind import detect_kind
-from infinity_emb.primitives import ModelKind
+from infinity_emb.model_kind import choose_kind
 
 
 class Reference:
@@ -109,8 +108,6 @@ def _one_line(exc: Exception) -> str:
 
 def load_reference(args: EngineArgs, files: ModelFiles) -> Reference:
     """The model that `args` names, on the device that they name. Raises StartupError."""
-    kind = args.model_kind
-    if kind is ModelKind.auto:
-        kind = detect_kind(files.path, args.model_name_or_path)
+    kind = choose_kind(args, files.path)
     device = choose_devices(args)[0]
     return Reference(load_sentence_transformers_model(args, files, kind, device, torch.float32))

@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Body
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +20,7 @@ from infinity_emb.embedding import EmbedOptions
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.engine_array import Resolved
 from infinity_emb.errors import UnknownModel
+from infinity_emb.postprocess import unit_rows
 from infinity_emb.primitives import EmbeddingDtype
 from infinity_emb.server.api_route import ApiRoute, Task
 from infinity_emb.server.disconnect import cancel_on_disconnect
@@ -124,13 +124,7 @@ async def _embed(
         return np.zeros((0, 0), dtype=np.float32), 0
     answer = await cancel_on_disconnect(request, engine.encode(texts, options))
     assert answer.dense is not None, "an engine answers what it was asked for"
-    return _unit_rows(np.stack(answer.dense)), answer.num_tokens
-
-
-def _unit_rows(rows: npt.NDArray[np.float32]) -> Rows:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)  # (N, 1)
-    units: Rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return units
+    return unit_rows(np.stack(answer.dense)), answer.num_tokens
 
 
 def _describe(engine: AsyncEmbeddingEngine, started: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ from infinity_emb import __version__
 from infinity_emb.embedding import EmbedOptions
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import UnknownModel
-from infinity_emb.postprocess import check_dimensions
+from infinity_emb.postprocess import check_dimensions, unit_rows
 from infinity_emb.primitives import EmbeddingDtype, ModelInfo, ModelKind, Truncation
 from infinity_emb.scoring import cosine_scores
 from infinity_emb.server.api_route import ApiRoute, Handler, Task
@@ -106,10 +106,9 @@ class TeiRoutes(Task):
         options = _dense_options(body.prompt_name, input_type, _truncation_of(body))
         rows = await _embed(engine, body.inputs, options, request)
         # Cut here: the engine scales what it cuts to length 1, which `normalize` may forbid.
-        rows = [row[: body.dimensions] for row in rows]
-        write = np.ascontiguousarray if body.normalize is False else _scaled_to_one
-        num_values = sum(row.size for row in rows)
-        return json_response(await encode_list(lambda index: write(rows[index]), len(rows), num_values))
+        cut = np.ascontiguousarray(np.stack(rows)[:, : body.dimensions])  # (N, dimensions)
+        scaled = cut if body.normalize is False else unit_rows(cut)
+        return json_response(await encode_list(lambda index: scaled[index], len(scaled), scaled.size))
 
     async def tei_predict(
         self,
@@ -242,12 +241,6 @@ async def _embed(
     answer = await cancel_on_disconnect(request, engine.encode(texts, options))
     assert answer.dense is not None, "an engine answers what it was asked for"
     return answer.dense
-
-
-def _scaled_to_one(row: Vector) -> Vector:
-    """(D,) float32 → the same of length 1; 0 stays 0."""
-    norm = float(np.linalg.norm(row))
-    return np.ascontiguousarray(row / norm if norm > 0 else row)
 
 
 def _describe(engine: AsyncEmbeddingEngine, *, max_client_batch_size: int) -> dict[str, object]:
