@@ -3,28 +3,37 @@
 Knows nothing of clocks, locks, threads, devices or what an item means; the worker asks whenever a device
 is free. Three rules, each held by a property-based test:
 
-1. The oldest waiting item always leaves with the next batch, whatever its size. So an item leaves after
+1. The first waiting item always leaves with the next batch, whatever its size. So an item leaves after
    at most as many batches as there are items before it, and an oversize one blocks nobody.
 2. Apart from a first item that is over the budget by itself, no batch is over the token budget or the
    item limit.
 3. What does not fit any more is passed over, and keeps its place.
+
+Who is first, `fairness.py` says.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
+from infinity_emb.fairness import LANE_WEIGHTS, Entry, FairQueue, Flow
+from infinity_emb.primitives import Lane
+
 # How many items that do not fit may be passed over while a batch is filled: bounds the work per batch.
 MAX_PASSED_OVER = 64
+# So many batches that succeed bring a budget that shrank to nothing back to what it was.
+RECOVERY_STEPS = 64
 # A batch is not made smaller than this for the sake of computing it beside another.
 MIN_SHARED_TOKENS = 192
 
 
 class Waiting(Protocol):
     """What the rules need to know of an item."""
+
+    @property
+    def flow(self) -> Flow: ...
 
     @property
     def num_tokens(self) -> int: ...
@@ -37,13 +46,14 @@ ItemT = TypeVar("ItemT", bound=Waiting)
 
 
 class WaitingQueue(Generic[ItemT]):
-    """Items in order of arrival, and the next batch from among them. Not thread-safe by itself."""
+    """Items that wait, and the next batch from among them. Not thread-safe by itself."""
 
     def __init__(self, *, max_batch_tokens: int, max_batch_items: int) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_items = max_batch_items
-        self._items: deque[ItemT] = deque()
-        self._num_tokens = 0
+        self._full_batch_tokens = max_batch_tokens
+        self._items: FairQueue[ItemT] = FairQueue()
+        self._num_tokens: dict[Lane, int] = dict.fromkeys(LANE_WEIGHTS, 0)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -51,20 +61,23 @@ class WaitingQueue(Generic[ItemT]):
     @property
     def num_tokens(self) -> int:
         """Tokens of all waiting items, cancelled ones included until they are dropped."""
-        return self._num_tokens
+        return sum(self._num_tokens.values())
+
+    def num_tokens_of(self, lane: Lane) -> int:
+        """Those of one lane."""
+        return self._num_tokens[lane]
 
     def add(self, items: Iterable[ItemT]) -> None:
-        """Put items at the end, in their order."""
+        """Put items behind those of their flow, in their order."""
+        items = list(items)
+        self._items.add(items)
         for item in items:
-            self._items.append(item)
-            self._num_tokens += item.num_tokens
+            self._num_tokens[item.flow.lane] += item.num_tokens
 
     def take_all(self) -> list[ItemT]:
         """Empty the queue."""
-        items = list(self._items)
-        self._items.clear()
-        self._num_tokens = 0
-        return items
+        self._num_tokens = dict.fromkeys(LANE_WEIGHTS, 0)
+        return self._items.pop_all()
 
     def take_batch(self, *, num_idle_replicas: int = 1, tokens_beside: int = 0) -> list[ItemT]:
         """Remove and return the next batch.
@@ -75,29 +88,42 @@ class WaitingQueue(Generic[ItemT]):
         tokens_beside: how many tokens another replica computes on the same device now. It would take a core
         from that batch to compute a few, so these wait until it ends or there are more of them.
         """
-        if self._num_tokens < min(MIN_SHARED_TOKENS, tokens_beside):
+        num_waiting = self.num_tokens
+        if num_waiting < min(MIN_SHARED_TOKENS, tokens_beside):
             return []
-        budget = self._shared_budget(num_idle_replicas)
+        budget = self._shared_budget(num_waiting, num_idle_replicas)
         batch: list[ItemT] = []
-        passed_over: list[ItemT] = []
+        passed_over: list[Entry[ItemT]] = []
         tokens = 0
         while self._items and len(batch) < self.max_batch_items and len(passed_over) < MAX_PASSED_OVER:
-            item = self._items.popleft()
+            entry = self._items.pop()
+            item = entry[-1]
             if item.is_cancelled:
-                self._num_tokens -= item.num_tokens
+                self._num_tokens[item.flow.lane] -= item.num_tokens
             elif not batch or tokens + item.num_tokens <= budget:
                 batch.append(item)
                 tokens += item.num_tokens
-                self._num_tokens -= item.num_tokens
+                self._num_tokens[item.flow.lane] -= item.num_tokens
+                self._items.advance(entry[0])
                 if tokens >= budget:
                     break
             else:
-                passed_over.append(item)
-        self._items.extendleft(reversed(passed_over))
+                passed_over.append(entry)
+        self._items.put_back(passed_over)
         return batch
 
-    def _shared_budget(self, num_idle_replicas: int) -> int:
-        fair_share = math.ceil(self._num_tokens / max(1, num_idle_replicas))
+    def shrink(self, num_tokens: int) -> None:
+        """A batch of so many tokens did not fit into the device's memory: the next ones are half as large."""
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, num_tokens) // 2)
+
+    def recover(self, num_tokens: int) -> None:
+        """A batch of so many tokens succeeded: where it was near a budget that shrank, that grows again."""
+        if 2 * num_tokens >= self.max_batch_tokens < self._full_batch_tokens:
+            step = max(1, self._full_batch_tokens // RECOVERY_STEPS)
+            self.max_batch_tokens = min(self._full_batch_tokens, self.max_batch_tokens + step)
+
+    def _shared_budget(self, num_waiting: int, num_idle_replicas: int) -> int:
+        fair_share = math.ceil(num_waiting / max(1, num_idle_replicas))
         return min(self.max_batch_tokens, max(fair_share, MIN_SHARED_TOKENS))
 
 

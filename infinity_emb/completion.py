@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from infinity_emb.errors import DeadlineExceeded
+from infinity_emb.fairness import Flow
+from infinity_emb.pending import PendingRequest
 from infinity_emb.progress import ProgressBar
-from infinity_emb.worker import PendingRequest
 
 logger = logging.getLogger("infinity_emb")
 
 ResultT = TypeVar("ResultT")
 
 
-def open_request(num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
+def open_request(num_items: int, bar: ProgressBar, flow: Flow) -> tuple[PendingRequest, asyncio.Future[None]]:
     """An empty answer, and a future of this loop that completes with it."""
     loop = asyncio.get_running_loop()
     done, set_done = open_future()
     on_progress = (lambda n: _call_in_loop(loop, lambda: bar.update(n))) if bar.is_shown else None
-    return PendingRequest(num_items, lambda _: set_done(), on_progress), done
+    return PendingRequest(num_items, lambda _: set_done(), on_progress, flow=flow), done
 
 
 def open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
@@ -41,6 +45,39 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None])
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
         logger.debug("an event loop was closed before its request was answered")
+
+
+@asynccontextmanager
+async def deadline(timeout_s: float | None) -> AsyncIterator[None]:
+    """Cancel what runs inside after so many seconds. Raises DeadlineExceeded then; None never does.
+
+    As asyncio.timeout of Python 3.11, which this package does not require.
+    """
+    task = asyncio.current_task()
+    if timeout_s is None or task is None:
+        yield
+        return
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_over:
+            raise
+        if sys.version_info >= (3, 11) and task.uncancel():
+            raise  # somebody else has cancelled it as well
+        raise DeadlineExceeded(
+            f"the request was not answered within {timeout_s:g} s, and was dropped; try again later, or allow"
+            " more time"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:

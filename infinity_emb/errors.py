@@ -9,7 +9,9 @@
     │   ├── UnknownModel        no engine of that name                          400
     │   └── ModelNotDeployedError  the model cannot do that task or modality    400
     ├── Overloaded              the queue is full                               429
+    ├── DeadlineExceeded        not answered within the request's time          504
     ├── BackendFailed           computing these items failed                    500
+    │   └── DeviceOutOfMemory   they do not fit into the device's memory        500
     ├── EngineNotReady          not started, shutting down or dead              503
     └── StartupError            a model or an option cannot be served at all    (exit code 1)
 
@@ -72,11 +74,26 @@ class ModelNotDeployedError(BadInput):
 
 
 class Overloaded(ServingError):
-    """The queue is full; the same request may be accepted later."""
+    """The queue is full; the same request may be accepted later.
+
+    retry_after_s: when there will probably be room.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(reason, position=position)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServingError):
+    """The request was not answered within the time that it had; what remained of it was dropped."""
 
 
 class BackendFailed(ServingError, RuntimeError):
     """The device could not compute these items; others are not affected."""
+
+
+class DeviceOutOfMemory(BackendFailed):
+    """A batch does not fit into the device's memory; a smaller one may."""
 
 
 class EngineNotReady(ServingError, ValueError):

@@ -10,28 +10,37 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.base import Encoded, Input, InputOptions, LoadedModel, Pair, Passages
-from infinity_emb.completion import gather_or_cancel, open_future, open_request
+from infinity_emb.admission import Admission, Progress, Waiting
+from infinity_emb.backends.base import Encoded, Ids, Input, InputOptions, LoadedModel, Pair, Passages
+from infinity_emb.cache.keys import is_cacheable
+from infinity_emb.cache.stats import CacheStats
+from infinity_emb.cache.vector_cache import VectorCache
+from infinity_emb.caller import present_caller
+from infinity_emb.completion import deadline, gather_or_cancel, open_future, open_request
+from infinity_emb.computed import Computed
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import (
     BadInput,
     EngineNotReady,
     ModelNotDeployedError,
-    Overloaded,
     ServingError,
 )
-from infinity_emb.primitives import Capability, ModelInfo, OutputName, OverloadStatus
+from infinity_emb.fairness import LANE_WEIGHTS
+from infinity_emb.pending import Item, PendingRequest
+from infinity_emb.primitives import Capability, Lane, ModelInfo, OverloadStatus
 from infinity_emb.progress import open_progress_bar
-from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats
+from infinity_emb.token_budget import count_tokens, token_budget
+from infinity_emb.worker import WorkerPool, WorkerStats
 
 logger = logging.getLogger("infinity_emb")
 
@@ -47,15 +56,10 @@ DRAIN_TIMEOUT_S = 30.0
 # What a batch that a device is computing at that deadline gets on top.
 BATCH_GRACE_S = 1.5
 
+# Inputs that become tokens: equal ones are computed once, and many are prepared at a time.
+_TOKENIZED = (str, Pair, Ids)
+
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What one list of inputs was answered: columns with one entry per input, and tokens of each (N,)."""
-
-    columns: Mapping[OutputName, Any]
-    num_tokens: npt.NDArray[np.int64]
 
 
 class RunningModel:
@@ -63,14 +67,27 @@ class RunningModel:
 
     def __init__(self, model: LoadedModel, args: EngineArgs) -> None:
         self.model = model
-        self.num_accepted_items = 0
+        self.on_death: Callable[[], None] = lambda: None  # called once, on any thread
         self._args = args
         self._num_accepted_requests = 0
         self._is_started = False
         self._on_idle: Callable[[], None] | None = None  # called when the last accepted request has ended
         self._prepare_pool: ThreadPoolExecutor | None = None
+        self._cache: VectorCache | None = None
         self._pool = WorkerPool(
-            model.replicas, max_batch_tokens=model.max_batch_tokens, max_batch_items=args.batch_size
+            model.replicas,
+            max_batch_tokens=model.max_batch_tokens,
+            max_batch_items=args.batch_size,
+            batch_timeout_s=args.batch_timeout_s or math.inf,
+            on_death=lambda: self.on_death(),
+        )
+        self._admission = Admission(
+            name=args.served_model_name,
+            max_items=args.max_queue_items,
+            max_tokens=args.max_queue_tokens,
+            max_wait_s=args.max_queue_wait_s or math.inf,
+            progress=self._progress,
+            waiting=self._waiting,
         )
 
     def start(self) -> None:
@@ -79,6 +96,8 @@ class RunningModel:
         self._prepare_pool = ThreadPoolExecutor(
             self.model.num_tokenizer_threads, thread_name_prefix="infinity-tokenizer"
         )
+        if self._args.vector_disk_cache or self._args.vector_memory_cache_mb:
+            self._cache = VectorCache(self._args, self.info, self.run_on_thread)
         self._on_idle = None
         self._is_started = True
 
@@ -94,6 +113,8 @@ class RunningModel:
         num_failed = 0
         ended, set_ended = open_future()
         self._on_idle = lambda: self._pool.close(set_ended)
+        if not self._pool.is_alive:  # what was accepted has failed, and a thread that hangs does not end
+            drain_timeout_s = 0.0
         if not self._num_accepted_requests:
             self._on_idle()
         try:
@@ -105,6 +126,8 @@ class RunningModel:
             num_failed += self._pool.fail_rest()
             if self._prepare_pool is not None:
                 self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+            if self._cache is not None:
+                await self._cache.close()
         if num_failed:
             logger.warning("%d inputs were not finished within %g s and failed", num_failed, drain_timeout_s)
 
@@ -132,8 +155,13 @@ class RunningModel:
         return self._is_started and self._pool.is_alive
 
     @property
+    def is_ready(self) -> bool:
+        """Whether a device computes now; false while it comes back from a death, which takes a moment."""
+        return self._is_started and self._pool.is_ready
+
+    @property
     def is_dead(self) -> bool:
-        """Whether a device thread ended by itself: nothing is computed until the process is restarted."""
+        """Whether a device thread ended for good: nothing is computed until the process is restarted."""
         return self._is_started and not self._pool.is_alive
 
     @property
@@ -142,16 +170,43 @@ class RunningModel:
         return self._pool.stats
 
     @property
+    def cache_stats(self) -> CacheStats:
+        """What was not computed again since start, and why."""
+        return CacheStats() if self._cache is None else self._cache.stats
+
+    @property
     def num_waiting_tokens(self) -> int:
         """Tokens in the queue."""
         return self._pool.num_waiting_tokens
 
+    @property
+    def num_accepted_items(self) -> int:
+        """Inputs that were accepted and are not answered yet."""
+        return self._admission.num_accepted_items
+
+    @property
+    def num_refused_requests(self) -> int:
+        """Since start, as there was no room."""
+        return self._admission.num_refused
+
+    def estimated_wait_s(self, lane: Lane) -> float:
+        """Seconds that an input that comes now would wait for a device; 0 where nothing is known yet."""
+        return self._admission.estimated_wait_s(lane)
+
+    def describe_state(self) -> dict[str, object]:
+        """What a person wants to know who finds the model slow or stuck."""
+        wait_s = {lane: f"{self.estimated_wait_s(lane):.2f} s" for lane in LANE_WEIGHTS}
+        return {
+            "running": self.is_running,
+            "accepted": f"{self._num_accepted_requests} requests of {self.num_accepted_items} inputs",
+            "refused": f"{self.num_refused_requests} requests",
+            "estimated wait": wait_s,
+            **self._pool.describe_state(),
+        }
+
     def is_overloaded(self) -> bool:
         """Whether the next request would be refused."""
-        return (
-            self.num_accepted_items >= self._args.max_queue_items
-            or self._pool.num_waiting_tokens >= self._args.max_queue_tokens
-        )
+        return self._admission.is_full()
 
     def overload_status(self) -> OverloadStatus:
         """How full the queue is."""
@@ -164,22 +219,25 @@ class RunningModel:
 
     @asynccontextmanager
     async def admitted(self, num_items: int) -> AsyncIterator[None]:
-        """Room for a whole request, until it has ended. Raises Overloaded, EngineNotReady, BadInput."""
-        self._admit(num_items)
+        """Room for a whole request, until it has ended, or its time has.
+
+        Raises Overloaded, EngineNotReady, BadInput, DeadlineExceeded.
+        """
+        if not self.is_running:
+            raise self._not_ready()
+        caller = present_caller()
+        lane = caller.flow(num_items).lane
+        self._admission.take(num_items, lane)
+        self._num_accepted_requests += 1
         try:
-            yield
+            async with deadline(caller.timeout_s or self._args.request_timeout_s or None):
+                with token_budget(self._args.max_request_tokens):
+                    yield
         finally:
-            self.num_accepted_items -= num_items
+            self._admission.give_back(num_items, lane)
             self._num_accepted_requests -= 1
             if self._on_idle is not None and not self._num_accepted_requests:
                 self._on_idle()
-
-    def _admit(self, num_items: int) -> None:
-        if not self.is_running:
-            raise self._not_ready()
-        self._check_room(num_items, num_total=num_items)
-        self.num_accepted_items += num_items
-        self._num_accepted_requests += 1
 
     @contextmanager
     def widened(self, num_before: int, num_now: int) -> Iterator[None]:
@@ -188,23 +246,21 @@ class RunningModel:
         Raises Overloaded and BadInput.
         """
         num_more = num_now - num_before
+        lane = present_caller().flow(num_before).lane
         if num_more:
-            self._check_room(num_more, num_total=num_now)
-        self.num_accepted_items += num_more
+            self._admission.take(num_more, lane, num_total=num_now)
         try:
             yield
         finally:
-            self.num_accepted_items -= num_more
+            self._admission.give_back(num_more, lane)
 
-    def _check_room(self, num_items: int, *, num_total: int) -> None:
-        limit = self._args.max_queue_items
-        if num_total > limit:
-            raise BadInput(f"the request has {num_total} inputs, more than the {limit} that may ever wait")
-        if self.is_overloaded() or self.num_accepted_items + num_items > limit:
-            raise Overloaded(
-                f"model {self.name} is currently overloaded:"
-                f" {self.num_accepted_items} of {limit} inputs wait already; try again later"
-            )
+    def _progress(self) -> Progress:
+        stats, replicas = self._pool.stats, self.model.replicas
+        num_parallel = sum(replica.num_in_flight for replica in replicas)
+        return Progress(stats.num_items, stats.num_tokens, stats.busy_s, num_parallel)
+
+    def _waiting(self) -> Waiting:
+        return Waiting(self._pool.num_waiting_tokens, self._pool.num_waiting_interactive_tokens)
 
     def _not_ready(self) -> EngineNotReady:
         return EngineNotReady(f"model {self.name!r} is not started, is shutting down or its worker died")
@@ -218,9 +274,12 @@ class RunningModel:
         given.
         To be called with room taken by `admitted`. Raises BadInput, BackendFailed, EngineNotReady.
         """
-        distinct = list(dict.fromkeys(inputs)) if isinstance(inputs[0], (str, Pair)) else inputs
+        distinct, num_times = inputs, [1] * len(inputs)
+        if isinstance(inputs[0], _TOKENIZED):
+            counter = Counter(inputs)
+            distinct, num_times = list(counter), list(counter.values())
         try:
-            computed = await self._compute_distinct(distinct, options)
+            computed = await self._answer_distinct(distinct, num_times, options)
         except ServingError as exc:
             if exc.position is None:
                 raise
@@ -251,14 +310,30 @@ class RunningModel:
             raise self._not_ready()
         return future.result()
 
-    async def _compute_distinct(self, inputs: Sequence[Input], options: InputOptions) -> Computed:
+    async def _answer_distinct(
+        self, inputs: Sequence[Input], num_times: Sequence[int], options: InputOptions
+    ) -> Computed:
+        """From the cache, where there is one and it has the answer."""
+        if self._cache is None or not is_cacheable(inputs, options):
+            return await self._compute_distinct(inputs, num_times, options)
+
+        def compute(places: Sequence[int]) -> Awaitable[Computed]:
+            times = [num_times[at] for at in places]
+            return self._compute_distinct([inputs[at] for at in places], times, options)
+
+        return await self._cache.answer(inputs, num_times, options, compute)
+
+    async def _compute_distinct(
+        self, inputs: Sequence[Input], num_times: Sequence[int], options: InputOptions
+    ) -> Computed:
         bar = open_progress_bar(len(inputs), "Computing")
-        pending, done = open_request(len(inputs), bar)
-        size = INPUTS_PER_CHUNK if isinstance(inputs[0], (str, Pair)) else MEDIA_PER_CHUNK
+        pending, done = open_request(len(inputs), bar, present_caller().flow(len(inputs)))
+        size = INPUTS_PER_CHUNK if isinstance(inputs[0], _TOKENIZED) else MEDIA_PER_CHUNK
+        parts = [slice(start, start + size) for start in range(0, len(inputs), size)]
         try:
             counts = await gather_or_cancel(
-                self._submit_chunk(inputs[start : start + size], start, pending, options)
-                for start in range(0, len(inputs), size)
+                self._submit_chunk(inputs[part], num_times[part], part.start, pending, options)
+                for part in parts
             )
             await done
         except BaseException:
@@ -272,20 +347,30 @@ class RunningModel:
         return Computed(pending.columns, np.concatenate(counts))
 
     async def _submit_chunk(
-        self, chunk: Sequence[Input], start: int, pending: PendingRequest, options: InputOptions
+        self,
+        chunk: Sequence[Input],
+        num_times: Sequence[int],
+        start: int,
+        pending: PendingRequest,
+        options: InputOptions,
     ) -> npt.NDArray[np.int64]:
-        """Prepare one chunk and queue it; returns its token counts."""
+        """Prepare one chunk and queue it unless the request has too many tokens; returns its token counts.
+
+        num_times: how often each input stands in the request, which counts them all.
+        """
         try:
             encoded = await self._prepare(chunk, options, pending)
         except BadInput as exc:
             if exc.position is None or isinstance(chunk[0], Passages):
                 raise
             raise exc.moved_to(start + exc.position) from exc
+        counts = np.array([each.num_tokens for each in encoded], dtype=np.int64)
         if not pending.is_cancelled:
+            count_tokens(int(counts @ num_times))
             self._pool.submit(
                 [Item(each, pending, start + position) for position, each in enumerate(encoded)]
             )
-        return np.array([each.num_tokens for each in encoded], dtype=np.int64)
+        return counts
 
     async def _prepare(
         self, inputs: Sequence[Input], options: InputOptions, pending: PendingRequest
@@ -307,6 +392,8 @@ def _num_chars(each: Input) -> int:
     """What it costs to prepare; images and audio are never cheap."""
     if isinstance(each, str):
         return len(each)
+    if isinstance(each, Ids):
+        return len(each.ids)
     return len(each.query) + len(each.document) if isinstance(each, Pair) else INLINE_CHARS + 1
 
 

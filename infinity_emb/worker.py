@@ -1,8 +1,10 @@
 """The only place with device threads: one thread per replica takes batches from one shared queue.
 
 The promise: every item that `submit` accepted ends in exactly one row or one exception, whatever the
-backend does. Nothing here sleeps or polls; threads wait on one condition. Knows nothing of texts, HTTP
-or event loops: a finished request is announced by calling its `on_done` once, on the device thread.
+backend does. Nothing here sleeps or polls; threads wait on one condition. A thread that dies comes back after
+a moment; what it was computing is computed once more, each item alone, so that the one to blame fails alone.
+A batch that never returns ends the pool. Knows nothing of texts, HTTP or event loops: a finished request is
+announced by calling its `on_done` once, on the device thread.
 Over 300 lines, so that the promise can be checked on one page.
 """
 
@@ -15,87 +17,22 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.base import (
-    Answers,
-    Backend,
-    Column,
-    Encoded,
-    Launched,
-    Rows,
-    SparseRow,
-    check_answers,
-    finite_items,
-)
+from infinity_emb.backends.base import Backend, Launched, check_answers, finite_items
 from infinity_emb.batching import WaitingQueue, split_batch
-from infinity_emb.errors import BackendFailed, EngineNotReady, ServingError
-from infinity_emb.primitives import OutputName
+from infinity_emb.errors import BackendFailed, DeviceOutOfMemory, EngineNotReady, ServingError
+from infinity_emb.pending import Item, PendingRequest, chosen, encoded_of, mark_answered, unanswered
 
 logger = logging.getLogger("infinity_emb")
 
-
-class PendingRequest:
-    """The answer to one request while it is being computed.
-
-    on_done is called once, on whichever thread ends the request: after the last row, or after the first
-    error; it must not raise. `columns` holds one entry per item and output once `error` is None and it is
-    done.
-    """
-
-    __slots__ = ("_num_missing", "columns", "error", "is_cancelled", "num_items", "on_done", "on_progress")
-
-    def __init__(
-        self,
-        num_items: int,
-        on_done: Callable[[PendingRequest], None],
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
-        self.columns: dict[OutputName, Any] = {}  # (num_items, D) float32, or a list of num_items arrays
-        self.error: Exception | None = None
-        self.is_cancelled = False
-        self.on_done = on_done
-        self.on_progress = on_progress
-        self.num_items = num_items
-        self._num_missing = num_items
-
-    def cancel(self) -> None:
-        """Drop what still waits; `on_done` is not called, unless that call is under way already."""
-        self.is_cancelled = True
-
-    def count_rows(self, num_rows: int) -> bool:
-        """Note that rows arrived; true when they were the last. Called under the pool's lock."""
-        self._num_missing -= num_rows
-        return self._num_missing == 0 and not self.is_cancelled
-
-    def set_error(self, error: Exception) -> None:
-        """Note the error and drop the rest. Called under the pool's lock, not for a cancelled request."""
-        self.error = error
-        self.is_cancelled = True
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One input that waits, and the row of its request that it fills.
-
-    is_answered: it ended, in a row or an exception; written under the pool's lock, once.
-    """
-
-    encoded: Encoded
-    request: PendingRequest
-    row: int
-    num_tokens: int = field(init=False)
-    is_answered: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.num_tokens = self.encoded.num_tokens
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self.request.is_cancelled
+# A thread that dies so often without computing a batch in between stays dead.
+MAX_DEATHS_IN_A_ROW = 5
+# What it waits before it comes back: this, and twice as long each time.
+FIRST_PAUSE_S = 0.1
 
 
 @dataclass(slots=True)
@@ -107,6 +44,9 @@ class WorkerStats:
     num_tokens: int = 0
     num_failed_items: int = 0
     num_split_batches: int = 0
+    num_retried_items: int = 0  # computed once more: after a death, or in float32
+    num_out_of_memory: int = 0  # batches
+    num_restarts: int = 0  # of device threads
     busy_s: float = 0.0
 
 
@@ -116,27 +56,68 @@ class _InFlight(NamedTuple):
     started_s: float
 
 
-class WorkerPool:
-    """Device threads of one engine, and the queue they share."""
+@dataclass(slots=True, eq=False)
+class _Replica:
+    """A backend, and what its thread is at.
 
-    def __init__(self, replicas: Sequence[Backend], *, max_batch_tokens: int, max_batch_items: int) -> None:
+    taken: items out of the queue, not surely answered.
+    suspects: what a thread that died was computing; each is computed alone before anything else.
+    busy_since_s: when the latest batch began that has not ended; None while idle.
+    """
+
+    backend: Backend
+    taken: list[Item] = field(default_factory=list)
+    suspects: list[Item] = field(default_factory=list)
+    in_flight: deque[_InFlight] = field(default_factory=deque)
+    busy_since_s: float | None = None
+    num_deaths_in_a_row: int = 0
+    is_down: bool = False
+
+    @property
+    def under_way(self) -> list[Item]:
+        return self.taken + self.suspects
+
+
+class WorkerPool:
+    """Device threads of one engine, and the queue they share.
+
+    batch_timeout_s: a batch that takes longer will never return.
+    on_death: called once, on any thread, when the pool cannot compute any more.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        *,
+        max_batch_tokens: int,
+        max_batch_items: int,
+        batch_timeout_s: float = float("inf"),
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
         self.stats = WorkerStats()
-        self._replicas = replicas
+        self._replicas = [_Replica(backend) for backend in backends]
         self._queue: WaitingQueue[Item] = WaitingQueue(
             max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items
         )
+        self._batch_timeout_s = batch_timeout_s
+        self._on_death = on_death
         self._changed = threading.Condition()
         self._num_idle = 0
         self._num_running = 0
         self._is_open = False
         self._death: BaseException | None = None
         self._on_ended: Callable[[], None] | None = None
-        self._taken: list[list[Item]] = []  # of each thread: items out of the queue, not surely answered
+        self._is_over = threading.Event()  # for the watchdog
 
     @property
     def is_alive(self) -> bool:
         """Whether an item that is submitted now will be computed."""
         return self._is_open and self._death is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a replica computes; false while all of them come back from a death."""
+        return self.is_alive and not all(replica.is_down for replica in self._replicas)
 
     @property
     def num_waiting(self) -> int:
@@ -148,6 +129,26 @@ class WorkerPool:
         """Tokens in the queue."""
         return self._queue.num_tokens
 
+    @property
+    def num_waiting_interactive_tokens(self) -> int:
+        """Those of interactive requests."""
+        return self._queue.num_tokens_of("interactive")
+
+    def describe_state(self) -> dict[str, object]:
+        """What a person wants to know who finds the pool slow or stuck."""
+        now_s = time.monotonic()
+        return {
+            "waiting": f"{len(self._queue)} items of {self._queue.num_tokens} tokens",
+            "batches": f"at most {self._queue.max_batch_tokens} tokens",
+            "replicas": [
+                f"{len(each.under_way)} items under way"
+                + ("" if each.busy_since_s is None else f" for {now_s - each.busy_since_s:.1f} s")
+                + (", down" if each.is_down else "")
+                for each in self._replicas
+            ],
+            "counters": self.stats,
+        }
+
     def start(self) -> None:
         """Start one thread per replica. Raises EngineNotReady while one of an earlier start has not ended."""
         with self._changed:
@@ -155,10 +156,12 @@ class WorkerPool:
                 raise EngineNotReady("a device thread is still running; stop the engine, or wait for its end")
             self._is_open, self._death, self._on_ended = True, None, None
             self._num_running = len(self._replicas)
-            self._taken = [[] for _ in self._replicas]
-        for number, work in enumerate(zip(self._replicas, self._taken, strict=True)):
-            name = f"infinity-replica-{number}"
-            threading.Thread(target=self._run, args=work, name=name, daemon=True).start()
+            self._replicas = [_Replica(replica.backend) for replica in self._replicas]
+            self._is_over = threading.Event()
+        for number, replica in enumerate(self._replicas):
+            _start_thread(f"infinity-replica-{number}", self._run, replica)
+        if self._batch_timeout_s < threading.TIMEOUT_MAX:
+            _start_thread("infinity-watchdog", self._watch, self._is_over)
 
     def submit(self, items: list[Item]) -> None:
         """Accept items. Raises EngineNotReady when they would never be computed."""
@@ -196,60 +199,85 @@ class WorkerPool:
         """
         num_waiting = self.fail_waiting()
         with self._changed:
-            under_way = [item for taken in self._taken for item in taken]
+            under_way = [item for replica in self._replicas for item in replica.under_way]
         return num_waiting + self._fail(under_way, _unfinished())
 
-    def _run(self, replica: Backend, taken: list[Item]) -> None:
-        in_flight: deque[_InFlight] = deque()
+    def _run(self, replica: _Replica) -> None:
         try:
-            replica.prepare_thread()
-            while True:
-                batch = self._next_batch(replica, in_flight, taken)
-                if batch:
-                    self._launch(replica, batch, in_flight)
-                elif not in_flight:
-                    return
-                if in_flight and (not batch or len(in_flight) >= replica.num_in_flight):
-                    self._collect(replica, in_flight)
-        except BaseException as exc:  # noqa: BLE001 - a thread that dies must not leave a request waiting
-            self._die(exc, taken)
+            is_over = False
+            while not is_over:
+                try:
+                    self._work(replica)
+                    is_over = True
+                except BaseException as exc:  # noqa: BLE001 - a dead thread must not leave a request waiting
+                    is_over = not self._comes_back(replica, exc)
         finally:
             self._end_thread()
 
-    def _next_batch(self, replica: Backend, in_flight: deque[_InFlight], taken: list[Item]) -> list[Item]:
+    def _work(self, replica: _Replica) -> None:
+        """Compute until the pool is closed and nothing waits."""
+        replica.backend.prepare_thread()
+        self._compute_suspects(replica)
+        while True:
+            batch = self._next_batch(replica)
+            if batch:
+                self._launch(replica, batch, replica.in_flight)
+            elif not replica.in_flight:
+                return
+            if replica.in_flight and (not batch or len(replica.in_flight) >= replica.backend.num_in_flight):
+                self._collect(replica, replica.in_flight)
+
+    def _compute_suspects(self, replica: _Replica) -> None:
+        """Each alone: one of them may have ended the thread, and would take its neighbours with it again."""
+        while replica.suspects:
+            with self._changed:
+                replica.taken = [replica.suspects.pop(0)]
+                self.stats.num_retried_items += 1
+            self._compute(replica, unanswered(replica.taken))
+
+    def _compute(self, replica: _Replica, batch: list[Item]) -> None:
+        """One batch, beside what the thread has in flight."""
+        under_way: deque[_InFlight] = deque()
+        if batch:
+            self._launch(replica, batch, under_way)
+        if under_way:
+            self._collect(replica, under_way)
+
+    def _next_batch(self, replica: _Replica) -> list[Item]:
         """The next batch; empty when none waits and one is in flight, or when the pool is closed."""
         with self._changed:
-            taken[:] = [item for each in in_flight for item in each.batch]
+            replica.taken = [item for each in replica.in_flight for item in each.batch]
             self._num_idle += 1
             try:
-                while True:
+                while self._death is None:
                     batch = self._queue.take_batch(
                         num_idle_replicas=self._num_idle,
-                        tokens_beside=self._tokens_beside(taken) if replica.shares_device else 0,
+                        tokens_beside=self._tokens_beside(replica) if replica.backend.shares_device else 0,
                     )
-                    if batch or in_flight or not self._is_open:
-                        taken += batch
+                    if batch or replica.in_flight or not self._is_open:
+                        replica.taken += batch
                         return batch
                     self._changed.wait()
+                return []
             finally:
                 self._num_idle -= 1
 
-    def _tokens_beside(self, taken: list[Item]) -> int:
+    def _tokens_beside(self, replica: _Replica) -> int:
         """Tokens that the other threads compute. Called under the pool's lock."""
-        others = (each for each in self._taken if each is not taken)
-        return sum(item.num_tokens for each in others for item in each)
+        others = (each.taken for each in self._replicas if each is not replica)
+        return sum(item.num_tokens for taken in others for item in taken)
 
-    def _launch(self, replica: Backend, batch: list[Item], in_flight: deque[_InFlight]) -> None:
-        started_s = time.monotonic()
+    def _launch(self, replica: _Replica, batch: list[Item], in_flight: deque[_InFlight]) -> None:
+        started_s = replica.busy_since_s = time.monotonic()
         failure: Exception | None = None
         try:
-            in_flight.append(_InFlight(batch, replica.launch(encoded_of(batch)), started_s))
+            in_flight.append(_InFlight(batch, replica.backend.launch(encoded_of(batch)), started_s))
         except Exception as exc:  # noqa: BLE001 - a bad batch must not end the loop
             failure = _without_locals(exc)
         if failure is not None:  # here and not above: a retry inside of `except` runs beside the failed pass
             self._retry_or_fail(replica, batch, failure)
 
-    def _collect(self, replica: Backend, in_flight: deque[_InFlight]) -> None:
+    def _collect(self, replica: _Replica, in_flight: deque[_InFlight]) -> None:
         """Wait for the oldest batch and answer it."""
         batch, launched, started_s = in_flight.popleft()
         failure: Exception | None = None
@@ -261,11 +289,16 @@ class WorkerPool:
         if failure is not None:
             self._retry_or_fail(replica, batch, failure)
         else:
-            self._resolve(_chosen(batch, is_finite), time.monotonic() - started_s)
-            self._retry_in_full_precision(replica, _chosen(batch, ~is_finite))
+            self._resolve(chosen(batch, is_finite), time.monotonic() - started_s)
+            self._retry_in_full_precision(replica, chosen(batch, ~is_finite))
+            replica.num_deaths_in_a_row = 0
+        replica.busy_since_s = time.monotonic() if in_flight else None
 
-    def _retry_or_fail(self, replica: Backend, batch: list[Item], failure: Exception) -> None:
+    def _retry_or_fail(self, replica: _Replica, batch: list[Item], failure: Exception) -> None:
         """Halve a failed batch until the item that is to blame fails alone."""
+        is_out_of_memory = isinstance(failure, (DeviceOutOfMemory, MemoryError))
+        if is_out_of_memory:
+            self._make_room(replica, batch)
         if len(batch) == 1:
             self._fail(batch, _as_backend_failure(failure))
             return
@@ -273,32 +306,42 @@ class WorkerPool:
         with self._changed:
             self.stats.num_split_batches += 1
         for half in split_batch(batch):
-            wanted = [item for item in half if not item.is_cancelled]
-            under_way: deque[_InFlight] = deque()
-            if wanted:
-                self._launch(replica, wanted, under_way)
-            if under_way:
-                self._collect(replica, under_way)
+            self._compute(replica, unanswered(half))
 
-    def _retry_in_full_precision(self, replica: Backend, batch: list[Item]) -> None:
+    def _make_room(self, replica: _Replica, batch: list[Item]) -> None:
+        """After a batch that did not fit into the device's memory: smaller ones, which grow again slowly."""
+        replica.backend.free_memory()
+        with self._changed:
+            self.stats.num_out_of_memory += 1
+            self._queue.shrink(sum(item.num_tokens for item in batch))
+            max_batch_tokens = self._queue.max_batch_tokens
+        logger.warning(
+            "the device's memory is full; batches have at most %d tokens for now", max_batch_tokens
+        )
+
+    def _retry_in_full_precision(self, replica: _Replica, batch: list[Item]) -> None:
         """What was NaN or infinity in company and in half precision may be a number alone and in float32.
 
         One launch for all, as each may copy the model; the backend computes each item alone.
         """
-        wanted = [item for item in batch if not item.is_cancelled]
+        wanted = unanswered(batch)
         if not wanted:
             return
         logger.warning("%d inputs gave NaN or infinity; computing them in float32", len(wanted))
+        with self._changed:
+            self.stats.num_retried_items += len(wanted)
         started_s = time.monotonic()
         failure: Exception | None = None
         try:
-            is_finite = self._store_finite(wanted, replica.launch(encoded_of(wanted), full_precision=True))
+            is_finite = self._store_finite(
+                wanted, replica.backend.launch(encoded_of(wanted), full_precision=True)
+            )
         except Exception as exc:  # noqa: BLE001 - a bad item must not end the loop
             failure = _without_locals(exc)
         if failure is None:
-            self._resolve(_chosen(wanted, is_finite), time.monotonic() - started_s)
+            self._resolve(chosen(wanted, is_finite), time.monotonic() - started_s)
             error = BackendFailed("gives NaN or infinity, alone and in float32 too")
-            self._fail(_chosen(wanted, ~is_finite), error)
+            self._fail(chosen(wanted, ~is_finite), error)
         elif len(wanted) == 1:
             self._fail(wanted, _as_backend_failure(failure))
         else:
@@ -312,35 +355,21 @@ class WorkerPool:
         check_answers(answers, encoded)
         is_finite = finite_items(answers, encoded)  # (B,)
         for position in np.flatnonzero(is_finite).tolist():
-            self._store(batch[position], answers, position)
+            batch[position].store(answers, position, self._changed)
         return is_finite
-
-    def _store(self, item: Item, answers: Answers, position: int) -> None:
-        """Copy one item's answers, each into its request's column."""
-        request = item.request
-        for name in item.encoded.recipe.outputs:
-            column = answers[name]
-            if name not in request.columns:
-                with self._changed:
-                    request.columns.setdefault(name, _empty_column(column, request.num_items))
-            target = request.columns[name]
-            if isinstance(column, np.ndarray) and column.shape[1:] != target.shape[1:]:
-                raise BackendFailed(f"got {column.shape[1]} values from the backend after {target.shape[1]}")
-            # A matrix's row is copied where it goes.
-            target[item.row] = (
-                column[position] if isinstance(column, np.ndarray) else _copy_of(column[position])
-            )
 
     def _resolve(self, batch: list[Item], busy_s: float) -> None:
         num_rows: dict[PendingRequest, int] = {}
         with self._changed:
-            answered = _mark_answered(batch)
+            answered = mark_answered(batch)
             for item in answered:
                 num_rows[item.request] = num_rows.get(item.request, 0) + 1
+            num_tokens = sum(item.num_tokens for item in answered)
             self.stats.num_batches += 1
             self.stats.num_items += len(answered)
-            self.stats.num_tokens += sum(item.num_tokens for item in answered)
+            self.stats.num_tokens += num_tokens
             self.stats.busy_s += busy_s
+            self._queue.recover(num_tokens)
             done = [request for request, number in num_rows.items() if request.count_rows(number)]
         for request, number in num_rows.items():
             if request.on_progress is not None and not request.is_cancelled:
@@ -351,7 +380,7 @@ class WorkerPool:
     def _fail(self, items: list[Item], error: Exception) -> int:
         """End what is not answered yet with an error; returns how many items that were."""
         with self._changed:
-            failed = [item for item in _mark_answered(items) if not item.is_cancelled]
+            failed = [item for item in mark_answered(items) if not item.is_cancelled]
             self.stats.num_failed_items += len(failed)
             first_rows: dict[PendingRequest, int] = {}
             for item in failed:
@@ -362,17 +391,63 @@ class WorkerPool:
             request.on_done(request)
         return len(failed)
 
-    def _die(self, exc: BaseException, taken: list[Item]) -> None:
-        logger.critical("a device thread died: %r", exc, exc_info=exc)
+    def _comes_back(self, replica: _Replica, exc: BaseException) -> bool:
+        """After a moment, unless it has died too often; an item that was computed alone is to blame."""
+        replica.num_deaths_in_a_row += 1
+        if replica.num_deaths_in_a_row > MAX_DEATHS_IN_A_ROW or self._death is not None:
+            self._die(exc, replica)
+            return False
+        pause_s = FIRST_PAUSE_S * 2 ** (replica.num_deaths_in_a_row - 1)
+        logger.error("a device thread died: %r; it comes back in %g s", exc, pause_s, exc_info=exc)
         with self._changed:
+            under_way = unanswered(replica.taken)
+            replica.taken, replica.busy_since_s = [], None
+            replica.in_flight.clear()
+            if len(under_way) > 1:
+                replica.suspects = under_way + replica.suspects
+        if len(under_way) == 1:
+            self._fail(under_way, BackendFailed(f"ended the device thread: {exc!r}"))
+        with self._changed:
+            self.stats.num_restarts += 1
+            replica.is_down = True
+            self._changed.wait_for(lambda: not self.is_alive, timeout=pause_s)
+            replica.is_down = False
+        return True
+
+    def _die(self, exc: BaseException, replica: _Replica) -> None:
+        """Compute nothing any more, but for what other replicas are at."""
+        logger.critical("a device thread died and does not come back: %r", exc, exc_info=exc)
+        with self._changed:
+            is_first = self._death is None
             self._death = exc
-            items = taken + self._queue.take_all()
+            self._changed.notify_all()
+            items = replica.under_way + self._queue.take_all()
         self._fail(items, self._not_ready())
+        if is_first:
+            self._on_death()
+
+    def _watch(self, is_over: threading.Event) -> None:
+        """Wake when the present batches would be overdue; one that is will never return."""
+        pause_s = self._batch_timeout_s
+        while not is_over.wait(pause_s):
+            pause_s = self._batch_timeout_s
+            for replica in self._replicas:
+                started_s = replica.busy_since_s
+                left_s = (
+                    pause_s if started_s is None else started_s + self._batch_timeout_s - time.monotonic()
+                )
+                if left_s <= 0:
+                    replica.busy_since_s = None  # one report is enough
+                    self._die(TimeoutError(f"a batch took over {self._batch_timeout_s:g} s"), replica)
+                else:
+                    pause_s = min(pause_s, left_s)
 
     def _end_thread(self) -> None:
         with self._changed:
             self._num_running -= 1
             on_ended = None if self._num_running else self._on_ended
+            if not self._num_running:
+                self._is_over.set()
         if on_ended is not None:
             on_ended()
 
@@ -382,35 +457,8 @@ class WorkerPool:
         return EngineNotReady("the engine is not started or is shutting down")
 
 
-def encoded_of(items: list[Item]) -> list[Encoded]:
-    """What the device takes of each."""
-    return [item.encoded for item in items]
-
-
-def _empty_column(column: Column, num_items: int) -> Any:
-    """Room for one output of a whole request."""
-    if isinstance(column, np.ndarray):
-        return np.empty((num_items, column.shape[1]), dtype=np.float32)
-    return [None] * num_items
-
-
-def _copy_of(entry: Rows | SparseRow) -> Rows | SparseRow:
-    """An entry of a list; it may be a view that keeps the memory of its whole batch."""
-    if isinstance(entry, SparseRow):
-        return SparseRow(entry.indices.copy(), entry.values.copy())
-    return entry.copy()
-
-
-def _chosen(batch: list[Item], is_chosen: npt.NDArray[np.bool_]) -> list[Item]:
-    return [batch[position] for position in np.flatnonzero(is_chosen).tolist()]
-
-
-def _mark_answered(items: list[Item]) -> list[Item]:
-    """Those that end now, and not before. Called under the pool's lock."""
-    unanswered = [item for item in items if not item.is_answered]
-    for item in unanswered:
-        item.is_answered = True
-    return unanswered
+def _start_thread(name: str, target: Callable[..., None], *args: object) -> None:
+    threading.Thread(target=target, args=args, name=name, daemon=True).start()
 
 
 def _unfinished() -> EngineNotReady:

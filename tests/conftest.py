@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from infinity_emb import worker
 from tests.server_process import CLEAN_ENVIRON, COMMAND, Server, StartServer
 
 
@@ -45,3 +46,9 @@ def serve(start_server: StartServer) -> StartServer:
 def pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
     with concurrent.futures.ThreadPoolExecutor() as executor:
         yield executor
+
+
+@pytest.fixture
+def dies_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device thread that dies does not come back."""
+    monkeypatch.setattr(worker, "MAX_DEATHS_IN_A_ROW", 0)

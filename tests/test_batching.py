@@ -15,7 +15,9 @@ from infinity_emb.batching import (
     groups_of_similar_length,
     split_batch,
 )
+from infinity_emb.fairness import Flow
 
+NOBODY = Flow()
 # The machine may be busy: only what the rules do counts, not how long an example takes.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -24,6 +26,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 class Text:
     num_tokens: int
     is_cancelled: bool = False
+    flow: Flow = NOBODY
 
 
 def texts_of(*sizes: int) -> list[Text]:

@@ -11,15 +11,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infinity_emb import running_model as running_model_module
 from infinity_emb.backends import fake
 from infinity_emb.backends.base import Clip, Encoded, Input, InputOptions, Pair, Passages, Picture
+from infinity_emb.caller import calling
 from infinity_emb.completion import gather_or_cancel
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import (
     BackendFailed,
     BadInput,
+    DeadlineExceeded,
     EngineNotReady,
     InputTooLong,
     Overloaded,
@@ -58,6 +62,9 @@ class GatedBackend:
     shares_device = False
 
     def prepare_thread(self) -> None:
+        pass
+
+    def free_memory(self) -> None:
         pass
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Any:
@@ -371,6 +378,65 @@ def test_a_refused_passage_keeps_its_own_place(places: list[int] | None, expecte
     run(main())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(
+        st.integers(1, 40).map(lambda length: "x" * length) | st.text("ab", min_size=1), min_size=1
+    ),
+    factor=st.sampled_from([1, INPUTS_PER_CHUNK]),
+    missing=st.integers(-3, 3),
+)
+def test_a_request_is_served_exactly_when_all_its_tokens_are_within_the_limit(
+    texts: list[str], factor: int, missing: int
+) -> None:
+    """Duplicates count each time, though they are computed once; nothing of a refused request waits on."""
+    texts = [f"{text}{number}" for number in range(factor) for text in texts]
+    num_tokens = sum(map(len, texts))
+    limit = max(1, num_tokens - missing)
+
+    async def main() -> None:
+        async with started(running_of(max_request_tokens=limit)) as running:
+            if num_tokens <= limit:
+                assert await embed(running, texts) == [len(text) for text in texts]
+            else:
+                with pytest.raises(BadInput, match=rf"tokens or more, the limit is {limit};") as raised:
+                    await embed(running, texts)
+                assert raised.value.position is None
+                assert limit < int(raised.value.reason.split()[3]) <= num_tokens
+            assert (running.num_accepted_items, running.overload_status().results_absolute) == (0, 0)
+            assert await embed(running, ["x"]) == [1]
+
+    run(main())
+
+
+def test_a_request_over_the_limit_ends_while_its_first_chunks_are_computed() -> None:
+    running, backend = gated(max_request_tokens=3000, max_batch_tokens=100)
+    texts = [f"{number:040}" for number in range(4 * INPUTS_PER_CHUNK)]
+
+    async def main() -> None:
+        async with started(running):
+            with pytest.raises(BadInput, match="the request has 5120 tokens or more, the limit is 3000"):
+                await embed(running, texts)
+            assert running.overload_status().results_absolute == 0
+            backend.is_open.set()
+            assert await embed(running, ["x"]) == [1]
+
+    run(main())
+    assert len(backend.seen) < len(texts)
+
+
+def test_all_that_one_request_computes_counts_and_another_request_begins_anew() -> None:
+    async def main() -> None:
+        async with started(running_of(max_request_tokens=5)) as running:
+            async with running.admitted(2):
+                await running.compute(["abc"], InputOptions())
+                with pytest.raises(BadInput, match="has 6 tokens"):
+                    await running.compute(["abc"], InputOptions())
+            assert await embed(running, ["abcde"]) == [5]
+
+    run(main())
+
+
 def test_a_failed_pair_is_named_by_its_place_in_the_request() -> None:
     pairs = [Pair("q", "a"), Pair("q", "a"), Pair("q", "poison"), Pair("q", "poison")]
 
@@ -416,6 +482,7 @@ def test_room_is_given_back_after_a_failure(fault: str) -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("dies_for_good")
 def test_a_dead_device_thread_fails_what_waits_and_refuses_what_comes() -> None:
     async def main() -> None:
         async with started(running_of("die_on=poison")) as running:
@@ -429,6 +496,7 @@ def test_a_dead_device_thread_fails_what_waits_and_refuses_what_comes() -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("dies_for_good")
 def test_an_error_that_ends_many_requests_has_a_traceback_of_each_of_its_own() -> None:
     """All of them raised one exception object, whose traceback grew with every request."""
     running, backend = gated("die_on=poison")
@@ -688,6 +756,7 @@ def test_a_model_can_be_stopped_and_started_again_on_other_event_loops() -> None
     assert running.stats.num_items == 6
 
 
+@pytest.mark.usefixtures("dies_for_good")
 def test_a_model_whose_thread_died_can_be_started_again() -> None:
     running = running_of("die_on=poison")
 
@@ -981,3 +1050,130 @@ def test_a_progress_bar_counts_the_texts_and_is_closed_in_any_case(
     run(main())
     assert bar.is_closed
     assert (bar.num_done == 3) is is_answered
+
+
+@pytest.mark.parametrize("is_option", [True, False])
+def test_a_request_whose_time_is_over_is_dropped_and_gives_its_room_back(is_option: bool) -> None:
+    running, backend = gated(batch_size=1, request_timeout_s=1 if is_option else 0)
+
+    async def main() -> None:
+        async with started(running):
+            first = asyncio.create_task(embed(running, ["computed too late"]))
+            await backend.wait_until_reached()
+            with calling(timeout_s=None if is_option else 0.05), pytest.raises(DeadlineExceeded):
+                await embed(running, ["never computed", "this neither"])
+            backend.is_open.set()
+            if is_option:
+                with pytest.raises(DeadlineExceeded):
+                    await first
+            else:
+                assert await first == [17]
+            assert running.num_accepted_items == 0
+            assert await embed(running, ["abc"]) == [3]
+        assert backend.seen == ["computed too late", "abc"]
+
+    run(main())
+
+
+def test_a_request_says_how_much_time_it_has_and_may_have_more_than_the_option() -> None:
+    running, backend = gated(request_timeout_s=1)
+
+    async def main() -> None:
+        async with started(running):
+            with calling(timeout_s=PATIENCE_S):
+                request = asyncio.create_task(embed(running, ["abc"]))
+            await asyncio.sleep(1.2)
+            backend.is_open.set()
+            assert await request == [3]
+
+    run(main())
+
+
+def test_a_query_is_computed_before_the_bulk_work_that_came_before_it() -> None:
+    running, backend = gated(batch_size=1)
+
+    async def main() -> None:
+        async with started(running):
+            with calling(lane="bulk"):
+                bulk = asyncio.create_task(embed(running, [f"passage {number:03}" for number in range(50)]))
+            await backend.wait_until_reached()
+            await turns()
+            query = asyncio.create_task(embed(running, ["query"]))
+            await turns()
+            backend.is_open.set()
+            await asyncio.gather(bulk, query)
+        # Before it: the one on the device, and the one whose turn it was.
+        assert backend.seen.index("query") <= 2
+
+    run(main())
+
+
+def test_many_requests_of_one_client_do_not_hold_up_another() -> None:
+    running, backend = gated(batch_size=1)
+
+    async def main() -> None:
+        async with started(running):
+            with calling(client="greedy"):
+                many = [asyncio.create_task(embed(running, [f"text {number:03}"])) for number in range(50)]
+            await backend.wait_until_reached()
+            await turns()
+            with calling(client="modest"):
+                few = [asyncio.create_task(embed(running, [f"mine {number:03}"])) for number in range(5)]
+            await turns()
+            backend.is_open.set()
+            await asyncio.gather(*many, *few)
+        places = [backend.seen.index(f"mine {number:03}") for number in range(5)]
+        assert max(places) <= 2 * 5 + 2, "the two take turns"
+
+    run(main())
+
+
+def test_a_request_that_would_wait_too_long_is_refused_and_told_when_to_come_again() -> None:
+    """Forty texts, one a batch of a twentieth of a second, are two seconds of work."""
+    running = running_of("delay_s=0.05", batch_size=1, max_queue_wait_s=1)
+
+    async def main() -> None:
+        async with started(running):
+            await embed(running, [f"first {number}" for number in range(10)])
+            request = asyncio.create_task(embed(running, [f"text {number}" for number in range(40)]))
+            await turns()
+            with pytest.raises(Overloaded, match="would wait for about") as caught:
+                await embed(running, [f"another {number}" for number in range(10)])
+            assert 1 <= caught.value.retry_after_s <= 3
+            assert running.num_refused_requests == 1
+            await request
+            assert await embed(running, ["abc"]) == [3]
+
+    run(main())
+
+
+def test_a_device_thread_that_dies_comes_back_and_only_the_guilty_text_fails() -> None:
+    async def main() -> None:
+        async with started(running_of("die_on=poison")) as running:
+            requests = [embed(running, [f"text {number}"]) for number in range(9)]
+            answers = await asyncio.gather(*requests, embed(running, ["poison"]), return_exceptions=True)
+            assert isinstance(answers.pop(), BackendFailed)
+            assert answers == [[6]] * 9
+            assert running.is_running
+            assert not running.is_dead
+            assert running.stats.num_restarts >= 1
+            assert await embed(running, ["abc"]) == [3]
+            assert running.is_ready
+
+    run(main())
+
+
+def test_a_device_that_hangs_is_given_up_and_told_of() -> None:
+    running, backend = gated(batch_timeout_s=1)
+    told = threading.Event()
+    running.on_death = told.set
+
+    async def main() -> None:
+        async with started(running):
+            with pytest.raises(EngineNotReady, match="took over 1 s"):
+                await embed(running, ["abc"])
+            assert await asyncio.to_thread(told.wait, PATIENCE_S)
+            assert running.is_dead
+        backend.is_open.set()
+
+    run(main())

@@ -15,16 +15,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from infinity_emb import worker
 from infinity_emb.backends.base import Encoded, Recipe, Rows, SparseRow
 from infinity_emb.batching import MIN_SHARED_TOKENS
-from infinity_emb.errors import BackendFailed, EngineNotReady, InputTooLong
+from infinity_emb.errors import BackendFailed, DeviceOutOfMemory, EngineNotReady, InputTooLong
+from infinity_emb.pending import Item, PendingRequest
 from infinity_emb.primitives import OutputName
-from infinity_emb.worker import Item, PendingRequest, WorkerPool, WorkerStats
+from infinity_emb.worker import WorkerPool
 
 # Everything below is waited for by an event; a wait that takes this long has failed.
 PATIENCE_S = 30.0
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that died comes back soon."""
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.0001)
+
+
+unhurried = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 # A tiny world: an item is a number, three tokens long, and its row is that number, twice. It has as many
@@ -47,9 +58,13 @@ class Device:
     launched: list[list[int]] = field(default_factory=list)
     launched_in_full: list[list[int]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    num_freed: int = 0
 
     def prepare_thread(self) -> None:
         self.on_prepare()
+
+    def free_memory(self) -> None:
+        self.num_freed += 1
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Launched:
         numbers = [int(item.token_ids[0]) for item in batch]
@@ -606,10 +621,11 @@ def test_a_thread_that_dies_in_a_second_try_leaves_nobody_waiting() -> None:
     answers = Answers([0], [1], [2])
     with working_off(answers, device, max_batch_items=2) as pool:
         answers.wait()
-        assert not pool.is_alive
+        assert pool.is_ready
 
     answers.check_rows(0)
-    assert all(isinstance(error, EngineNotReady) for error in answers.errors()[1:])
+    answers.check_rows(2)
+    assert isinstance(answers.errors()[1], BackendFailed)
     assert set(answers.num_done.values()) == {1}
 
 
@@ -659,7 +675,7 @@ def test_rows_of_another_dimension_than_before_fail_their_request_and_not_the_th
 @each_depth
 @each_number_of_replicas
 @pytest.mark.parametrize("where", ["on_launch", "on_collect"])
-def test_a_thread_that_dies_fails_everything_that_waits_or_is_under_way(
+def test_a_thread_that_dies_over_and_over_fails_everything_that_waits_or_is_under_way(
     num_in_flight: int, num_replicas: int, where: str
 ) -> None:
     """The batch that was being collected behind another one was forgotten; its request waited forever."""
@@ -670,22 +686,184 @@ def test_a_thread_that_dies_fails_everything_that_waits_or_is_under_way(
     answers = Answers(*([number] for number in range(40)))
     with working_off(answers, *devices, max_batch_items=4) as pool:
         answers.wait()
+        assert not pool.is_alive
 
-    assert all(isinstance(error, EngineNotReady) for error in answers.errors())
-    assert "SystemExit('told to die')" in str(answers.errors()[0])
+    errors = answers.errors()
+    assert all(isinstance(error, (EngineNotReady, BackendFailed)) for error in errors)
+    assert all("SystemExit('told to die')" in str(error) for error in errors)
+    assert any(isinstance(error, EngineNotReady) for error in errors), "in the end it stays dead"
     assert set(answers.num_done.values()) == {1}
-    assert pool.stats == WorkerStats(num_failed_items=40)
+    assert (pool.stats.num_failed_items, pool.stats.num_items) == (40, 0)
 
 
-def test_after_a_death_new_items_are_refused_with_the_reason() -> None:
+@each_depth
+@pytest.mark.parametrize("where", ["on_launch", "on_collect"])
+def test_an_item_that_ends_the_thread_fails_alone_and_the_thread_comes_back(
+    num_in_flight: int, where: str
+) -> None:
+    answers = Answers([1, 2], [3], [13], [4])
+    device = Device(num_in_flight, **{where: fail_on(13, error=SystemExit("told to die"))})
+    with working_off(answers, device) as pool:
+        answers.wait()
+        assert pool.is_ready
+
+    for position in (0, 1, 3):
+        answers.check_rows(position)
+    error = answers.errors()[2]
+    assert isinstance(error, BackendFailed)
+    assert "told to die" in str(error)
+    assert pool.stats.num_restarts == 2  # with its neighbours, and alone
+    assert (pool.stats.num_items, pool.stats.num_failed_items) == (4, 1)
+
+
+def test_a_thread_that_has_come_back_computes_what_waits_and_what_comes() -> None:
+    has_died = threading.Event()
+
+    def die_once(numbers: list[int]) -> None:
+        if not has_died.is_set():
+            has_died.set()
+            raise SystemExit("told to die")
+
+    answers = Answers([1, 2, 3], [4])
+    with working_off(answers, Device(on_launch=die_once), max_batch_items=2) as pool:
+        answers.wait()
+        later = Answers([5])
+        later.submit_all(pool)
+        later.wait()
+
+    for position in (0, 1):
+        answers.check_rows(position)
+    later.check_rows()
+    assert (pool.stats.num_restarts, pool.stats.num_retried_items) == (1, 2)
+
+
+def test_while_a_thread_is_down_the_pool_is_not_ready_and_takes_what_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", PATIENCE_S)
     answers = Answers([1], [2])
-    with running(Device(on_launch=fail_on(1, error=SystemExit("told to die")))) as pool:
+    has_died = threading.Event()
+    pool = pool_of(Device(on_launch=fail_on(1, error=SystemExit("told to die"))))
+    pool.start()
+    try:
+        assert pool.is_ready
         pool.submit(answers.items(0))
         answers.wait(0)
+        while pool.is_ready:
+            has_died.wait(0.001)
+        assert pool.is_alive
+        pool.submit(answers.items(1))
+    finally:
+        end(pool)  # does not wait for the end of the pause
 
+    answers.check_rows(1)
+
+
+def test_pauses_grow_and_a_batch_that_succeeds_makes_them_short_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.001)
+    deadly = fail_on(*range(1, 4), error=SystemExit("told to die"))
+    answers = Answers([1], [2], [3], [4], [1])
+    with working_off(answers, Device(on_launch=deadly), max_batch_items=1):
+        answers.wait()
+
+    pauses = [record.args[1] for record in caplog.records if "comes back in" in record.msg]  # type: ignore[index]
+    assert pauses == [0.001, 0.002, 0.004, 0.001]
+
+
+def test_after_it_died_for_good_new_items_are_refused_with_the_reason_and_it_is_told_once() -> None:
+    num_told = 0
+
+    def note() -> None:
+        nonlocal num_told
+        num_told += 1
+
+    numbers = range(worker.MAX_DEATHS_IN_A_ROW + 1)
+    answers = Answers(*([number] for number in numbers), [99])
+    device = Device(on_launch=fail_on(*numbers, error=SystemExit("told to die")))
+    pool = WorkerPool([device], max_batch_tokens=100, max_batch_items=1, on_death=note)
+    pool.start()
+    try:
+        for number in numbers:
+            pool.submit(answers.items(number))
+        answers.wait(*numbers)
         assert not pool.is_alive
         with pytest.raises(EngineNotReady, match="told to die"):
-            pool.submit(answers.items(1))
+            pool.submit(answers.items(len(numbers)))
+    finally:
+        end(pool)
+    assert num_told == 1
+
+
+def test_a_batch_that_never_returns_ends_the_pool_and_leaves_nobody_waiting() -> None:
+    told = threading.Event()
+    gate = Gate()
+    answers = Answers([1], [2])
+    pool = WorkerPool(
+        [Device(on_launch=gate)],
+        max_batch_tokens=100,
+        max_batch_items=1,
+        batch_timeout_s=0.05,
+        on_death=told.set,
+    )
+    pool.start()
+    try:
+        answers.submit_all(pool)
+        answers.wait()
+        assert told.wait(PATIENCE_S)
+        assert not pool.is_alive
+        assert all("took over 0.05 s" in str(error) for error in answers.errors())
+        with pytest.raises(EngineNotReady):
+            pool.submit(answers.items(0))
+    finally:
+        gate.is_open.set()
+        end(pool)
+    assert set(answers.num_done.values()) == {1}, "rows that come too late are dropped"
+
+
+def test_a_pool_that_waits_for_work_is_not_taken_for_one_that_hangs() -> None:
+    answers = Answers([1])
+    pool = WorkerPool([Device()], max_batch_tokens=100, max_batch_items=1, batch_timeout_s=0.02)
+    pool.start()
+    try:
+        answers.submit_all(pool)
+        answers.wait()
+        assert not threading.Event().wait(0.1), "five times as long as a batch may take"
+        assert pool.is_alive
+    finally:
+        end(pool)
+
+
+@pytest.mark.parametrize("where", ["on_launch", "on_collect"])
+@pytest.mark.parametrize("error", [DeviceOutOfMemory("is too large"), MemoryError()])
+def test_what_does_not_fit_into_memory_is_computed_in_smaller_batches(where: str, error: Exception) -> None:
+    def check(numbers: list[int], rows: Rows | None = None) -> Rows:
+        if len(numbers) > 4:
+            raise error
+        return rows  # type: ignore[return-value]
+
+    answers = Answers(list(range(40)), list(range(40)))
+    device = Device(**{where: check})
+    with working_off(answers, device) as pool:
+        answers.wait()
+
+    for position in (0, 1):
+        answers.check_rows(position)
+    assert device.num_freed == pool.stats.num_out_of_memory >= 1
+    assert pool.stats.num_failed_items == 0
+
+
+def test_an_item_that_does_not_fit_alone_fails_by_name() -> None:
+    def check(numbers: list[int]) -> None:
+        if 7 in numbers:
+            raise DeviceOutOfMemory("does not fit into the device's memory")
+
+    answers = Answers([5, 6, 7, 8])
+    with working_off(answers, Device(on_launch=check)):
+        answers.wait()
+
+    assert str(answers.errors()[0]) == "input 2 does not fit into the device's memory"
 
 
 def test_a_thread_that_cannot_be_prepared_fails_what_waits() -> None:
@@ -705,8 +883,11 @@ def test_a_thread_that_cannot_be_prepared_fails_what_waits() -> None:
     assert "no such device" in str(answers.errors()[0])
 
 
-def test_when_one_of_two_replicas_dies_the_other_still_answers_what_it_computes() -> None:
+def test_when_one_of_two_replicas_stays_dead_the_other_still_answers_what_it_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A death fails what waits and what the dead replica held; the engine as a whole refuses from then on."""
+    monkeypatch.setattr(worker, "MAX_DEATHS_IN_A_ROW", 0)
     gate = Gate()
     answers = Answers([1], [2], [3])
     slow = Device(on_launch=gate)
@@ -1045,7 +1226,7 @@ def test_every_item_ends_once_whatever_goes_wrong(
     num_threads=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
-def test_every_item_ends_once_even_when_a_thread_dies(
+def test_every_item_ends_once_even_when_a_thread_dies_and_comes_back(
     sizes: list[int],
     deadly: int,
     dies_at_launch: bool,
@@ -1062,20 +1243,19 @@ def test_every_item_ends_once_even_when_a_thread_dies(
         *(Device(num_in_flight, **{where: death}) for _ in range(num_replicas)),
         max_batch_items=max_batch_items,
     ) as pool:
-        refused = submit_from_threads(pool, answers, num_threads, seed)
-        answers.wait(*(position for position in range(len(answers.pending)) if position not in refused))
-        assert not pool.is_alive
+        submit_from_threads(pool, answers, num_threads, seed)
+        answers.wait()
+        assert pool.is_alive
 
-    assert set(answers.num_done.values()) <= {1}
-    assert not refused & answers.num_done.keys()
-    for position in answers.num_done:
-        if answers.errors()[position] is None:
-            answers.check_rows(position)
+    assert set(answers.num_done.values()) == {1}
+    for position, numbers in enumerate(answers.numbers):
+        if deadly in numbers:
+            error = answers.errors()[position]
+            assert isinstance(error, BackendFailed)
+            assert error.position == numbers.index(deadly), "only the item to blame fails"
         else:
-            assert isinstance(answers.errors()[position], EngineNotReady)
-    num_accepted = sum(len(answers.numbers[position]) for position in answers.num_done)
-    assert pool.stats.num_items + pool.stats.num_failed_items <= num_accepted
-    assert pool.stats.num_failed_items >= 1
+            answers.check_rows(position)
+    assert pool.stats.num_failed_items == 1
 
 
 def requests_of(numbers: list[int], sizes: list[int]) -> list[list[int]]:

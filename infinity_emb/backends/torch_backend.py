@@ -23,17 +23,21 @@ from infinity_emb.backends import packed_attention
 from infinity_emb.backends.base import Encoded, Recipe
 from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.backends.torch_inputs import Block, InputLayout, blocks_of
-from infinity_emb.backends.torch_models import transformers_of
+from infinity_emb.backends.torch_models import input_module, transformers_of
 from infinity_emb.backends.torch_outputs import (
     DeviceColumn,
     Matrix,
     Part,
     RowLists,
+    TokenRows,
     TorchLaunched,
     read_outputs,
 )
-from infinity_emb.errors import BackendFailed
+from infinity_emb.errors import BackendFailed, DeviceOutOfMemory
 from infinity_emb.primitives import OutputName
+
+# How torch says that a CPU's memory is full; it has no class for that.
+_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +77,40 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
-    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> TorchLaunched:
-        """Queue the batch on the device; on a CPU compute it. Raises whatever the model raises.
+    def free_memory(self) -> None:
+        """Empty torch's cache of the device's memory; a CPU has none."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
 
+    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> TorchLaunched:
+        """Queue the batch on the device; on a CPU compute it.
+
+        Raises DeviceOutOfMemory, and whatever else the model raises.
         full_precision: each item alone, so that none is touched by another's infinite values.
         """
         pipeline = _in_full_precision(self._pipeline) if full_precision else self._pipeline
         groups = [[at] for at in range(len(batch))] if full_precision else _groups_by_recipe(batch)
         num_tokens = sum(item.num_tokens for item in batch)
         share = self._cores.share(num_tokens) if self._cores else contextlib.nullcontext()
-        with torch.inference_mode(), share:
+        with torch.inference_mode(), share, _naming_lack_of_memory():
             parts = [
                 part
                 for positions in groups
                 for part in _compute_group(pipeline, batch, positions, self._device)
             ]
             return TorchLaunched.start(parts, len(batch), self._device)
+
+
+@contextlib.contextmanager
+def _naming_lack_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as exc:  # which torch.OutOfMemoryError is, too
+        if not isinstance(exc, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(exc):
+            raise
+        raise DeviceOutOfMemory("does not fit into the device's memory; send a shorter one") from exc
 
 
 def _groups_by_recipe(batch: Sequence[Encoded]) -> list[list[int]]:
@@ -122,6 +144,9 @@ def _compute_block(
         options["task"] = features["task"] = recipe.task
     if "chunks" in recipe.outputs:
         return {"chunks": _chunk_rows(pipeline.model, features, items, options)}
+    if "tokens" in recipe.outputs:
+        entered = input_module(pipeline.model, recipe.task)
+        return {"tokens": _rows_of_tokens(_run_module(entered, features, options), items)}
     features = pipeline.model(features, **options)
     if "sparse" in recipe.outputs and pipeline.max_active_dims is not None:
         features[pipeline.dense_name] = select_max_active_dims(
@@ -163,9 +188,23 @@ def _chunk_rows(
                 ]
             )  # (all spans, H)
         else:
-            wanted = getattr(module, "forward_kwargs", ())
-            features = module(features, **{k: v for k, v in options.items() if k in wanted})
+            features = _run_module(module, features, options)
     return RowLists(_truncated(model, features["sentence_embedding"]), [len(each) for each in spans])
+
+
+def _run_module(module: Any, features: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """One module of the pipeline alone, given those of the options that it takes."""
+    wanted = getattr(module, "forward_kwargs", ())
+    after: dict[str, Any] = module(features, **{k: v for k, v in options.items() if k in wanted})
+    return after
+
+
+def _rows_of_tokens(features: dict[str, Any], items: list[Encoded]) -> DeviceColumn:
+    """(n, H) per item, from flat or padded token embeddings."""
+    rows: Tensor = features["token_embeddings"]
+    if "cu_seq_lens_q" in features:
+        return RowLists(rows[0], [len(item.token_ids) for item in items])
+    return TokenRows(rows, features["attention_mask"])
 
 
 def _rows_of_items(features: dict[str, Any], items: list[Encoded]) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from infinity_emb.backends.torch_doors import DoorMaker, OpenedModel
 from infinity_emb.backends.torch_layout import choose_layout
 from infinity_emb.backends.torch_outputs import RowLists
 from infinity_emb.backends.torch_prepare import FeatureDoor
-from infinity_emb.errors import BackendFailed, BadInput, InputTooLong
+from infinity_emb.config import EngineArgs
+from infinity_emb.engine import AsyncEmbeddingEngine
+from infinity_emb.errors import BackendFailed, BadInput, DeviceOutOfMemory, InputTooLong
 from infinity_emb.primitives import ModelKind
 from tests.small_models import random_texts, save_small_model
 
@@ -97,6 +101,70 @@ def test_full_precision_of_a_float32_model_is_the_model_itself(tmp_path: Path) -
     expected = np.concatenate([backend.launch([item]).collect()["dense"] for item in batch])
 
     assert np.array_equal(backend.launch(batch, full_precision=True).collect()["dense"], expected)
+
+
+def lack_cpu_memory() -> None:
+    torch.empty(1 << 50)
+
+
+def lack_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def fail_otherwise() -> None:
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        (lack_cpu_memory, DeviceOutOfMemory),
+        (lack_gpu_memory, DeviceOutOfMemory),
+        (fail_otherwise, RuntimeError),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None], expected: type[Exception]
+) -> None:
+    made = opened(save_small_model(tmp_path, "bert"))
+    batch = made.prepare(random_texts(2), InputOptions())
+    monkeypatch.setattr(made.pipeline.model, "forward", lambda *_, **__: fail())
+
+    with pytest.raises(expected) as caught:
+        TorchBackend(made.pipeline).launch(batch)
+    assert caught.type is expected
+
+
+def test_texts_that_do_not_fit_into_memory_together_are_computed_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real model, with a device that has room for fewer tokens than its batches have."""
+    path = save_small_model(tmp_path, "bert")
+    engine = AsyncEmbeddingEngine.from_args(
+        EngineArgs(model_name_or_path=str(path), device="cpu", max_batch_tokens=4096, model_warmup=False)
+    )
+    model = engine._model.replicas[0]._pipeline.model  # type: ignore[attr-defined]
+    forward = model.forward
+
+    def lack_memory_for_many(features: dict[str, Any], **options: Any) -> Any:
+        if features["input_ids"].numel() > 200:
+            lack_cpu_memory()
+        return forward(features, **options)
+
+    monkeypatch.setattr(model, "forward", lack_memory_for_many)
+    texts = random_texts(40)
+
+    async def embed() -> Any:
+        async with engine:
+            return (await engine.embed(texts))[0]
+
+    rows = asyncio.run(embed())
+    monkeypatch.undo()
+    expected = SentenceTransformer(str(path), device="cpu")
+    for row, text in zip(rows, texts, strict=True):
+        assert np.abs(row - expected.encode(text, show_progress_bar=False)).max() <= 2e-5
+    assert engine.stats.num_out_of_memory >= 1
+    assert engine.stats.num_failed_items == 0
 
 
 def test_items_of_many_recipes_each_get_their_own_answer(tmp_path: Path) -> None:
