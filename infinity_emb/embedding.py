@@ -23,6 +23,7 @@ class EmbedOptions:
     embedding_dtype: EmbeddingDtype | None = None
     outputs: tuple[OutputName, ...] | None = None
     truncation: Truncation = "model"
+    max_tokens: int | None = None  # the limit of a text, where it is to be below the model's
     chunking: bool = False  # split a text that is over the limit and average its pieces' vectors
 
 
@@ -39,6 +40,7 @@ class Embeddings:
 
     dense: (D,) each, in the asked number format.
     multivector: (n, D) each, one row per token, in the asked number format.
+    tokens: (n, H) float32 each, one row per token, before all pooling and projection.
     spans: of passages that were read as one text, in characters of that text.
     """
 
@@ -46,6 +48,7 @@ class Embeddings:
     dense: Sequence[npt.NDArray[Any]] | None = None
     sparse: Sequence[SparseRow] | None = None
     multivector: Sequence[npt.NDArray[Any]] | None = None
+    tokens: Sequence[Rows] | None = None
     spans: Sequence[Span] | None = None
 
 

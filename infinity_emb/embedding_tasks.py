@@ -1,18 +1,20 @@
 """What one model does with texts, images and audio: vectors. The part of `AsyncEmbeddingEngine` that embeds.
 
 Hop 3 of a request (what is asked for, and whether the model can) and hop 7 (dimensions, number formats);
-between them every method is `RunningModel.compute`. Knows nothing of HTTP or of any compute library.
+between them every method is `RunningModel.compute`. Knows nothing of HTTP or of any compute library. Over 300
+lines: texts, passages and media share the rules of what may be asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.base import InputOptions, Passages, Rows, Split
+from infinity_emb.backends.base import Ids, InputOptions, Passages, Rows, Split
 from infinity_emb.calibrator import Calibrator
 from infinity_emb.embedding import Embeddings, EmbedOptions, Span
 from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
@@ -22,6 +24,8 @@ from infinity_emb.pieces import average_pieces, check_num_pieces, split_texts
 from infinity_emb.postprocess import check_dimensions, quantize_rows, shorten_rows
 from infinity_emb.primitives import EmbeddingDtype, Modality, OutputName
 from infinity_emb.prompts import Prompt, check_prompt, choose_prompt
+from infinity_emb.token_budget import token_budget
+from infinity_emb.token_ids import TokenIdReader
 
 NEEDS_RANGES = (EmbeddingDtype.int8, EmbeddingDtype.uint8)
 _NO_OPTIONS = EmbedOptions()
@@ -33,6 +37,7 @@ class EmbeddingTasks(OneModel):
     _embedding_dtype: EmbeddingDtype  # where a request asks for no other
     _media: MediaReader
     _calibrator: Calibrator
+    _token_ids: TokenIdReader
 
     async def embed(
         self,
@@ -67,21 +72,27 @@ class EmbeddingTasks(OneModel):
         )
         return _vectors_of(answer), answer.num_tokens
 
-    async def encode(self, sentences: list[str], options: EmbedOptions = _NO_OPTIONS) -> Embeddings:
+    async def encode(self, sentences: Sequence[str | Ids], options: EmbedOptions = _NO_OPTIONS) -> Embeddings:
         """What `options` ask for of each text; several outputs of one text come from one forward pass.
 
+        A text may be given as `Ids`, where the model is served with token ids.
         Raises as `embed` does.
         """
         self._check_texts(sentences)
         how = self._how(options)
         async with self._running.admitted(len(sentences)):
+            inputs = await self._read_ids(sentences)
             if options.chunking:
-                return await self._encode_pieces(sentences, how, options)
-            computed = await self._running.compute(sentences, how)
+                return await self._encode_pieces(_texts_alone(inputs), how, options)
+            computed = await self._running.compute(inputs, how)
             return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
 
     async def encode_passages(
-        self, texts: list[str], options: EmbedOptions = _NO_OPTIONS, *, chunk_size: int | None = None
+        self,
+        texts: Sequence[str | Ids],
+        options: EmbedOptions = _NO_OPTIONS,
+        *,
+        chunk_size: int | None = None,
     ) -> Embeddings:
         """Late chunking: all texts are read as one, and each has the mean of its own tokens as its vector.
 
@@ -93,10 +104,10 @@ class EmbeddingTasks(OneModel):
         self._check_texts(texts)
         split = self._check_averages()
         how = replace(self._how(options), truncation="model", outputs=("chunks",))
-        passages = _joined(texts)
         async with self._running.admitted(len(texts)):
+            passages = _joined(_texts_alone(await self._read_ids(texts)))
             if chunk_size is not None:
-                whole, limit = "".join(passages), self.info.max_tokens
+                whole, limit = "".join(passages), how.limit(self.info.max_tokens)
                 passages = await self._running.run_on_thread(lambda: _chunks(whole, split, chunk_size, limit))
             with self._running.widened(len(texts), max(len(texts), len(passages))):
                 computed = await self._running.compute([Passages(tuple(passages))], how)
@@ -138,6 +149,8 @@ class EmbeddingTasks(OneModel):
         if not isinstance(sources, list) or not sources:
             name = "images" if is_image else "audios"
             raise BadInput(f"{name} must be a list of one or more, not {sources!r:.80}")
+        if "tokens" in (options.outputs or ()):
+            raise ModelNotDeployedError(f"{modality} inputs have no tokens to be answered; ask for vectors")
         if self._dtype(options) in NEEDS_RANGES:
             raise BadInput(
                 f"vectors of {modality} inputs are not available as {self._dtype(options)}, whose ranges come"
@@ -147,17 +160,30 @@ class EmbeddingTasks(OneModel):
         how = self._how(options)
         how = replace(how, task=how.task or "document", truncation="model")
         async with self._running.admitted(len(sources)):
-            read = self._media.read_images if is_image else self._media.read_clips
-            inputs = await read(sources, self._running.run_on_thread)
-            computed = await self._running.compute(inputs, how)
+            read: Any = self._media.images if is_image else self._media.clips
+            async with read(sources, self._running.run_on_thread) as inputs:
+                computed = await self._running.compute(inputs, how)
             return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
+
+    async def quantize(self, rows: Rows, dtype: EmbeddingDtype) -> npt.NDArray[Any]:
+        """Dense vectors of texts in another number format, as `quantize_rows` describes it.
+
+        rows: (N, D) float32, which `encode` answered and maybe shortened; so one pass serves many formats.
+        Raises what `Calibrator.ranges` raises. It asks for no room: what is computed is not thrown away.
+        """
+        ranges = await self._calibrator.ranges(rows.shape[1]) if dtype in NEEDS_RANGES else None
+        return quantize_rows(rows, dtype, ranges)
 
     def _how(self, options: EmbedOptions) -> InputOptions:
         """Raises BadInput for what the model cannot answer, and for a prompt that it has not."""
         outputs = self._check_outputs(options)
         prompt = self._prompt_for(options)
         return InputOptions(
-            prompt=prompt.text, task=prompt.task, truncation=options.truncation, outputs=outputs
+            prompt=prompt.text,
+            task=prompt.task,
+            truncation=options.truncation,
+            max_tokens=options.max_tokens,
+            outputs=outputs,
         )
 
     def _prompt_for(self, options: EmbedOptions) -> Prompt:
@@ -166,9 +192,15 @@ class EmbeddingTasks(OneModel):
             self.info, prompt=options.prompt, prompt_name=options.prompt_name, input_type=options.input_type
         )
 
-    def _check_texts(self, texts: list[str]) -> None:
+    async def _read_ids(self, inputs: Sequence[str | Ids]) -> Sequence[str | Ids]:
+        """Token ids as the model takes them, which may be as texts."""
+        if not any(isinstance(each, Ids) for each in inputs):
+            return inputs
+        return await self._running.run_on_thread(lambda: self._token_ids.read(inputs))
+
+    def _check_texts(self, texts: Sequence[str | Ids]) -> None:
         self._running.check_can("embed_sparse" if "embed_sparse" in self.info.capabilities else "embed")
-        check_texts(texts)
+        check_texts(texts, or_ids=True)
 
     def _check_averages(self) -> Split:
         """What cuts texts. Raises ModelNotDeployedError for a model that does not pool by the mean."""
@@ -186,6 +218,10 @@ class EmbeddingTasks(OneModel):
     def _check_outputs(self, options: EmbedOptions) -> tuple[OutputName, ...]:
         """What is to be computed. Raises BadInput for what the model cannot answer."""
         outputs = options.outputs or self.info.outputs[:1]
+        if options.chunking and outputs != ("dense",):
+            raise BadInput("chunking averages dense vectors; leave it out for other outputs")
+        if outputs == ("tokens",) and self._running.model.has_token_rows:
+            return outputs
         unknown = [name for name in outputs if name not in self.info.outputs]
         if unknown:
             raise ModelNotDeployedError(
@@ -193,8 +229,6 @@ class EmbeddingTasks(OneModel):
                 f" {list(self.info.outputs)}"
             )
         check_dimensions(options.dimensions, self.info.embedding_dimension)
-        if options.chunking and outputs != ("dense",):
-            raise BadInput("chunking averages dense vectors; leave it out for other outputs")
         if self._dtype(options) in NEEDS_RANGES and "multivector" in outputs:
             raise BadInput(
                 f"multi-vector outputs are not available as {self._dtype(options)}; ask for float32, float16,"
@@ -211,20 +245,24 @@ class EmbeddingTasks(OneModel):
         multivector: list[npt.NDArray[Any]] | None = None
         dtype = self._dtype(options)
         if "dense" in columns:
-            ranges = await self._calibrator.ranges(options.dimensions) if dtype in NEEDS_RANGES else None
-            dense = list(quantize_rows(shorten_rows(columns["dense"], options.dimensions), dtype, ranges))
+            dense = list(await self.quantize(shorten_rows(columns["dense"], options.dimensions), dtype))
         if "multivector" in columns:
             multivector = [
                 quantize_rows(shorten_rows(rows, options.dimensions), dtype)
                 for rows in columns["multivector"]
             ]
         return Embeddings(
-            num_tokens=num_tokens, dense=dense, sparse=columns.get("sparse"), multivector=multivector
+            num_tokens=num_tokens,
+            dense=dense,
+            sparse=columns.get("sparse"),
+            multivector=multivector,
+            tokens=columns.get("tokens"),
         )
 
     async def _embed_for_calibration(self, texts: list[str]) -> Rows:
         prompt = choose_prompt(self.info)
-        computed = await self._running.compute(texts, InputOptions(prompt=prompt.text))
+        with token_budget(0):  # it is nobody's request
+            computed = await self._running.compute(texts, InputOptions(prompt=prompt.text))
         rows: Rows = computed.columns["dense"]
         return rows
 
@@ -232,7 +270,7 @@ class EmbeddingTasks(OneModel):
         self, sentences: list[str], how: InputOptions, options: EmbedOptions
     ) -> Embeddings:
         """Each text in pieces that fit, and the average of their vectors."""
-        split, limit = self._running.model.split, self.info.max_tokens
+        split, limit = self._running.model.split, how.limit(self.info.max_tokens)
         if split is None or limit is None:
             computed = await self._running.compute(sentences, how)
             return await self._finish(computed.columns, int(computed.num_tokens.sum()), options)
@@ -258,6 +296,14 @@ class EmbeddingTasks(OneModel):
 def _vectors_of(answer: Embeddings) -> list[npt.NDArray[Any]]:
     vectors = answer.dense if answer.dense is not None else answer.multivector
     return list(vectors or ())
+
+
+def _texts_alone(inputs: Sequence[str | Ids]) -> list[str]:
+    """Raises BadInput for token ids."""
+    texts = [each for each in inputs if isinstance(each, str)]
+    if len(texts) < len(inputs):
+        raise BadInput("token ids cannot be split or joined; send texts for chunking")
+    return texts
 
 
 def _joined(texts: list[str]) -> list[str]:

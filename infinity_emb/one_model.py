@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from infinity_emb.backends.base import Ids
 from infinity_emb.errors import BadInput
 from infinity_emb.primitives import ModelInfo
 from infinity_emb.running_model import RunningModel
@@ -20,12 +21,12 @@ class OneModel:
         return self._running.info
 
 
-def check_texts(texts: Sequence[str], *, name: str = "sentences") -> None:
-    """Raises BadInput unless `texts` is a list of one or more strings."""
+def check_texts(texts: Sequence[str | Ids], *, name: str = "sentences", or_ids: bool = False) -> None:
+    """Raises BadInput unless `texts` is a list of one or more strings, or token ids where they may be."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise BadInput(f"{name} must be a list of texts, not {type(texts).__name__}")
     if not texts:
         raise BadInput(f"{name} is empty; give at least one text")
     for position, text in enumerate(texts):
-        if not isinstance(text, str):
+        if not isinstance(text, str) and not (or_ids and isinstance(text, Ids)):
             raise BadInput(f"{name}[{position}] is {type(text).__name__}, not a text")

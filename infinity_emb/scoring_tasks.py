@@ -14,12 +14,12 @@ import numpy as np
 
 from infinity_emb.backends.base import Input, InputOptions, Pair, Rows
 from infinity_emb.completion import gather_or_cancel
+from infinity_emb.computed import Computed
 from infinity_emb.embedding import best_first
 from infinity_emb.errors import BadInput, ServingError
 from infinity_emb.one_model import OneModel, check_texts
 from infinity_emb.primitives import ClassifyReturnType, ModelKind, RerankReturnType, Truncation
 from infinity_emb.prompts import Prompt, check_prompt, choose_prompt
-from infinity_emb.running_model import Computed
 from infinity_emb.scoring import cosine_scores, sparse_scores
 
 
@@ -36,6 +36,7 @@ class ScoringTasks(OneModel):
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncation: Truncation = "model",
+        max_tokens: int | None = None,
     ) -> tuple[list[RerankReturnType], int]:
         """Documents by how well they answer the query, best first.
 
@@ -44,6 +45,7 @@ class ScoringTasks(OneModel):
         raw_scores: leave out the model's activation function.
         top_n: only so many of the best; None and 0 are all.
         prompt: the instruction of a reranker that takes one, or what an embedder puts before the query.
+        max_tokens: the limit of a pair, or of an embedder's texts, where it is to be below the model's.
         Returns the documents and the number of tokens that were read.
         Raises as `embed` does.
         """
@@ -52,14 +54,16 @@ class ScoringTasks(OneModel):
             raise BadInput(f"query is {type(query).__name__}, not a text")
         check_texts(docs, name="docs")
         check_prompt(prompt)
+        how = InputOptions(truncation=truncation, max_tokens=max_tokens)
         async with self._running.admitted(len(docs)):
             if self.info.kind is ModelKind.reranker:
                 chosen = choose_prompt(self.info, prompt=prompt, prompt_name=prompt_name)
                 pairs = [Pair(query, document) for document in docs]
-                scores, num_tokens = await self._score_pairs(pairs, chosen, truncation, raw_scores=raw_scores)
+                how = replace(how, prompt=chosen.text)
+                scores, num_tokens = await self._score_pairs(pairs, how, raw_scores=raw_scores)
             else:
                 asked = choose_prompt(self.info, prompt=prompt, prompt_name=prompt_name, input_type="query")
-                scores, num_tokens = await self._compare(query, docs, asked, truncation)
+                scores, num_tokens = await self._compare(query, docs, asked, how)
         ranked = best_first(scores, top_n)
         return [RerankReturnType(score, docs[index], index) for index, score in ranked], num_tokens
 
@@ -69,36 +73,39 @@ class ScoringTasks(OneModel):
         sentences: Sequence[str | tuple[str, str]],
         raw_scores: bool = False,
         truncation: Truncation = "model",
+        max_tokens: int | None = None,
     ) -> tuple[list[list[ClassifyReturnType]], int]:
         """All labels of each text, or of each pair of texts, the most likely first.
 
         raw_scores: logits instead of the softmax, or the sigmoid where several labels may hold.
+        max_tokens: the limit of a text or pair, where it is to be below the model's.
         Returns the labels, and the number of tokens that were read. Raises as `embed` does.
         """
         self._running.check_can("classify")
         inputs = _texts_and_pairs(sentences)
-        how = InputOptions(prompt=choose_prompt(self.info).text, truncation=truncation)
+        prompt = choose_prompt(self.info).text
+        how = InputOptions(prompt=prompt, truncation=truncation, max_tokens=max_tokens)
         async with self._running.admitted(len(inputs)):
             rows, num_tokens = await self._classify_inputs(inputs, how)
         scores = rows if raw_scores else self._running.model.activate(rows)
         return [self._labelled(row) for row in scores], num_tokens
 
     async def _score_pairs(
-        self, pairs: Sequence[Input], prompt: Prompt, truncation: Truncation, *, raw_scores: bool
+        self, pairs: Sequence[Input], how: InputOptions, *, raw_scores: bool
     ) -> tuple[Rows, int]:
         """(N,) float32 scores of pairs, and tokens."""
-        computed = await self._running.compute(pairs, InputOptions(prompt=prompt.text, truncation=truncation))
+        computed = await self._running.compute(pairs, how)
         rows: Rows = computed.columns["dense"]  # (N, 1)
         scores = rows if raw_scores else self._running.model.activate(rows)
         return scores[:, 0], int(computed.num_tokens.sum())
 
     async def _compare(
-        self, query: str, docs: list[str], prompt: Prompt, truncation: Truncation
+        self, query: str, docs: list[str], prompt: Prompt, how: InputOptions
     ) -> tuple[Rows, int]:
         """(N,) float32 similarities of a query and documents by their vectors, and tokens."""
         output = self.info.outputs[0]
         asked, told = (
-            InputOptions(prompt=each.text, task=each.task, truncation=truncation, outputs=(output,))
+            replace(how, prompt=each.text, task=each.task, outputs=(output,))
             for each in (prompt, choose_prompt(self.info, input_type="document"))
         )
         if output == "multivector":

@@ -31,6 +31,8 @@ CUT_MARGIN_TOKENS = 64
 # A piece cut from a text may have a few tokens more than it had there: its first word has lost its space, and
 # byte-level tokens that reached over its ends are split up.
 CUT_SLACK_TOKENS = 4
+# What is tokenized at once: two seconds and 300 MB where every character is a token.
+MAX_CHARS_READ = 2**20
 
 
 class Tokens(NamedTuple):
@@ -41,7 +43,12 @@ class Tokens(NamedTuple):
 
 
 class Tokenize(Protocol):
-    """Texts or pairs → token ids; safe to call from several threads."""
+    """Texts or pairs → token ids; safe to call from several threads.
+
+    truncation_side: where the model cuts.
+    """
+
+    truncation_side: str
 
     def __call__(
         self, inputs: Sequence[str | Pair], *, prompt: str, truncation: Truncation, max_tokens: int | None
@@ -74,7 +81,7 @@ class RawTokenizer:
 
         self._serialized = tokenizer.to_str()
         self._is_bpe = isinstance(tokenizer.model, BPE)
-        self._truncation_side = truncation_side
+        self.truncation_side = truncation_side
         self._adds_special_tokens = adds_special_tokens
         self._allows_empty = allows_empty
         self._per_thread = threading.local()
@@ -83,8 +90,9 @@ class RawTokenizer:
         self, inputs: Sequence[str | Pair], *, prompt: str, truncation: Truncation, max_tokens: int | None
     ) -> list[Tokens]:
         """As `Tokenize` says; all inputs are texts, or all are pairs."""
-        tokenizer = self._own_tokenizer()
-        limit = _Limit(max_tokens, self._truncation_side if truncation in ("model", "off") else truncation)
+        tokenizer = self.own_tokenizer()
+        self._check_room(tokenizer, max_tokens, is_pair=isinstance(inputs[0], Pair))
+        limit = _Limit(max_tokens, self.truncation_side if truncation in ("model", "off") else truncation)
         limit.set_in(tokenizer)
         if isinstance(inputs[0], Pair):
             pairs = [(prompt + query, document) for query, document in cast("Sequence[Pair]", inputs)]
@@ -103,7 +111,7 @@ class RawTokenizer:
 
     def split(self, text: str, *, prompt: str, max_tokens: int, is_alone: bool = True) -> list[Piece]:
         """As `Split` says; a cut falls before a word where the word is shorter than a piece."""
-        tokenizer = self._own_tokenizer()
+        tokenizer = self.own_tokenizer()
         tokenizer.no_truncation()
         num_around = len(self._encode(tokenizer, [prompt])[0].ids) + CUT_SLACK_TOKENS if is_alone else 0
         size = max_tokens - num_around
@@ -113,19 +121,23 @@ class RawTokenizer:
         if len(encoding.ids) <= size + is_alone * CUT_SLACK_TOKENS:
             return [Piece(0, len(text), len(encoding.ids))]
         firsts = _piece_starts(encoding, size)
-        starts = [0, *(encoding.offsets[first][0] for first in firsts[1:])]
+        offsets = encoding.offsets  # made anew whenever it is asked for
+        starts = [0, *(offsets[first][0] for first in firsts[1:])]
         counts = np.diff([*firsts, len(encoding.ids)]).tolist()
         return [Piece(*each) for each in zip(starts, [*starts[1:], len(text)], counts, strict=True)]
 
     def offsets(self, text: str) -> tuple[list[tuple[int, int]], int]:
         """The character range of each token of a whole text, special tokens included as empty ranges; and
         how many tokens the text has of its own."""
-        tokenizer = self._own_tokenizer()
-        tokenizer.no_truncation()
-        encoding = _encode(
-            tokenizer, [text], with_word_ids=True, add_special_tokens=self._adds_special_tokens
-        )[0]
+        encoding = self.encode_uncut(text)
         return list(encoding.offsets), len(encoding.ids)
+
+    def encode_uncut(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
+        """All tokens of a text and their places; with the special ones that the model's texts get, if any."""
+        tokenizer = self.own_tokenizer()
+        tokenizer.no_truncation()
+        add_special_tokens = add_special_tokens and self._adds_special_tokens
+        return _encode(tokenizer, [text], with_word_ids=True, add_special_tokens=add_special_tokens)[0]
 
     def _encode(
         self, tokenizer: Tokenizer, texts: list[str], *, with_word_ids: bool = False
@@ -134,7 +146,8 @@ class RawTokenizer:
             tokenizer, texts, with_word_ids=with_word_ids, add_special_tokens=self._adds_special_tokens
         )
 
-    def _own_tokenizer(self) -> Tokenizer:
+    def own_tokenizer(self) -> Tokenizer:
+        """This thread's copy, which may be set to cut."""
         tokenizer: Tokenizer | None = getattr(self._per_thread, "tokenizer", None)
         if tokenizer is None:
             from tokenizers import Tokenizer
@@ -144,17 +157,25 @@ class RawTokenizer:
             self._per_thread.tokenizer = tokenizer
         return tokenizer
 
+    def _check_room(self, tokenizer: Tokenizer, max_tokens: int | None, *, is_pair: bool) -> None:
+        """The library cuts nothing where the limit has no room for the special tokens."""
+        num_special = tokenizer.num_special_tokens_to_add(is_pair) if self._adds_special_tokens else 0
+        if max_tokens is not None and max_tokens < num_special:
+            raise BadInput(
+                f"cannot be cut at {max_tokens} tokens: {num_special} are special ones; ask for more"
+            )
+
     def _encode_whole(self, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[Encoding]:
         encodings = self._encode(tokenizer, texts)
         for position, encoding in enumerate(encodings):
             if encoding.overflowing:
-                raise _too_long(_num_tokens_uncut(encoding, tokenizer), max_tokens, position)
+                raise too_long(_num_tokens_uncut(encoding, tokenizer), max_tokens, position)
         return encodings
 
     def _encode_cut(self, tokenizer: Tokenizer, texts: list[str], limit: _Limit) -> list[Encoding]:
         """Cut long texts before tokenizing them, so that a megabyte of words costs milliseconds."""
         assert limit.max_tokens is not None
-        max_chars = limit.max_tokens * CHARS_PER_TOKEN
+        max_chars = min(limit.max_tokens * CHARS_PER_TOKEN, MAX_CHARS_READ)
         if limit.side != "right" or max(map(len, texts), default=0) <= max_chars:
             return self._encode(tokenizer, texts)
         starts = [_cut_at_space(text, max_chars) for text in texts]
@@ -202,13 +223,15 @@ class RawTokenizer:
                 kept = self._shares(tokenizer, parts, max(0, limit.max_tokens - num_special))
                 tokens.append(_pair_tokens(encoding, _kept_places(encoding, counts, kept, limit.side)))
             else:
-                raise _too_long(num_tokens, limit.max_tokens, position)
+                raise too_long(num_tokens, limit.max_tokens, position)
         check_not_empty([each.ids for each in tokens])
         return tokens
 
     def _encode_parts(self, tokenizer: Tokenizer, texts: list[str], limit: _Limit) -> list[_Part]:
         """Whole texts without special tokens; of one that is far over the limit, enough of its start."""
-        max_chars = None if limit.max_tokens is None else limit.max_tokens * CHARS_PER_TOKEN
+        max_chars = (
+            None if limit.max_tokens is None else min(limit.max_tokens * CHARS_PER_TOKEN, MAX_CHARS_READ)
+        )
         if max_chars is None or limit.side != "right" or max(map(len, texts)) <= max_chars:
             encodings = _encode(tokenizer, texts, add_special_tokens=False)
             return [_Part(text, encoding, len(text)) for text, encoding in zip(texts, encodings, strict=True)]
@@ -234,8 +257,9 @@ class RawTokenizer:
         if 2 * min(first, second) <= num_places:
             return (first, num_places - first) if first <= second else (num_places - second, second)
         half = num_places // 2
-        if num_places % 2 and not all(part.is_whole for part in parts):
-            texts = [part.text for part in parts]
+        texts = [part.text for part in parts]
+        is_readable = max(map(len, texts)) <= MAX_CHARS_READ
+        if num_places % 2 and is_readable and not all(part.is_whole for part in parts):
             first, second = (len(each.ids) for each in _encode(tokenizer, texts, add_special_tokens=False))
         return (num_places - half, half) if first > second else (half, num_places - half)
 
@@ -272,7 +296,8 @@ class _Limit(NamedTuple):
             tokenizer.enable_truncation(self.max_tokens, direction=self.side)
 
 
-def _too_long(num_tokens: int, max_tokens: int, position: int) -> InputTooLong:
+def too_long(num_tokens: int, max_tokens: int, position: int) -> InputTooLong:
+    """The error about a text that may not be cut."""
     return InputTooLong(
         f"has {num_tokens} tokens, the limit is {max_tokens};"
         " shorten it, or allow it to be cut with truncate=true",
@@ -283,11 +308,25 @@ def _too_long(num_tokens: int, max_tokens: int, position: int) -> InputTooLong:
 def _encode(
     tokenizer: Tokenizer, texts: list[str], *, with_word_ids: bool = False, add_special_tokens: bool = True
 ) -> list[Encoding]:
+    check_can_be_read(texts)
     encode = tokenizer.encode_batch if with_word_ids else tokenizer.encode_batch_fast
     try:
         return encode(texts, add_special_tokens=add_special_tokens)
     except (TypeError, UnicodeEncodeError) as exc:
         raise BadInput(f"a text is not valid Unicode ({exc}); remove lone surrogates from it") from exc
+
+
+def check_can_be_read(texts: Sequence[str]) -> None:
+    """Raises BadInput for a text that takes a tokenizer seconds and gigabytes.
+
+    One that is cut at its end is not concerned: only its start is read.
+    """
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_CHARS_READ:
+        raise BadInput(
+            f"a text of {longest} characters would have to be read whole, the limit is {MAX_CHARS_READ};"
+            " split it, or let it be cut at its end"
+        )
 
 
 def check_not_empty(all_ids: Sequence[TokenIds]) -> None:

@@ -581,6 +581,12 @@ def test_where_the_pipeline_may_not_cut_a_text_that_fills_the_limit_is_refused()
     assert len(ids_of(pipeline(), ["abcdefgh"], max_tokens=None, truncation="off")[0]) == 5
 
 
+def test_the_pipeline_cuts_at_the_limit_of_its_model_alone() -> None:
+    assert len(ids_of(pipeline(), ["abc"], max_tokens=3)[0]) == 3
+    with pytest.raises(BadInput, match=r"^input 1 has 4 tokens, and .* cannot cut it at 3;"):
+        ids_of(pipeline(), ["a", "abcd"], max_tokens=3)
+
+
 def test_the_pipeline_cuts_on_the_side_of_its_model_alone() -> None:
     assert len(ids_of(pipeline(), ["abcdefgh"], max_tokens=5, truncation="right")[0]) == 5
     with pytest.raises(BadInput, match="cut on the right only, not on the left"):

@@ -1,6 +1,7 @@
 """The seam between a worker and whatever computes: prepared inputs in, arrays out, one of each per input.
 
-Knows nothing of a particular library, nor of requests, queues or HTTP.
+Knows nothing of a particular library, nor of requests, queues or HTTP. Over 300 lines, so that the whole seam
+stands on one page.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.errors import BackendFailed
+from infinity_emb.errors import BackendFailed, BadInput
 from infinity_emb.primitives import ModelInfo, OutputName, Truncation
 
 TokenIds = npt.NDArray[np.int32]
@@ -40,13 +41,19 @@ class Clip:
     samples: npt.NDArray[np.float32]
 
 
+class Ids(NamedTuple):
+    """A text as ids of the model's vocabulary, special tokens included; nothing is added to them."""
+
+    ids: tuple[int, ...]
+
+
 class Passages(NamedTuple):
     """Texts that are read as one, each to have a vector of its own (late chunking)."""
 
     texts: tuple[str, ...]
 
 
-Input: TypeAlias = "str | Pair | Picture | Clip | Passages"
+Input: TypeAlias = "str | Pair | Ids | Picture | Clip | Passages"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,8 +63,21 @@ class InputOptions:
     prompt: str = ""  # put before a text, or before the query of a pair
     task: str | None = None  # sentence-transformers' `task`: query, document, or a route of the model
     truncation: Truncation = "model"
+    max_tokens: int | None = None  # the limit of this request, where it is below the model's
     outputs: tuple[OutputName, ...] = ("dense",)
     query_rows: Rows | None = None  # (q, D) float32, for the output `maxsim`
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise BadInput(f"max_tokens is {self.max_tokens}; give 1 or more, or None for the model's limit")
+
+    def limit(self, own: int | None) -> int | None:
+        """Tokens of a text, special ones included, over which it is cut or refused; None never is.
+
+        own: the model's limit.
+        """
+        given = [each for each in (own, self.max_tokens) if each is not None]
+        return min(given, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +161,10 @@ class Backend(Protocol):
         """
 
     def prepare_thread(self) -> None:
-        """Called once, on the thread that will call `launch`, before it does."""
+        """Called on the thread that will call `launch`, before it does; again when that comes back."""
+
+    def free_memory(self) -> None:
+        """Give back what the device keeps for later; called when a batch did not fit."""
 
 
 class Prepare(Protocol):
@@ -169,6 +192,34 @@ class Split(Protocol):
         """
 
 
+class Token(NamedTuple):
+    """A token of a text.
+
+    text: what it stands for in the text; of a special one, and where nothing tells, its name in the
+    vocabulary.
+    span: characters [start, end) of the text; None for a special one, and where nothing tells.
+    """
+
+    id: int
+    text: str
+    is_special: bool
+    span: tuple[int, int] | None
+
+
+class Vocabulary(Protocol):
+    """Text → tokens, and back; safe to call from several threads. Nothing is cut."""
+
+    @property
+    def size(self) -> int:
+        """The model reads the ids 0..size-1."""
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
+        """As the model reads a single text. Raises BadInput for a text that is not valid Unicode."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """A text for ids, each in 0..size-1. Tokenizing it again may give others."""
+
+
 def leave_scores(rows: Rows) -> Rows:
     """The activation of a model that has none."""
     return rows
@@ -185,6 +236,8 @@ class LoadedModel:
     num_tokenizer_threads: int
     activate: Callable[[Rows], Rows] = leave_scores  # (N, L) float32 raw scores → scores
     split: Split | None = None  # None: texts cannot be cut into pieces
+    vocabulary: Vocabulary | None = None  # None: the model has no tokenizer that can be asked
+    has_token_rows: bool = False  # whether texts can be asked for the output `tokens`, alone
     sampling_rate: int | None = None  # in Hz, of the clips that `prepare` takes; None: it takes none
     prepares_inline: bool = False  # `prepare` waits for no other thread: a few texts may hold an event loop
 

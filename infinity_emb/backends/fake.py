@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from infinity_emb.backends.base import (
     Backend,
     Clip,
     Encoded,
+    Ids,
     Input,
     InputOptions,
     LoadedModel,
@@ -34,6 +36,7 @@ from infinity_emb.backends.base import (
     SparseRow,
     TokenIds,
 )
+from infinity_emb.backends.fake_vocabulary import FakeVocabulary
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BadInput, InputTooLong, StartupError
 from infinity_emb.model_files import ModelFiles
@@ -69,6 +72,7 @@ class Faults:
     delay_s: float = 0.0  # each batch takes that long
     fail_on: str = ""  # the batch raises
     die_on: str = ""  # the device thread ends
+    hang_on: str = ""  # the batch never returns
     wrong_count_on: str = ""  # one row too few is answered
     nan_on: str = ""  # that text's row is NaN
     nan_in_half_on: str = ""  # that text's row is NaN unless it is computed in full precision
@@ -87,6 +91,9 @@ class FakeBackend:
     def prepare_thread(self) -> None:
         """Nothing to prepare."""
 
+    def free_memory(self) -> None:
+        """Nothing is kept."""
+
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FakeLaunched:
         """Compute the rows, and whatever is to go wrong."""
         texts = [_decode(item) for item in batch]
@@ -94,6 +101,8 @@ class FakeBackend:
             time.sleep(self._faults.delay_s)
         if self._hits(texts, self._faults.fail_on):
             raise RuntimeError(f"told to fail on {self._faults.fail_on!r}")
+        if self._hits(texts, self._faults.hang_on):
+            threading.Event().wait()
         if self._hits(texts, self._faults.die_on):
             raise SystemExit(f"told to die on {self._faults.die_on!r}")
         answers = {name: self._column(name, batch) for name in _outputs_of(batch)}
@@ -109,7 +118,7 @@ class FakeBackend:
     def _column(self, name: OutputName, batch: Sequence[Encoded]) -> Any:
         if name == "sparse":
             return [_sparse_row(item.token_ids) for item in batch]
-        if name == "multivector":
+        if name in ("multivector", "tokens"):
             return [_token_rows(item.token_ids) for item in batch]
         if name == "chunks":
             return [_token_rows(np.array([end - start for start, end in item.spans or ()])) for item in batch]
@@ -140,20 +149,23 @@ class FakeLaunched:
 
 def prepare(inputs: Sequence[Input], options: InputOptions) -> list[Encoded]:
     """One token per character. Raises InputTooLong over MAX_TOKENS characters where nothing may be cut."""
+    limit = min(MAX_TOKENS, options.max_tokens or MAX_TOKENS)
     recipe = Recipe(task=options.task, outputs=options.outputs)
     encoded = []
     for position, each in enumerate(inputs):
+        if isinstance(each, Ids) and options.prompt:
+            raise BadInput("is token ids, before which no prompt can go", position=position)
         if isinstance(each, Passages):
             encoded.append(_read_passages(each, options, recipe))
             continue
         ids = _code_points(each, options.prompt)
-        if len(ids) > MAX_TOKENS and options.truncation == "off":
+        if len(ids) > limit and options.truncation == "off":
             raise InputTooLong(
-                f"has {len(ids)} tokens, the limit is {MAX_TOKENS};"
+                f"has {len(ids)} tokens, the limit is {limit};"
                 " shorten it, or allow it to be cut with truncate=true",
                 position=position,
             )
-        kept = ids[-MAX_TOKENS:] if options.truncation == "left" else ids[:MAX_TOKENS]
+        kept = ids[-limit:] if options.truncation == "left" else ids[:limit]
         encoded.append(Encoded(np.array(kept, dtype=np.int32), recipe=recipe, query_rows=options.query_rows))
     return encoded
 
@@ -208,6 +220,8 @@ def load_model(args: EngineArgs, files: ModelFiles | None = None) -> LoadedModel
         num_tokenizer_threads=1,
         activate=leave_or_halve,
         split=split,
+        vocabulary=FakeVocabulary(),
+        has_token_rows=not is_scoring and kind is not ModelKind.sparse,
         sampling_rate=_SAMPLING_RATE,
         prepares_inline=True,
     )
@@ -245,6 +259,8 @@ def _code_points(each: Input, prompt: str) -> list[int]:
         return [1] * each.pixels.shape[0]  # as long as the image is high
     if isinstance(each, Clip):
         return [1] * (1 + len(each.samples) // _SAMPLING_RATE)
+    if isinstance(each, Ids):
+        return list(each.ids)
     if isinstance(each, Pair):
         return [*map(ord, prompt + each.query), _PAIR_SEPARATOR, *map(ord, each.document)]
     assert isinstance(each, str)

@@ -25,6 +25,7 @@ from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import module_names, read_object
 from infinity_emb.primitives import Device, Dtype, ModelInfo, ModelKind, PoolingMethod
 from infinity_emb.tokenizing import RawTokenizer
+from infinity_emb.vocabulary import RawVocabulary
 
 # A few milliseconds of work; from 4096 to 65,536 the measured rate was the same within the noise.
 DEFAULT_BATCH_TOKENS = 8192
@@ -118,6 +119,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         max_batch_tokens=args.max_batch_tokens or DEFAULT_BATCH_TOKENS,
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         split=raw.split,
+        vocabulary=RawVocabulary(raw, num_rows=len(table)),
         prepares_inline=True,
     )
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
 from infinity_emb.backends.base import Answers, Encoded, Input, InputOptions, Passages, Recipe, Rows, TokenIds
 from infinity_emb.primitives import OutputName
+from infinity_emb.token_ids import tokens_of
 from infinity_emb.tokenizing import RawTokenizer
 
 # Rows that are gathered at once, so that a long text needs no copy of a row for each of its tokens.
@@ -40,6 +41,9 @@ class StaticBackend:
 
     def prepare_thread(self) -> None:
         """Nothing to prepare."""
+
+    def free_memory(self) -> None:
+        """Nothing is kept."""
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> StaticLaunched:
         """Compute the vectors; they are float32 in any case, and no text's depends on its company."""
@@ -103,17 +107,15 @@ class StaticPrepare:
         recipe = Recipe(outputs=options.outputs)
         if isinstance(inputs[0], Passages):
             return [self._read_passages(cast(Passages, each), options, recipe) for each in inputs]
-        all_ids = self._read_texts(cast("Sequence[str]", inputs), options.prompt, options)
+        all_ids = self._read_texts(inputs, options)
         return [Encoded(ids, recipe=recipe) for ids in all_ids]
 
     def _read_passages(self, passages: Passages, options: InputOptions, recipe: Recipe) -> Encoded:
-        all_ids = self._read_texts(passages.texts, "", options)
+        all_ids = self._read_texts(passages.texts, replace(options, prompt=""))
         ends = np.cumsum([0, *map(len, all_ids)]).tolist()
         spans = tuple(itertools.pairwise(ends))
         return Encoded(np.concatenate(all_ids), recipe=recipe, spans=spans)
 
-    def _read_texts(self, texts: Sequence[str], prompt: str, options: InputOptions) -> list[TokenIds]:
-        tokens = self.tokenize(
-            texts, prompt=prompt, truncation=options.truncation, max_tokens=self.max_tokens
-        )
+    def _read_texts(self, texts: Sequence[Input], options: InputOptions) -> list[TokenIds]:
+        tokens = tokens_of(self.tokenize, texts, options, options.limit(self.max_tokens))
         return [each.ids for each in tokens]

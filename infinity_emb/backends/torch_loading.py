@@ -32,6 +32,7 @@ from infinity_emb.backends.torch_models import (
     tasks_of,
     transformers_of,
 )
+from infinity_emb.backends.torch_vocabulary import has_token_rows, vocabulary_of
 from infinity_emb.backends.warmup import (
     DEFAULT_BATCH_TOKENS,
     find_batch_tokens,
@@ -76,6 +77,8 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         activate=activate,
         split=opened.raw_tokenizer.split if opened.raw_tokenizer else None,
+        vocabulary=vocabulary_of(model),
+        has_token_rows=has_token_rows(model, kind),
         sampling_rate=sampling_rate_of(model),
         prepares_inline=opened.raw_tokenizer is not None,
     )

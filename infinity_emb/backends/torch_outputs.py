@@ -153,7 +153,7 @@ class TorchLaunched:
 def read_outputs(
     features: dict[str, Any], items: Sequence[Encoded], outputs: Sequence[OutputName], *, dense_name: str
 ) -> dict[OutputName, DeviceColumn]:
-    """The columns of `outputs` but for `chunks` and `maxsim`, for the items of one block.
+    """The columns of `outputs` but for `chunks`, `tokens` and `maxsim`, for the items of one block.
 
     dense_name: the feature that holds vectors, or scores.
     """

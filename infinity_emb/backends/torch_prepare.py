@@ -22,6 +22,7 @@ from sentence_transformers.base.modules import Router, Transformer
 from infinity_emb.backends.base import (
     Clip,
     Encoded,
+    Ids,
     Input,
     InputOptions,
     Pair,
@@ -32,7 +33,9 @@ from infinity_emb.backends.base import (
 )
 from infinity_emb.backends.torch_models import Expansion, input_module
 from infinity_emb.errors import BadInput, InputTooLong, ModelNotDeployedError
+from infinity_emb.pipeline_tokenizing import check_cut_text
 from infinity_emb.primitives import Modality
+from infinity_emb.token_ids import tokens_of
 from infinity_emb.tokenizing import RawTokenizer, Tokenize, Tokens
 
 # What preprocessing adds that is not an array of the input; `Recipe` and `InputLayout` hold it.
@@ -70,12 +73,7 @@ class TokenDoor:
         if isinstance(inputs[0], Passages):
             return [self._read_passages(cast(Passages, each), options) for each in inputs]
         recipe = self._recipe(options)
-        tokens = self.tokenize(
-            cast("Sequence[str | Pair]", inputs),
-            prompt=options.prompt,
-            truncation=options.truncation,
-            max_tokens=self.max_tokens,
-        )
+        tokens = tokens_of(self.tokenize, inputs, options, options.limit(self.max_tokens))
         for position, each in enumerate(tokens):
             _check_longer_than_prompt(len(each.ids), recipe.prompt_length, position)
         return [self._encoded(each, recipe, options.query_rows) for each in tokens]
@@ -103,13 +101,14 @@ class TokenDoor:
             raise BadInput("cannot be read as passages: late chunking needs a model with a pooling module")
         whole = options.prompt + "".join(passages.texts)
         offsets, num_tokens = self.tokenize.offsets(whole)
-        if self.max_tokens is not None and num_tokens > self.max_tokens:
+        limit = options.limit(self.max_tokens)
+        if limit is not None and num_tokens > limit:
             raise InputTooLong(
-                f"has {num_tokens} tokens with all passages, the limit is {self.max_tokens}; late chunking"
+                f"has {num_tokens} tokens with all passages, the limit is {limit}; late chunking"
                 " reads them as one text, so send fewer or shorter ones",
                 position=0,
             )
-        tokens = self.tokenize([whole], prompt="", truncation="off", max_tokens=self.max_tokens)[0]
+        tokens = self.tokenize([whole], prompt="", truncation="off", max_tokens=limit)[0]
         spans = _token_spans(whole, offsets, passages.texts)
         return Encoded(tokens.ids, None, self._recipe(options), spans=spans)
 
@@ -166,6 +165,8 @@ class FeatureDoor:
         return [self._read(each, options, position) for position, each in enumerate(inputs)]
 
     def _read(self, each: Input, options: InputOptions, position: int) -> Encoded:
+        if isinstance(each, Ids):
+            raise BadInput("is token ids, and this model's own preprocessing reads texts", position=position)
         modality = _modality_of(each)
         if modality is Modality.text and options.truncation in ("left", "right"):
             raise BadInput(
@@ -175,12 +176,8 @@ class FeatureDoor:
         ids = features.get("input_ids")
         num_tokens = int(ids.shape[-1]) if ids is not None else _MEDIA_TOKENS
         num_own = num_tokens - int(np.sum(features.get("query_expansion_positions", 0)))
-        if options.truncation == "off" and self.max_tokens and num_own >= self.max_tokens:
-            raise InputTooLong(
-                f"fills or exceeds the limit of {self.max_tokens} tokens; shorten it, or allow it to be cut"
-                " with truncate=true",
-                position=position,
-            )
+        if modality is Modality.text:
+            check_cut_text(num_own, options.limit(self.max_tokens), options.truncation, position)
         prompt_length = features["prompt_length"]
         if options.prompt and modality is Modality.text:
             prompt_length = prompt_length or self.prompt_length(options.prompt)

@@ -5,11 +5,15 @@ One validator each instead of a union, whose errors would list every form that d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from infinity_emb.backends.base import Ids
+from infinity_emb.primitives import TokenIdsOf
+from infinity_emb.server.validation import body_error
 
 TOKEN_IDS_MESSAGE = (
     "token ids are not accepted, they would be those of another model's tokenizer; send the texts themselves"
@@ -33,6 +37,22 @@ def parse_inputs(value: Any) -> list[str]:
         return [value]
     texts: list[str] = _parse_members(value, _read_text, "texts", may_be_alone=True)
     return texts
+
+
+def parse_texts_or_ids(value: Any) -> list[str | Ids]:
+    """A text, token ids, or a list of texts and ids → a list of one or more. Raises PydanticCustomError."""
+    if isinstance(value, str):
+        return [value]
+    if (ids := _read_ids(value)) is not None:
+        return [ids]
+    inputs: list[str | Ids] = _parse_members(value, _read_text_or_ids, "texts", may_be_alone=True)
+    return inputs
+
+
+def check_ids_allowed(inputs: Sequence[str | Ids], ids_of: TokenIdsOf, *, name: str) -> None:
+    """Raises a 422 for token ids where nobody's are taken. name: of the member that holds the inputs."""
+    if ids_of is TokenIdsOf.refuse and any(isinstance(each, Ids) for each in inputs):
+        raise body_error("string_type", TOKEN_IDS_MESSAGE, loc=[name])
 
 
 def parse_documents(value: Any) -> list[str]:
@@ -71,6 +91,15 @@ def _parse_members(value: Any, read: Callable[[Any], Any], what: str, *, may_be_
 
 def _read_text(given: Any) -> Any:
     return given if isinstance(given, str) else None
+
+
+def _read_ids(given: Any) -> Ids | None:
+    is_ids = isinstance(given, list) and set(map(type, given)) == {int}
+    return Ids(tuple(given)) if is_ids else None
+
+
+def _read_text_or_ids(given: Any) -> Any:
+    return given if isinstance(given, str) else _read_ids(given)
 
 
 def _read_document(given: Any) -> Any:
@@ -114,6 +143,18 @@ Inputs = Annotated[
             "anyOf": [_STRING, _list_of(_STRING)],
             "description": "One text, or a list of texts; of images and audio their URLs or data URIs. A text"
             " may be empty.",
+        }
+    ),
+]
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+TextsOrIds = Annotated[
+    list[str | Ids],
+    PlainValidator(parse_texts_or_ids),
+    WithJsonSchema(
+        {
+            "anyOf": [_STRING, _list_of(_STRING, _IDS), _IDS],
+            "description": "One text, or a list of texts; of images and audio their URLs or data URIs. A text"
+            " may be empty. Where the server takes token ids, a list of them stands for a text.",
         }
     ),
 ]

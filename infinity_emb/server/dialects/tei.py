@@ -11,23 +11,25 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Body
 from starlette.requests import Request
 from starlette.responses import Response
 
 from infinity_emb import __version__
-from infinity_emb.embedding import EmbedOptions
+from infinity_emb.backends.base import Rows
+from infinity_emb.embedding import Embeddings, EmbedOptions
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import UnknownModel
 from infinity_emb.postprocess import check_dimensions, unit_rows
 from infinity_emb.primitives import EmbeddingDtype, ModelInfo, ModelKind, Truncation
 from infinity_emb.scoring import cosine_scores
 from infinity_emb.server.api_route import ApiRoute, Handler, Task
+from infinity_emb.server.dialects.tei_timing import Stopwatch, count_characters
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import encode_list, json_response
-from infinity_emb.server.error_docs import TASK_ERRORS, Documented
+from infinity_emb.server.error_docs import TEI_ERRORS
 from infinity_emb.server.error_shape import note_shape
+from infinity_emb.server.inputs import check_ids_allowed
 from infinity_emb.server.json_route import fit_schema
 from infinity_emb.server.members import choose_truncation
 from infinity_emb.server.schemas.sparse import SparseRequest, SparseResponse
@@ -40,7 +42,6 @@ from infinity_emb.server.schemas.tei import (
     SimilarityParameters,
     TeiAnyRequest,
     TeiEmbedRequest,
-    TeiError,
     TeiInfo,
     TeiPredictions,
     TeiPredictRequest,
@@ -53,18 +54,6 @@ from infinity_emb.server.schemas.tei import (
 )
 from infinity_emb.server.sparse_route import SparseRoute
 
-Vector = npt.NDArray[Any]
-
-_NOT_ABLE: Documented = {"description": "The model cannot do that, or computing failed."}
-_ERRORS: dict[int | str, Documented] = {
-    status: {**each, "model": TeiError}
-    for status, each in {
-        **TASK_ERRORS,
-        400: {"description": "There is nothing to compute."},
-        424: _NOT_ABLE,
-        500: {"description": "An internal error."},
-    }.items()
-}
 _ANY_ANSWER = TeiVectors | TeiPredictions | SparseResponse | list[float] | list[TeiRanked]
 
 
@@ -81,17 +70,18 @@ class TeiRoutes(Task):
     def routes(self) -> list[ApiRoute]:
         """Where the handlers are reached."""
         return [
-            _route("/embed", self.tei_embed, TeiVectors),
-            _route("/predict", self.tei_predict, TeiPredictions),
-            _route("/similarity", self.tei_similarity, list[float]),
-            _route("/", self.tei_any, _ANY_ANSWER),
+            tei_route("/embed", self.tei_embed, TeiVectors),
+            tei_route("/predict", self.tei_predict, TeiPredictions),
+            tei_route("/similarity", self.tei_similarity, list[float]),
+            tei_route("/", self.tei_any, _ANY_ANSWER),
             ApiRoute(
                 path="/info",
                 method="GET",
                 answer=self.tei_info,
                 response_model=TeiInfo,
-                errors={status: _ERRORS[status] for status in (422, 503)},
+                errors={status: TEI_ERRORS[status] for status in (422, 503)},
                 is_at_v1=False,
+                error_shape=shape_error,
             ),
         ]
 
@@ -99,16 +89,20 @@ class TeiRoutes(Task):
         self, body: Annotated[TeiEmbedRequest, Body(openapi_examples=TEI_EMBED_EXAMPLES)], request: Request
     ) -> Response:
         """One vector per text, a list of lists, as clients of Text Embeddings Inference read them."""
+        watch = Stopwatch()
         self.check_num_inputs(body.inputs, "inputs")
         engine, input_type = self.served.choose(body.model_name, "embed")
+        check_ids_allowed(body.inputs, engine.engine_args.token_ids, name="inputs")
         if "dense" in engine.info.outputs:
             check_dimensions(body.dimensions, engine.info.embedding_dimension)
-        options = _dense_options(body.prompt_name, input_type, _truncation_of(body))
-        rows = await _embed(engine, body.inputs, options, request)
+        options = _dense_options(body.prompt_name, input_type, truncation_of(body))
+        answer = await watch.time(cancel_on_disconnect(request, engine.encode(body.inputs, options)))
         # Cut here: the engine scales what it cuts to length 1, which `normalize` may forbid.
-        cut = np.ascontiguousarray(np.stack(rows)[:, : body.dimensions])  # (N, dimensions)
+        cut = np.ascontiguousarray(_rows_of(answer)[:, : body.dimensions])  # (N, dimensions)
         scaled = cut if body.normalize is False else unit_rows(cut)
-        return json_response(await encode_list(lambda index: scaled[index], len(scaled), scaled.size))
+        response = json_response(await encode_list(lambda index: scaled[index], len(scaled), scaled.size))
+        num_characters = count_characters(body.inputs)
+        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)
 
     async def tei_predict(
         self,
@@ -116,16 +110,19 @@ class TeiRoutes(Task):
         request: Request,
     ) -> Response:
         """All labels, the most likely first; of a batch a list for each input."""
+        watch = Stopwatch()
         self.check_num_inputs(body.inputs.texts_or_pairs, "inputs")
         engine, _ = self.served.choose(body.model_name, "classify")
         classifying = engine.classify(
             sentences=body.inputs.texts_or_pairs,
             raw_scores=bool(body.raw_scores),
-            truncation=_truncation_of(body),
+            truncation=truncation_of(body),
         )
-        labelled, _ = await cancel_on_disconnect(request, classifying)
+        labelled, num_tokens = await watch.time(cancel_on_disconnect(request, classifying))
         answers = [[{"score": each["score"], "label": each["label"]} for each in row] for row in labelled]
-        return json_response(answers if body.inputs.is_batch else answers[0])
+        response = json_response(answers if body.inputs.is_batch else answers[0])
+        num_characters = count_characters(body.inputs.texts_or_pairs)
+        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=num_tokens)
 
     async def tei_similarity(
         self,
@@ -133,17 +130,22 @@ class TeiRoutes(Task):
         request: Request,
     ) -> Response:
         """The cosine of each sentence with the source sentence, in the order of the sentences."""
+        watch = Stopwatch()
         # The source stands last, so that an error names a sentence by its own place.
         texts = [*body.inputs.sentences, body.inputs.source_sentence]
         self.check_num_inputs(texts, "inputs")
         engine, input_type = self.served.choose(body.model_name, "embed")
         how = body.parameters or SimilarityParameters()
-        options = _dense_options(how.prompt_name, input_type, _truncation_of(how))
-        rows = np.stack(await _embed(engine, texts, options, request))  # (N + 1, D)
-        return json_response(cosine_scores(rows[-1], rows[:-1]))
+        options = _dense_options(how.prompt_name, input_type, truncation_of(how))
+        answer = await watch.time(cancel_on_disconnect(request, engine.encode(texts, options)))
+        rows = _rows_of(answer)  # (N + 1, D)
+        response = json_response(cosine_scores(rows[-1], rows[:-1]))
+        num_characters = count_characters(texts)
+        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)
 
     async def tei_rerank(self, body: TeiRerankRequest, request: Request) -> Response:
         """Texts by how well they answer a query, best first; a list without anything around it."""
+        watch = Stopwatch()
         self.check_num_inputs(body.texts, "texts")
         engine, _ = self.served.choose(body.model_name, "rerank")
         ranking = engine.rerank(
@@ -151,10 +153,10 @@ class TeiRoutes(Task):
             docs=body.texts,
             raw_scores=bool(body.raw_scores),
             top_n=body.top_n,
-            truncation=_truncation_of(body),
+            truncation=truncation_of(body),
         )
-        ranked, _ = await cancel_on_disconnect(request, ranking)
-        return json_response(
+        ranked, num_tokens = await watch.time(cancel_on_disconnect(request, ranking))
+        response = json_response(
             [
                 {
                     "index": each.index,
@@ -164,6 +166,8 @@ class TeiRoutes(Task):
                 for each in ranked
             ]
         )
+        num_characters = count_characters((body.query, text) for text in body.texts)
+        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=num_tokens)
 
     async def tei_any(
         self, body: Annotated[TeiAnyRequest, Body(openapi_examples=TEI_ANY_EXAMPLES)], request: Request
@@ -208,18 +212,20 @@ class TeiRoutes(Task):
         return engines[0]
 
 
-def _route(path: str, answer: Handler, response_model: object) -> ApiRoute:
+def tei_route(path: str, answer: Handler, response_model: object) -> ApiRoute:
+    """A route that takes JSON to a model, with the errors of the dialect."""
     return ApiRoute(
         path=path,
         method="POST",
         answer=answer,
         response_model=response_model,
-        errors=_ERRORS,
+        errors=TEI_ERRORS,
         is_at_v1=False,
     )
 
 
-def _truncation_of(how: TeiRequest | SimilarityParameters) -> Truncation:
+def truncation_of(how: TeiRequest | SimilarityParameters) -> Truncation:
+    """Where a text that is too long is cut."""
     return choose_truncation(how.truncate, truncation_direction=how.truncation_direction)
 
 
@@ -234,13 +240,10 @@ def _dense_options(prompt_name: str | None, input_type: str | None, truncation: 
     )
 
 
-async def _embed(
-    engine: AsyncEmbeddingEngine, texts: list[str], options: EmbedOptions, request: Request
-) -> Sequence[Vector]:
-    """(D,) float32 for each text."""
-    answer = await cancel_on_disconnect(request, engine.encode(texts, options))
+def _rows_of(answer: Embeddings) -> Rows:
+    """(N, D)"""
     assert answer.dense is not None, "an engine answers what it was asked for"
-    return answer.dense
+    return np.stack(answer.dense)
 
 
 def _describe(engine: AsyncEmbeddingEngine, *, max_client_batch_size: int) -> dict[str, object]:

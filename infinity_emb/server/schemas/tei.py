@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from infinity_emb.errors import BadInput, EngineNotReady, ModelNotDeployedError, Overloaded, ServingError
 from infinity_emb.server.error_shape import ErrorShape, Failure, ShapedError
-from infinity_emb.server.inputs import Documents, Inputs, parse_texts_or_pairs
+from infinity_emb.server.inputs import Documents, Inputs, TextsOrIds, parse_texts_or_pairs
 from infinity_emb.server.schemas.task import TaskRequest, Truncate, TruncationSide
 
 PROMPT_NAME = "The model's own prompt that goes before each text."
@@ -92,7 +92,7 @@ class TeiRequest(TaskRequest):
 class TeiEmbedRequest(TeiRequest):
     """Texts to embed."""
 
-    inputs: Inputs
+    inputs: TextsOrIds
     prompt_name: str | None = Field(None, description=PROMPT_NAME)
     normalize: bool | None = Field(
         None, description="Scale vectors to length 1, unless it is false: then they are the model's own."
@@ -121,6 +121,7 @@ class TeiRerankRequest(TeiRequest):
     """A query, and the texts that may answer it."""
 
     input_member: ClassVar[str] = "texts"
+    told_by: ClassVar[frozenset[str]] = frozenset({"texts"})
 
     query: str = Field(description="What is searched for.")
     texts: Documents
