@@ -18,37 +18,49 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infinity_emb.caller import set_caller
 from infinity_emb.config import ServerConfig
 from infinity_emb.server.body_limit import read_body
+from infinity_emb.server.callers import caller_of
 from infinity_emb.server.error_shape import note_shape
 from infinity_emb.server.schemas.task import TaskRequest
 from infinity_emb.server.validation import body_error
 
 Schema = TypeVar("Schema", bound=TaskRequest)
 
+MAX_CONTAINERS = 2**17
+
 
 class JsonRoute(APIRoute):
     """Calls `endpoint(body=<schema>, request=<request>)`; the schema is the annotation of `body`.
 
-    Where that is a union, a body is of the first schema whose `input_member` it has, else of the first.
+    Where that is a union, a body is of the first schema that has one of its `told_by` members, null or not,
+    else of the first.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
-        annotation = get_type_hints(endpoint)["body"]
-        schemas: Sequence[type[TaskRequest]] = get_args(annotation) or [annotation]
+        schemas = body_schemas(endpoint)
 
         async def answer(request: Request) -> Response:
             _note_schema(request, schemas[0])
             check_content_type(request.headers.get("content-type"))
             config: ServerConfig = request.app.state.config
             members = parse_body(await read_body(request, config.max_body_bytes))
-            schema = next((each for each in schemas if each.input_member in members), schemas[0])
+            schema = next((each for each in schemas if not each.told_by.isdisjoint(members)), schemas[0])
             _note_schema(request, schema)
-            response: Response = await endpoint(body=fit_schema(schema, members), request=request)
+            body = fit_schema(schema, members)
+            set_caller(caller_of(request, body))
+            response: Response = await endpoint(body=body, request=request)
             return response
 
         return answer
+
+
+def body_schemas(endpoint: Callable[..., object]) -> Sequence[type[TaskRequest]]:
+    """What the body of a handler may be."""
+    annotation = get_type_hints(endpoint)["body"]
+    return get_args(annotation) or [annotation]
 
 
 def _note_schema(request: Request, schema: type[TaskRequest]) -> None:
@@ -65,8 +77,27 @@ def check_content_type(content_type: str | None) -> None:
         raise HTTPException(415, f"{given} is not JSON; set the header 'Content-Type: application/json'")
 
 
+def check_num_containers(raw: bytes) -> None:
+    """Raises RequestValidationError for JSON of more lists and objects than a request has a use for.
+
+    Megabytes of `[],[],` would hold the event loop for many seconds: each member is an object of Python's,
+    and each is looked at.
+    """
+    if _num_brackets(raw) > MAX_CONTAINERS:
+        without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+        num_containers = _num_brackets(b"".join(without_escapes.split(b'"')[::2]))  # what is in no text
+        if num_containers > MAX_CONTAINERS:
+            message = f"the body has {num_containers} lists and objects, the limit is {MAX_CONTAINERS}"
+            raise body_error("json_invalid", f"{message}; send fewer inputs in one request")
+
+
+def _num_brackets(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
+
+
 def parse_body(raw: bytes) -> dict[str, Any]:
     """A JSON object. Raises RequestValidationError."""
+    check_num_containers(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:

@@ -12,11 +12,15 @@ from infinity_emb.embedding import Embeddings
 from infinity_emb.primitives import EmbeddingEncodingFormat
 from infinity_emb.server import encode
 
+JSON_FORMATS = [EmbeddingEncodingFormat.float, EmbeddingEncodingFormat.base64]
+
 
 def encoded(vectors: list[np.ndarray], encoding_format: EmbeddingEncodingFormat) -> list[dict[str, object]]:
     response = asyncio.run(
         encode.embeddings_response(
-            Embeddings(num_tokens=1, dense=vectors), encoding_format=encoding_format, model="m"
+            Embeddings(num_tokens=1, dense=vectors),
+            encoding=encode.Encoding(format=encoding_format),
+            model="m",
         )
     )
     data: list[dict[str, object]] = json.loads(bytes(response.body))["data"]
@@ -49,7 +53,7 @@ def test_rows_of_a_cut_matrix_are_encoded_as_they_are() -> None:
     ]
 
 
-@pytest.mark.parametrize("encoding_format", list(EmbeddingEncodingFormat))
+@pytest.mark.parametrize("encoding_format", JSON_FORMATS)
 def test_slices_make_one_list_with_running_indices(
     encoding_format: EmbeddingEncodingFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +78,7 @@ def test_other_work_gets_its_turn_while_a_long_answer_is_encoded(monkeypatch: py
         counting = asyncio.create_task(count_turns())
         await encode.embeddings_response(
             Embeddings(num_tokens=1, dense=random_rows(10, 4)),
-            encoding_format=EmbeddingEncodingFormat.float,
+            encoding=encode.Encoding(),
             model="m",
         )
         counting.cancel()

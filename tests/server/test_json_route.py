@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.tiny_server import build_debug_app, client_of, embed
+from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, embed
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,10 @@ JSON = {"content-type": "application/json"}
         ({"text": "a"}, "input: must be a text or a list of texts, not an object"),
         (["a", None], "input: must be a list of texts; member 1 is null"),
         (["a", "b", 1.5], "input: must be a list of texts; member 2 is a number"),
-        (["a", {"text": "b"}], "input: must be a list of texts; member 1 is an object"),
+        (
+            ["a", {"pdf": "b"}],
+            "input: member 1 is an object that does not have either a `text` or an `image`",
+        ),
         ([["a"]], "input: must be a list of texts; member 0 is a list"),
         ([[]], "input: must be a list of texts; member 0 is a list"),
         ([True], "input: must be a list of texts; member 0 is true or false"),
@@ -62,7 +65,7 @@ async def test_token_ids_are_refused_with_the_setting_of_the_client(
 @pytest.mark.parametrize(
     ("members", "param", "part"),
     [
-        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'bytes' or 'bytes_only'"),
         ({"input": "a", "modality": "video"}, "modality", "'text', 'image' or 'audio'"),
         ({"input": "a", "dimensions": "many"}, "dimensions", "valid integer"),
         ({"input": "a", "dimensions": 4.5}, "dimensions", "valid integer"),
@@ -75,7 +78,7 @@ async def test_token_ids_are_refused_with_the_setting_of_the_client(
         ({"input": "a", "outputs": ["maxsim"]}, "outputs", "'dense', 'sparse' or 'multivector'"),
         ({"input": "a", "embedding_dtype": "int4"}, "embedding_dtype", "'float32', 'float16'"),
         ({"input": "a", "output_dtype": "int4"}, "output_dtype", "'float32', 'float16'"),
-        ({"input": "a", "embedding_type": ["float"]}, "embedding_type", "'float32', 'float16'"),
+        ({"input": "a", "embedding_type": "int4"}, "embedding_type", "'float32', 'float16'"),
         ({"input": "a", "chunking": "some"}, "chunking", "valid boolean"),
         ({"input": "a", "late_chunking": "yes"}, "late_chunking", "an object with `chunk_size`"),
         ({"input": "a", "late_chunking": {"chunk_size": 0}}, "late_chunking", "in 1.."),
@@ -196,3 +199,22 @@ async def test_a_body_in_pieces_is_put_together(client: httpx.AsyncClient) -> No
 
     response = await client.post("/embeddings", content=pieces(), headers=JSON)
     assert response.json()["usage"]["total_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("members", "answers_with"),
+    [
+        ({"documents": ["a"], "top_k": 1, "texts": ["a"]}, "data"),
+        ({"documents": ["a"], "top_k": None}, "data"),
+        ({"documents": ["a"]}, "results"),
+    ],
+)
+async def test_a_body_is_of_the_first_schema_that_one_of_its_members_tells(
+    members: dict[str, Any], answers_with: str
+) -> None:
+    async with client_of_kind("reranker") as client:
+        assert answers_with in (await client.post("/rerank", json={"query": "q", **members})).json()
+        bare = await client.post("/rerank", json={"query": "q", "texts": ["a"]})
+        untold = await client.post("/rerank", json={"query": "q"})
+    assert isinstance(bare.json(), list)
+    assert untold.json()["error"]["param"] == "documents"

@@ -1,17 +1,19 @@
-"""`/embeddings`, and infinity's two routes for images and audio."""
+"""`/embeddings`, `/multi-vector`, and infinity's two routes for images and audio."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from infinity_emb.primitives import EmbeddingDtype, EmbeddingEncodingFormat, Modality
 from infinity_emb.prompts import MAX_PROMPT_CHARS
-from infinity_emb.server.inputs import Inputs
-from infinity_emb.server.schemas.task import TaskAnswer, TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.inputs import Inputs, TextsOrIds
+from infinity_emb.server.schemas.input_objects import describe_objects, unwrap_objects
+from infinity_emb.server.schemas.task import MaxTokens, TaskAnswer, TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.vector_bytes import EmbedDtype, Endianness
 
 AskedOutput = Literal["dense", "sparse", "multivector"]
 # More tokens than any model reads; beyond it, numbers stop to fit where they are computed with.
@@ -51,6 +53,21 @@ def parse_late_chunking(value: Any) -> LateChunking | None:
     return LateChunking(size)
 
 
+def parse_embedding_type(value: Any) -> EmbeddingDtype | Literal["base64"] | None:
+    """A number format or `base64`, alone or as a list's only member. Raises PydanticCustomError."""
+    if isinstance(value, list) and len(value) > 1:
+        raise PydanticCustomError("too_long", "one type an answer; send a request for each type")
+    [given] = value if isinstance(value, list) and value else [value]
+    if given is None or given == "base64":
+        return None if given is None else "base64"
+    dtypes = {"float": EmbeddingDtype.float32, **{str(each): each for each in EmbeddingDtype}}
+    if not isinstance(given, str) or given not in dtypes:
+        names = ", ".join(map(repr, dtypes))
+        raise PydanticCustomError("embedding_type", f"must be one of {names} and 'base64'")
+    return dtypes[given]
+
+
+_EMBEDDING_TYPE = {"type": "string", "enum": ["float", *map(str, EmbeddingDtype), "base64"]}
 NumberFormat = Annotated[
     EmbeddingDtype, BeforeValidator(lambda value: "float32" if value == "float" else value)
 ]
@@ -62,14 +79,17 @@ class MediaRequest(TaskRequest):
     input: Inputs
     encoding_format: EmbeddingEncodingFormat | None = Field(
         None,
-        description="`float`: numbers. `base64`: the vector's own bytes, little-endian, several times faster"
-        " to read.",
+        description="`float`: numbers. `base64`: the vector's own bytes, several times faster to read."
+        " `bytes`: a body of all vectors' bytes, one after the other, and a header `metadata`, of JSON, which"
+        " says where each one is; `Accept: application/octet-stream` asks for it too. `bytes_only`: without"
+        " that header.",
     )
 
 
 class EmbeddingRequest(MediaRequest):
     """OpenAI's embeddings request, and what other vendors and sentence-transformers have beyond it."""
 
+    input: TextsOrIds = Field(json_schema_extra=describe_objects)  # type: ignore[assignment]  # it is wider
     dimensions: int | None = Field(
         None, description="Keep that many values of each vector, scaled back to length 1; 0 keeps all."
     )
@@ -88,7 +108,9 @@ class EmbeddingRequest(MediaRequest):
         description="What goes before each text; an empty one is none.",
     )
     truncate: Truncate = None
+    truncation: Truncate = None
     truncation_side: TruncationSide = None
+    truncate_prompt_tokens: MaxTokens = None
     outputs: list[AskedOutput] | None = Field(
         None,
         min_length=1,
@@ -100,7 +122,31 @@ class EmbeddingRequest(MediaRequest):
         None, description="Number format of the vectors; `float` is float32."
     )
     output_dtype: NumberFormat | None = Field(None, description=_SAME_AS.format("embedding_dtype"))
-    embedding_type: NumberFormat | None = Field(None, description=_SAME_AS.format("embedding_dtype"))
+    embedding_type: Annotated[
+        EmbeddingDtype | Literal["base64"] | None,
+        PlainValidator(parse_embedding_type),
+        WithJsonSchema(
+            {
+                "anyOf": [_EMBEDDING_TYPE, {"type": "array", "items": _EMBEDDING_TYPE}, {"type": "null"}],
+                "description": "The same as `embedding_dtype`, also as a list of one; `base64` is the"
+                " `encoding_format`.",
+            }
+        ),
+    ] = None
+    embed_dtype: EmbedDtype | None = Field(
+        None, description="Number format of the bytes, and of base64; lists of numbers are float32."
+    )
+    endianness: Endianness | None = Field(
+        None, description="Order of the bytes of a number, in base64 too; `little` where not given."
+    )
+    normalized: bool | None = Field(
+        None,
+        description="true scales float vectors to length 1, which most models' are. Otherwise, and of whole"
+        " numbers and bits, they are the model's own.",
+    )
+    return_multivector: bool | None = Field(
+        None, description="Answer one vector a token, as `embeddings`; for late-interaction models."
+    )
     chunking: bool | None = Field(
         None, description="Split a text that is too long, and average the vectors of its pieces."
     )
@@ -120,6 +166,11 @@ class EmbeddingRequest(MediaRequest):
             }
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_objects(cls, members: Any) -> Any:
+        return unwrap_objects(members)
 
 
 _TEXT = "Munich is in Germany."
@@ -159,6 +210,17 @@ EMBEDDING_EXAMPLES: dict[str, Any] = {
         "value": {"input": [_TEXT], "outputs": ["dense", "sparse", "multivector"]},
     },
     "image": {"summary": "An image", "value": {"input": [_IMAGE], "modality": "image"}},
+    "bytes": {
+        "summary": "Vectors as bytes of bfloat16, with a header that says where each one is",
+        "value": {"input": [_TEXT], "encoding_format": "bytes", "embed_dtype": "bfloat16"},
+    },
+    "objects": {"summary": "As clients of Jina name an image", "value": {"input": [{"image": _IMAGE}]}},
+}
+MULTIVECTOR_EXAMPLES: dict[str, Any] = {
+    "query": {
+        "summary": "A query, one vector a token",
+        "value": {"input": ["Where is Munich?"], "input_type": "query"},
+    }
 }
 IMAGE_EXAMPLES: dict[str, Any] = {"image": {"summary": "An image", "value": {"input": [_IMAGE]}}}
 AUDIO_EXAMPLES: dict[str, Any] = {"audio": {"summary": "A sound", "value": {"input": [_AUDIO]}}}
@@ -189,6 +251,7 @@ class Embedding(BaseModel):
     )
     sparse_embedding: SparseEmbedding | None = None
     multivector_embedding: Values | None = None
+    embeddings: Values | None = Field(None, description="One vector a token, for `return_multivector`.")
     index: int
     shape: tuple[int, int] | None = Field(
         None, description="With base64: rows and columns of a matrix, whose rows follow one another."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from infinity_emb.primitives import Truncation
+from infinity_emb.primitives import Lane, Truncation
 from infinity_emb.server.error_shape import ErrorShape
 
 # What infinity_client sends where its user names no model.
@@ -24,16 +24,58 @@ _TRUNCATIONS: dict[str, Truncation] = {
 }
 
 
+def parse_priority(value: Any) -> Lane | None:
+    """A lane, or vLLM's and Cohere's number, which the later a request may be computed the higher it is.
+
+    Raises PydanticCustomError.
+    """
+    if value is None or value == 0:
+        return None
+    if type(value) is int:
+        return "bulk" if value > 0 else "interactive"
+    if isinstance(value, str) and value in get_args(Lane):
+        lane: Lane = "bulk" if value == "bulk" else "interactive"
+        return lane
+    raise PydanticCustomError("priority_type", "must be 'interactive', 'bulk' or a whole number")
+
+
+Priority = Annotated[
+    Lane | None,
+    PlainValidator(parse_priority),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(get_args(Lane))},
+                {"type": "integer"},
+                {"type": "null"},
+            ],
+            "description": "`interactive` is computed before `bulk`, which is never starved. A number above 0"
+            " is bulk, one below 0 interactive. Without it the number of inputs decides. The header"
+            " `x-priority` says the same.",
+        }
+    ),
+]
+
+
 class TaskRequest(BaseModel):
     """A request to a model."""
 
     # The member that errors about one of the inputs are about.
     input_member: ClassVar[str] = "input"
+    # Members that tell it from the other schemas of its route, any one of them; the first schema needs none.
+    told_by: ClassVar[frozenset[str]] = frozenset()
     # How its dialect writes errors; None is the server's own way.
     error_shape: ClassVar[ErrorShape | None] = None
 
     model: str | None = Field(None, description=MODEL)
     user: str | None = Field(None, description="Ignored.")
+    priority: Priority = None
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which the request is dropped with 504; the header `x-request-timeout` says"
+        " the same.",
+    )
 
     @property
     def model_name(self) -> str | None:
@@ -74,6 +116,16 @@ TruncationSide = Annotated[
     Side | None,
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
     Field(description="Where a text that is too long is cut."),
+]
+
+
+MaxTokens = Annotated[
+    Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
+    BeforeValidator(lambda value: None if value == -1 else value),
+    Field(
+        description="Cut at so many tokens, special ones included; with truncate=false, refuse more. -1, and"
+        " more than the model takes, are the model's own limit.",
+    ),
 ]
 
 
