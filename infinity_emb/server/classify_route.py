@@ -11,10 +11,22 @@ from starlette.responses import Response
 
 from infinity_emb.primitives import ClassifyReturnType
 from infinity_emb.server.api_route import ApiRoute, Task
+from infinity_emb.server.dialects.vllm import VllmRoutes
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import task_response
 from infinity_emb.server.members import choose_truncation
 from infinity_emb.server.schemas.classify import CLASSIFY_EXAMPLES, ClassifyRequest, ClassifyResponse
+from infinity_emb.server.schemas.vllm import (
+    VLLM_CLASSIFY_EXAMPLES,
+    VllmClassifyRequest,
+    VllmClassifyResponse,
+)
+
+# A member that only vLLM has tells whose client asks.
+Form = Annotated[
+    ClassifyRequest | VllmClassifyRequest,
+    Body(openapi_examples={**CLASSIFY_EXAMPLES, **VLLM_CLASSIFY_EXAMPLES}),
+]
 
 
 class ClassifyRoute(Task):
@@ -22,12 +34,13 @@ class ClassifyRoute(Task):
 
     def routes(self) -> list[ApiRoute]:
         """Where the handler is reached."""
-        return [ApiRoute.of_task("/classify", self.classify, ClassifyResponse)]
+        return [ApiRoute.of_task("/classify", self.classify, ClassifyResponse | VllmClassifyResponse)]
 
-    async def classify(
-        self, body: Annotated[ClassifyRequest, Body(openapi_examples=CLASSIFY_EXAMPLES)], request: Request
-    ) -> Response:
+    async def classify(self, body: Form, request: Request) -> Response:
         """All labels of each text or pair of texts, the most likely first."""
+        if isinstance(body, VllmClassifyRequest):
+            vllm = VllmRoutes(served=self.served, max_client_batch_size=self.max_client_batch_size)
+            return await vllm.vllm_classify(body, request)
         self.check_num_inputs(body.input, "input")
         engine, _ = self.served.choose(body.model_name, "classify")
         labelled, num_tokens = await cancel_on_disconnect(
@@ -36,6 +49,7 @@ class ClassifyRoute(Task):
                 sentences=body.input,
                 raw_scores=bool(body.raw_scores),
                 truncation=choose_truncation(body.truncate, truncation_side=body.truncation_side),
+                max_tokens=body.truncate_prompt_tokens,
             ),
         )
         data = [_describe_labels(labels) for labels in labelled]

@@ -9,6 +9,7 @@ import pytest
 from sentence_transformers.util import quantize_embeddings
 
 from infinity_emb.server.schemas.cohere import CohereEmbedRequest, CohereRerankRequest
+from infinity_emb.server.schemas.rerank import RerankResponse
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args, embed
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +72,23 @@ async def test_every_type_is_answered_and_tokens_are_billed_once(client: httpx.A
     for kind in ("int8", "uint8"):
         native = (await embed(client, TEXTS, embedding_dtype=kind)).json()
         assert body["embeddings"][kind] == [each["embedding"] for each in native["data"]]
+
+
+async def test_every_type_comes_from_one_pass() -> None:
+    app = build_debug_app()
+    async with client_of(app) as client:
+        body = {**V2_BODY, "embedding_types": ALL_TYPES}
+        await client.post("/v2/embed", json=body)  # finds the ranges
+        before = app.engine_array[0].stats.num_items
+        await client.post("/v2/embed", json={**body, "output_dimension": 4})
+        assert app.engine_array[0].stats.num_items == before + len(TEXTS)
+
+
+async def test_shorter_integers_have_ranges_of_their_own(client: httpx.AsyncClient) -> None:
+    body = {**V2_BODY, "embedding_types": ["int8"], "output_dimension": 4}
+    found = (await client.post("/v2/embed", json=body)).json()["embeddings"]["int8"]
+    native = (await embed(client, TEXTS, embedding_dtype="int8", dimensions=4)).json()
+    assert found == [each["embedding"] for each in native["data"]]
 
 
 async def test_floats_are_floats_where_the_model_is_served_with_another_format() -> None:
@@ -176,6 +194,37 @@ async def test_v1_rerank_is_the_servers_own() -> None:
     assert "objects with a `text`" in without_text.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("sdk", "document"), [("cohere", {"text": "aaaa"}), ("other", "aaaa")])
+async def test_v1_documents_are_objects_for_coheres_own_clients_alone(sdk: str, document: Any) -> None:
+    """`Client.rerank` of cohere 5 and 7 reads `document.text`; LiteLLM and infinity's client need a text."""
+    request = {"query": "q", "documents": DOCUMENTS, "return_documents": True, "top_n": 1}
+    async with client_of_kind("reranker") as client:
+        body = (await client.post("/v1/rerank", json=request, headers={"X-Fern-SDK-Name": sdk})).json()
+    assert RerankResponse.model_validate(body).results[0].index == 2
+    assert body["results"] == [{"relevance_score": 2.0, "index": 2, "document": document}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [(["title", "body"], "t\nbb"), (["body", "title"], "bb\nt"), (["body", "none"], "bb"), ([], "text")],
+)
+async def test_v1_rank_fields_are_read_in_their_order(fields: list[str], text: str) -> None:
+    documents = [{"title": "t", "body": "bb", "text": "text"}]
+    request = {"query": "q", "documents": documents, "rank_fields": fields, "return_documents": True}
+    async with client_of_kind("reranker") as client:
+        body = (await client.post("/v1/rerank", json=request)).json()
+    assert [each["document"] for each in body["results"]] == [text]
+
+
+@pytest.mark.parametrize("documents", [[{"title": "t"}], [{"body": 3}], [None]])
+async def test_v1_documents_without_the_fields_are_refused(documents: Any) -> None:
+    request = {"query": "q", "documents": documents, "rank_fields": ["body"]}
+    async with client_of_kind("reranker") as client:
+        response = await client.post("/v1/rerank", json=request)
+    assert response.status_code == 422
+    assert "objects with a `text`" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "request_body", "status", "part"),
     [
@@ -190,6 +239,7 @@ async def test_v1_rerank_is_the_servers_own() -> None:
         ("/v2/embed", {"texts": ["a"], "input_type": "nonsense"}, 400, "nonsense"),
         ("/v2/embed", {"texts": ["a"], "model": "embed-v4.0"}, 400, "['debug']"),
         ("/v2/embed", {"images": ["a"]}, 400, "image_embed"),
+        ("/v2/embed", {"images": ["a"], "embedding_types": ["float", "int8"]}, 422, "ranges come from texts"),
         ("/v2/rerank", {"query": "q", "documents": ["a"]}, 400, "rerank"),
         ("/v2/rerank", {"query": "q"}, 422, "documents: Field required"),
         ("/v2/rerank", {"query": "q", "documents": ["a"], "top_n": 0}, 422, "top_n"),

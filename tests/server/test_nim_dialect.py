@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
+from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.server.schemas.nim import NimRankingRequest
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
@@ -60,3 +62,32 @@ async def test_the_only_reranker_answers_a_request_that_names_no_model() -> None
     async with client_of(app) as client:
         body = (await client.post("/v1/ranking", json={**REQUEST, "model": None})).json()
     assert body["rankings"][0] == {"index": 2, "logit": 4.0}
+
+
+HEALTH = {"/v1/health/live": "Service is live.", "/v1/health/ready": "Service is ready."}
+
+
+@pytest.mark.parametrize("path", HEALTH)
+@pytest.mark.parametrize("config", [{}, {"url_prefix": "/x", "api_key": "key"}, {"url_prefix": "/v1"}])
+async def test_health_is_told_at_nims_paths_to_everybody(path: str, config: dict[str, Any]) -> None:
+    async with client_of(build_debug_app(**config)) as client:
+        response = await client.get(path)
+    assert response.status_code == 200
+    assert response.json() == {"object": "health.response", "message": HEALTH[path], "ready": True}
+
+
+async def test_a_model_whose_thread_died_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with client_of(build_debug_app()) as client:
+        monkeypatch.setattr(AsyncEmbeddingEngine, "is_dead", True)
+        response = await client.get("/v1/health/live")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, 503)
+
+
+async def test_a_model_that_was_stopped_is_live_but_not_ready() -> None:
+    app = build_debug_app()
+    async with client_of(app) as client:
+        await app.engine_array.astop()
+        answers: list[httpx.Response] = [await client.get(path) for path in HEALTH]
+        await app.engine_array.astart()
+    assert [each.status_code for each in answers] == [200, 503]
+    assert "retry-after" in answers[1].headers

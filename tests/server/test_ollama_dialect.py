@@ -6,7 +6,8 @@ import httpx
 import numpy as np
 import pytest
 
-from infinity_emb.server.schemas.ollama import OllamaEmbedRequest, OllamaPromptRequest, OllamaTags
+from infinity_emb import __version__
+from infinity_emb.server.schemas.ollama import OllamaEmbedRequest, OllamaPromptRequest, OllamaShow, OllamaTags
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +143,32 @@ async def test_the_routes_stand_behind_the_prefix_alone() -> None:
         assert (await client.post("/x/api/embed", json={"input": "a"})).status_code == 200
         assert (await client.get("/x/api/tags")).status_code == 200
         assert (await client.post("/api/embed", json={"input": "a"})).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["debug", "debug:latest", "debug:query", None])
+async def test_show_tells_what_is_known_of_one_model(name: str | None) -> None:
+    async with client_of_kind("embedder") as client:
+        response = await client.post("/api/show", json={"model": name, "verbose": True})
+    shown = OllamaShow.model_validate_json(response.content, strict=True)
+    assert shown.capabilities == ["embedding"]
+    assert shown.model_info == {
+        "general.architecture": "embedder",
+        "embedder.embedding_length": 13,
+        "embedder.context_length": 8192,
+    }
+
+
+async def test_show_of_a_model_that_is_not_served_is_a_404(client: httpx.AsyncClient) -> None:
+    response = await client.post("/api/show", json={"model": "nomic-embed-text"})
+    assert (response.status_code, list(response.json())) == (404, ["error"])
+
+
+async def test_a_reranker_is_shown_without_what_it_has_not() -> None:
+    async with client_of_kind("reranker") as client:
+        shown = (await client.post("/api/show", json={"model": "debug"})).json()
+    assert shown["capabilities"] == []
+    assert "reranker.embedding_length" not in shown["model_info"]
+
+
+async def test_the_version_is_the_servers_own(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/version")).json() == {"version": __version__}

@@ -7,18 +7,17 @@ Source: https://docs.cohere.com/reference/embed and https://docs.cohere.com/refe
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Body
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infinity_emb.backends.base import Rows
 from infinity_emb.embedding import Embeddings, EmbedOptions
 from infinity_emb.engine import AsyncEmbeddingEngine
-from infinity_emb.postprocess import quantize_rows
 from infinity_emb.primitives import EmbeddingDtype, Modality
 from infinity_emb.server.api_route import ApiRoute, Task
 from infinity_emb.server.disconnect import cancel_on_disconnect
@@ -39,20 +38,12 @@ from infinity_emb.server.schemas.cohere import (
 from infinity_emb.server.validation import body_error
 
 Version = Literal["1", "2"]
-Vectors = Sequence[npt.NDArray[Any]]
 
 EmbedBody = Annotated[CohereEmbedRequest, Body(openapi_examples=COHERE_EMBED_EXAMPLES)]
 RerankBody = Annotated[CohereRerankRequest, Body(openapi_examples=COHERE_RERANK_EXAMPLES)]
 
-# What an engine is asked for; bits and base64 are made of floats, so that one pass answers all four.
-_COMPUTED_AS: dict[EmbeddingType, EmbeddingDtype] = {
-    "float": EmbeddingDtype.float32,
-    "base64": EmbeddingDtype.float32,
-    "binary": EmbeddingDtype.float32,
-    "ubinary": EmbeddingDtype.float32,
-    "int8": EmbeddingDtype.int8,
-    "uint8": EmbeddingDtype.uint8,
-}
+_FLOATS = ("float", "base64")
+_NEED_RANGES = ("int8", "uint8")
 _DEFAULT_TYPES: tuple[EmbeddingType, ...] = ("float",)
 
 
@@ -89,35 +80,51 @@ class CohereRoutes(Task):
     async def _embed(self, body: CohereEmbedRequest, request: Request, *, version: Version) -> Response:
         self._check_inputs(body)
         engine, input_type = self.served.choose(body.model_name, "embed" if body.texts else "image_embed")
-        types: list[EmbeddingType] = list(dict.fromkeys(body.embedding_types or _DEFAULT_TYPES))
-        answers = {
-            dtype: await cancel_on_disconnect(request, _encode(engine, body, input_type, dtype))
-            for dtype in dict.fromkeys(_COMPUTED_AS[each] for each in types)
-        }
-        by_type = {each: await _write(answers[_COMPUTED_AS[each]], each) for each in types}
+        answer = await cancel_on_disconnect(request, _encode(engine, body, input_type))
+        assert answer.dense is not None, "an engine answers what it was asked for"
+        rows = np.stack(answer.dense)  # (N, D) float32, of which every type is made
+        types = dict.fromkeys(body.embedding_types or _DEFAULT_TYPES)
+        by_type = {each: await _write(engine, rows, each) for each in types}
         is_list = version == "1" and not body.embedding_types
         results = {
             "response_type": "embeddings_floats" if is_list else "embeddings_by_type",
             "embeddings": by_type["float"] if is_list else by_type,
             **({"texts": body.texts} if body.texts else {}),
         }
-        num_tokens = next(iter(answers.values())).num_tokens
-        return _respond(results, {"billed_units": {"input_tokens": num_tokens}}, version=version)
+        return _respond(results, {"billed_units": {"input_tokens": answer.num_tokens}}, version=version)
 
     def _check_inputs(self, body: CohereEmbedRequest) -> None:
         if (body.texts is None) == (body.images is None):
             raise body_error("missing", "give 'texts', or 'images' instead", loc=["texts"])
         self.check_num_inputs(body.texts or [], "texts")
         check_num_members(body.images or [], limit=MAX_MEDIA, name="images")
+        for kind in _NEED_RANGES if body.images else ():
+            if kind in (body.embedding_types or ()):
+                message = f"images are not answered as {kind!r}, whose ranges come from texts; ask for others"
+                raise body_error("not_for_images", message, loc=["embedding_types"], given=kind)
+
+
+def is_coheres_client(request: Request) -> bool:
+    """Whether one of Cohere's own libraries asks, which all say so.
+
+    Of `/v1/rerank` they read `document.text`, where infinity's clients and LiteLLM must find a text; what
+    they send has no member that tells them apart.
+    """
+    return request.headers.get("x-fern-sdk-name", "").startswith("cohere")
+
+
+def document_object(text: str) -> dict[str, str]:
+    """A document, as Cohere's own libraries read it."""
+    return {"text": text}
 
 
 async def _encode(
-    engine: AsyncEmbeddingEngine, body: CohereEmbedRequest, input_type: str | None, dtype: EmbeddingDtype
+    engine: AsyncEmbeddingEngine, body: CohereEmbedRequest, input_type: str | None
 ) -> Embeddings:
     options = EmbedOptions(
         input_type=body.input_type or input_type,
         dimensions=body.output_dimension or None,
-        embedding_dtype=dtype,
+        embedding_dtype=EmbeddingDtype.float32,
         outputs=("dense",),
         truncation=body.truncate or "model",
     )
@@ -126,14 +133,11 @@ async def _encode(
     return await engine.encode(body.texts or [], options)
 
 
-async def _write(answer: Embeddings, kind: EmbeddingType) -> object:
+async def _write(engine: AsyncEmbeddingEngine, rows: Rows, kind: EmbeddingType) -> object:
     """The vectors as a list of JSON."""
-    assert answer.dense is not None, "an engine answers what it was asked for"
-    rows: Vectors = answer.dense
-    if kind in ("binary", "ubinary"):
-        rows = list(quantize_rows(np.stack(answer.dense), EmbeddingDtype(kind)))
+    vectors = rows if kind in _FLOATS else await engine.quantize(rows, EmbeddingDtype(kind))
     write = to_base64 if kind == "base64" else np.ascontiguousarray
-    return await encode_list(lambda index: write(rows[index]), len(rows), sum(row.size for row in rows))
+    return await encode_list(lambda index: write(vectors[index]), len(vectors), vectors.size)
 
 
 def _respond(results: Mapping[str, object], meta: Mapping[str, object], *, version: Version) -> Response:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from infinity_emb.server.inputs import TextsOrPairs
-from infinity_emb.server.schemas.task import TaskAnswer, TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.schemas.task import MaxTokens, TaskAnswer, TaskRequest, Truncate, TruncationSide
 
 
 class ClassifyRequest(TaskRequest):
@@ -17,6 +17,7 @@ class ClassifyRequest(TaskRequest):
     raw_scores: bool | None = Field(None, description="Logits instead of probabilities.")
     truncate: Truncate = None
     truncation_side: TruncationSide = None
+    truncate_prompt_tokens: MaxTokens = None
 
 
 CLASSIFY_EXAMPLES: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""NVIDIA NIM's `/v1/ranking`."""
+"""NVIDIA NIM's `/v1/ranking`, `/v1/health/live` and `/v1/health/ready`."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -50,3 +50,11 @@ class NimRankingResponse(BaseModel):
 
     rankings: list[NimRanking]
     usage: Usage
+
+
+class NimHealth(BaseModel):
+    """The check that was asked for has passed."""
+
+    object: Literal["health.response"]
+    message: str
+    ready: Literal[True]

@@ -1,8 +1,8 @@
-"""Ollama's `/api/embed`, `/api/embeddings` and `/api/tags`."""
+"""Ollama's `/api/embed`, `/api/embeddings`, `/api/show`, `/api/tags` and `/api/version`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 
@@ -59,6 +59,13 @@ class OllamaPromptRequest(TaskRequest):
     prompt: str | None = Field(None, description="The text; none is answered by an empty vector.")
 
 
+class OllamaShowRequest(TaskRequest):
+    """A model's name."""
+
+    input_member: ClassVar[str] = "model"
+    error_shape: ClassVar[ErrorShape | None] = shape_error
+
+
 _TEXT = "Munich is in Germany."
 
 OLLAMA_EMBED_EXAMPLES: dict[str, Any] = {
@@ -66,6 +73,7 @@ OLLAMA_EMBED_EXAMPLES: dict[str, Any] = {
     "dimensions": {"summary": "A shorter vector", "value": {"input": _TEXT, "dimensions": 8}},
 }
 OLLAMA_PROMPT_EXAMPLES: dict[str, Any] = {"text": {"summary": "One text", "value": {"prompt": _TEXT}}}
+OLLAMA_SHOW_EXAMPLES: dict[str, Any] = {"only": {"summary": "The only model", "value": {}}}
 
 
 class OllamaEmbedResponse(BaseModel):
@@ -109,6 +117,21 @@ class OllamaTags(BaseModel):
     """Every served model."""
 
     models: list[OllamaModel]
+
+
+class OllamaShow(BaseModel):
+    """What is known of one served model."""
+
+    modified_at: str = Field(description="When the server started.")
+    details: OllamaDetails
+    model_info: dict[str, str | int]
+    capabilities: list[Literal["embedding"]]
+
+
+class OllamaVersion(BaseModel):
+    """This server's own version."""
+
+    version: str
 
 
 class OllamaError(BaseModel):
