@@ -10,8 +10,9 @@ models, devices or HTTP beyond their names. Over 300 lines, so that all options 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, InitVar, dataclass, fields, replace
 from typing import Any
 
 from infinity_emb.errors import StartupError
@@ -21,20 +22,35 @@ from infinity_emb.options import (
     env_text,
     env_values,
     flag_name,
+    is_repeated,
     option,
     option_fields,
     parse_option,
     settle_options,
 )
-from infinity_emb.primitives import Device, Dtype, EmbeddingDtype, InferenceEngine, ModelKind, PoolingMethod
+from infinity_emb.primitives import (
+    Device,
+    Dtype,
+    EmbeddingDtype,
+    InferenceEngine,
+    ModelKind,
+    PoolingMethod,
+    TokenIdsOf,
+)
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9:._-]+|\[[0-9a-fA-F:.]+\]")
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def _check_prefix(value: str) -> str | None:
     is_fine = value in ("", "/") or (value.startswith("/") and not value.endswith("/"))
     return None if is_fine else "must start with / and not end with /"
+
+
+def _check_hosts(value: str) -> str | None:
+    is_fine = all(_HOST.fullmatch(each.strip()) for each in value.split(",") if each.strip())
+    return None if is_fine else "must be host names behind commas, without scheme, port or path"
 
 
 def _check_redirect(value: str) -> str | None:
@@ -63,7 +79,18 @@ class EngineArgs:
     )
     model_warmup: bool = option(True, "Measure the best batch size in tokens before the server is ready.")
     vector_disk_cache: bool = option(
-        False, "Keep vectors on disk; there is no cache in this version.", no_effect=True
+        False,
+        "Keep what texts and pairs were answered in a file under INFINITY_HOME, HF_HOME or ~/.cache, for all"
+        " models and the next start.",
+    )
+    vector_disk_cache_mb: int = option(
+        4096, "Megabytes of that file; what was written first leaves first.", minimum=1
+    )
+    vector_memory_cache_mb: int = option(
+        0,
+        "Megabytes per model for keeping the same in memory; 0 keeps nothing. With either cache, equal texts"
+        " of requests at the same time are computed once.",
+        minimum=0,
     )
     device: Device = option(Device.auto, "Device to compute on.")
     device_id: tuple[int, ...] = option(
@@ -75,6 +102,11 @@ class EngineArgs:
     dtype: Dtype = option(Dtype.auto, "Number format of the weights; auto chooses by device.")
     embedding_dtype: EmbeddingDtype = option(
         EmbeddingDtype.float32, "Number format of the vectors, where a request asks for no other."
+    )
+    token_ids: TokenIdsOf = option(
+        TokenIdsOf.refuse,
+        "Whose token ids a request may send instead of texts: nobody's, the model's own, which are taken as"
+        " they are, or those of OpenAI's embedding models, which become texts: infinity-emb[tiktoken].",
     )
     calibration_file: str = option(
         "", "Texts, one a line, that int8 and uint8 vectors take their ranges from; the package has its own."
@@ -90,8 +122,8 @@ class EngineArgs:
     )
     served_model_name: str = option(
         "",
-        "Name in the API; the default is the last two parts of the model id. With one model it may be"
-        " given several times: the others are aliases.",
+        "Name in the API, and behind commas its aliases: `name,alias`. The default is the last two parts of"
+        " the model id. With one model it may be given several times: the others are aliases.",
     )
     onnx_disable_optimize: bool = option(
         False, "Take ONNX files as they are; this version has no ONNX engine.", no_effect=True
@@ -108,11 +140,53 @@ class EngineArgs:
     max_queue_tokens: int = option(
         8_000_000, "Tokens that may wait per model; more are refused with 429.", minimum=1
     )
+    max_queue_wait_s: int = option(
+        120,
+        "Seconds that a request may be expected to wait, by the speed that was measured; more is refused with"
+        " 429. 0 never refuses for that.",
+        minimum=0,
+    )
+    request_timeout_s: int = option(
+        0,
+        "Seconds after which a request is dropped with 504, unless it names its own `timeout`. 0 never"
+        " drops one.",
+        minimum=0,
+    )
+    batch_timeout_s: int = option(
+        300,
+        "Seconds after which a forward pass is taken for hung: its requests fail and the process ends. 0"
+        " waits for ever.",
+        minimum=0,
+    )
+    max_queue_pixels: int = option(
+        1_024_000_000,
+        "Pixels of decoded images that may wait per model, at 3 bytes each; more are refused with 429.",
+        minimum=1,
+    )
+    max_queue_audio_s: int = option(
+        4 * 3600, "Seconds of decoded sound that may wait per model; more are refused with 429.", minimum=1
+    )
+    media_hosts: str = option(
+        "",
+        "Hosts that images and audio are fetched from, behind commas: `cdn.example.com,*.example.org`. Empty"
+        " is every public host, and `none` is no host at all; private addresses are never fetched.",
+        check=_check_hosts,
+    )
+    max_request_tokens: int = option(
+        0,
+        "Tokens in one request; more are refused with 400. 0 sets no limit; OpenAI's own is 300000.",
+        minimum=0,
+    )
     threads: int = option(0, "Compute threads on a CPU; 0 takes what the container may use.", minimum=0)
     tokenizer_threads: int = option(0, "Tokenizing threads; 0 chooses by cores.", minimum=0)
     served_model_aliases: tuple[str, ...] = ()
+    # Arguments of 0.0.77 that code still passes: a cache, whose place is not chosen by it, and a placement.
+    vector_disk_cache_path: InitVar[str | bool | None] = None
+    _loading_strategy: InitVar[object] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, vector_disk_cache_path: str | bool | None, _loading_strategy: object) -> None:
+        if vector_disk_cache_path is not None:
+            object.__setattr__(self, "vector_disk_cache", bool(vector_disk_cache_path))
         settle_options(self)
         if not self.served_model_name:
             object.__setattr__(self, "served_model_name", _short_name(self.model_name_or_path))
@@ -163,17 +237,42 @@ class ServerConfig:
     )
     log_level: str = option("info", "Least important log lines that are shown.", choices=LOG_LEVELS)
     permissive_cors: bool = option(False, "Let browsers of every origin call the API.")
-    api_key: str = option("", "Bearer token that the API asks for; empty lets everybody in.")
+    api_key: tuple[str, ...] = option(
+        (),
+        "Key that the API asks for; may be given several times, and each of them counts. Without a key"
+        " everybody is let in.",
+        is_secret=True,
+    )
+    api_key_file: str = option(
+        "", "File with more such keys, one a line; # begins a comment. It is read again when it changes."
+    )
+    docs: bool = option(True, "Serve the documentation page, and /openapi.json, to everybody.")
+    metrics: str = option(
+        "open",
+        "Who may read /metrics: everybody, who has a key, or with off nobody.",
+        choices=("open", "key", "off"),
+    )
     proxy_root_path: str = option("", "Path under which a proxy serves this server.")
     preload_only: bool = option(False, "Load and warm up every model, then exit.")
     max_client_batch_size: int = option(2048, "Most inputs in one request.", minimum=1)
     max_body_bytes: int = option(32 * 2**20, "Largest request body in bytes; larger ones get 413.", minimum=1)
+    max_connections: int = option(
+        4096, "Open connections, beyond which what is posted is refused with 503.", minimum=1
+    )
+    request_read_timeout_s: int = option(
+        60, "Seconds that a client has to send a whole request; a slower one gets 408.", minimum=1
+    )
+    answer_write_timeout_s: int = option(
+        60, "Seconds that an answer may lie unread before the connection is closed.", minimum=1
+    )
     shutdown_timeout_s: int = option(
         25, "Seconds that accepted requests get to finish after SIGTERM or Ctrl-C.", minimum=0
     )
 
     def __post_init__(self) -> None:
         settle_options(self)
+        if self.metrics == "key" and not (self.api_key or self.api_key_file):
+            raise StartupError("--metrics key needs an --api-key or --api-key-file to ask for")
         if self.url_prefix == "/":
             object.__setattr__(self, "url_prefix", "")
 
@@ -184,17 +283,20 @@ class ServerConfig:
 
     @classmethod
     def from_given(cls, given: Mapping[str, Given]) -> ServerConfig:
-        """An instance of what was given; where an option was given several times, the last counts.
+        """An instance of what was given; of several values the last counts, or all of a list of texts.
 
         Raises StartupError naming what the user wrote a wrong value to.
         """
         return cls(
             **{
                 each.name: parse_option(
-                    cls, each, given[each.name].values[-1], source=given[each.name].source
+                    cls,
+                    each,
+                    column.values if is_repeated(cls, each) else column.values[-1],
+                    source=column.source,
                 )
                 for each in option_fields(cls)
-                if each.name in given
+                if (column := given.get(each.name)) is not None
             }
         )
 
@@ -228,24 +330,22 @@ def engine_args_per_model(
 ) -> list[EngineArgs]:
     """One EngineArgs per model: values by position, a single value for all.
 
-    values: field name → one value, or one per model. Several `served_model_name` of one model are its
-    name and its aliases.
+    values: field name → one value, or one per model. A `served_model_name` may hold aliases behind
+    commas, and several of one model are its name and its aliases.
     sources: field name → what the user wrote the values to, for errors; the flag unless given.
     Raises StartupError for a list of another length, or two models of one name.
     """
     num_models = len(values.get("model_name_or_path", [DEFAULT_MODEL]))
     given = dict(values)
-    names = list(dict.fromkeys(given.get("served_model_name", ())))
-    aliases: tuple[str, ...] = ()
-    if num_models == 1 and names:
-        aliases, given["served_model_name"] = tuple(filter(None, names[1:])), names[:1]
+    if num_models == 1 and (names := given.get("served_model_name")):
+        given["served_model_name"] = [",".join(names)]
     columns = {
         name: _one_per_model(name, column, num_models, sources or {}) for name, column in given.items()
     }
+    if names := columns.get("served_model_name"):
+        columns |= _names_and_aliases(names)
     engine_args = [
-        EngineArgs(
-            **{name: column[position] for name, column in columns.items()}, served_model_aliases=aliases
-        )
+        EngineArgs(**{name: column[position] for name, column in columns.items()})
         for position in range(num_models)
     ]
     check_distinct_names(engine_args)
@@ -276,6 +376,15 @@ def _one_per_model(
             " all, or one per model"
         )
     return column
+
+
+def _names_and_aliases(names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Each `name,alias,alias` in two columns; an empty name stands for the default."""
+    split = [list(dict.fromkeys(part.strip() for part in each.split(","))) for each in names]
+    return {
+        "served_model_name": [parts[0] for parts in split],
+        "served_model_aliases": [tuple(filter(None, parts[1:])) for parts in split],
+    }
 
 
 def _short_name(model_name_or_path: str) -> str:

@@ -22,8 +22,9 @@ ENV_PREFIX = "INFINITY_"
 # Variables that are no options: each module that keeps files reads its own.
 ENV_NAMES_OF_FOLDERS = {
     "HF_HOME": "Model files from the hub; `~/.cache/huggingface` where it is not set.",
-    "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model; `HF_HOME`,"
-    " `XDG_CACHE_HOME` or `~/.cache` where it is not set, and there `infinity_emb/calibration`.",
+    "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model, and the file"
+    " of `--vector-disk-cache`; `HF_HOME`, `XDG_CACHE_HOME` or `~/.cache` where it is not set, and there"
+    " `infinity_emb/calibration` and `infinity_emb/vectors`.",
 }
 # Variables of infinity_emb 0.0.77 for things that this version does not do; set in many compose files.
 ENV_NAMES_WITHOUT_EFFECT = {
@@ -60,14 +61,16 @@ def option(
     check: Callable[[Any], str | None] | None = None,
     may_be_empty: bool = False,
     no_effect: bool = False,
+    is_secret: bool = False,
 ) -> Any:
-    """Declare one option as a dataclass field.
+    """Declare one option as a dataclass field; one of type `tuple[str, ...]` may be given several times.
 
     flag: the command line name where it differs from the field's; env: likewise without `INFINITY_`.
     choices: the words that a text may be; an enum field has its own.
     check: says what is wrong with a value ("must start with /"), or None.
     may_be_empty: empty text is a value of its own; otherwise it stands for the default.
     no_effect: accepted so that old command lines keep working, and changes nothing.
+    is_secret: left out of the config's `repr`.
     """
     metadata = {
         "help": help,
@@ -80,7 +83,7 @@ def option(
         "may_be_empty": may_be_empty,
         "no_effect": no_effect,
     }
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 def option_fields(config: type) -> Iterator[Field[Any]]:
@@ -95,6 +98,12 @@ def option_kind(config: type, each: Field[Any]) -> type:
         hint = next(part for part in get_args(hint) if part is not types.NoneType)
     kind: type = get_origin(hint) or hint
     return kind
+
+
+def is_repeated(config: type, each: Field[Any]) -> bool:
+    """Whether the option is all values that it was given, `tuple[str, ...]`, and not the last."""
+    hint = _type_hints(config)[each.name]
+    return get_origin(hint) is tuple and get_args(hint)[0] is str
 
 
 def option_choices(config: type, each: Field[Any]) -> tuple[str, ...]:
@@ -170,6 +179,8 @@ def parse_option(config: type, each: Field[Any], value: Any, *, source: str) -> 
     source: what the user wrote the value to, `--port` or `INFINITY_PORT`.
     Raises StartupError naming it.
     """
+    if value is not None and is_repeated(config, each):
+        return _as_texts(value, source)
     is_blank = isinstance(value, str) and not value.strip()
     if value is None or (is_blank and not each.metadata["may_be_empty"]):
         return each.default
@@ -214,6 +225,14 @@ def _as_int(value: Any, source: str) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise StartupError(f"{source} {value!r} is not a whole number") from None
+
+
+def _as_texts(value: Any, source: str) -> tuple[str, ...]:
+    """One text or several, without spaces around them and without blank ones; an error shows none of them."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise StartupError(f"{source} is neither a text nor a list of texts")
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _as_numbers(value: Any, source: str) -> tuple[int, ...]:

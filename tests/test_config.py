@@ -188,7 +188,10 @@ def test_a_wrong_value_of_a_model_names_the_option_and_what_is_allowed(
         ({"redirect_slash": None}, {"redirect_slash": "/docs"}),
         ({"port": "0"}, {"port": 0}),
         ({"host": ""}, {"host": "0.0.0.0"}),
-        ({"api_key": "a;b "}, {"api_key": "a;b "}),
+        ({"api_key": "a;b \n"}, {"api_key": ("a;b",)}),
+        ({"api_key": ["a", "", " b"]}, {"api_key": ("a", "b")}),
+        ({"api_key": ""}, {"api_key": ()}),
+        ({"api_key": None}, {"api_key": ()}),
     ],
 )
 def test_server_config_turns_what_is_given_into_the_declared_type(
@@ -206,6 +209,8 @@ def test_server_config_turns_what_is_given_into_the_declared_type(
         ({"redirect_slash": "docs"}, "--redirect-slash 'docs' must be empty or start with /"),
         ({"port": 65536}, "--port 65536 is over the limit of 65535"),
         ({"port": -1}, "--port -1 is under the limit of 0"),
+        ({"api_key": 5}, "--api-key is neither a text nor a list of texts$"),
+        ({"api_key": ["secret", 5]}, "--api-key is neither a text nor a list of texts$"),
         ({"log_level": "warn"}, "--log-level 'warn' is not one of .*; did you mean 'warning'"),
     ],
 )
@@ -253,6 +258,10 @@ def test_another_number_of_values_than_models_is_refused(models: list[str]) -> N
         (["x", "x"], "x", ()),
         (["", "y"], "a", ("y",)),
         (["x", ""], "x", ()),
+        (["x,y"], "x", ("y",)),
+        (["x, y ,,x,z,"], "x", ("y", "z")),
+        ([",y"], "a", ("y",)),
+        (["x,y", "z"], "x", ("y", "z")),
     ],
 )
 def test_several_names_of_one_model_are_its_name_and_its_aliases(
@@ -260,6 +269,30 @@ def test_several_names_of_one_model_are_its_name_and_its_aliases(
 ) -> None:
     [args] = engine_args_per_model({"model_name_or_path": ["a"], "served_model_name": names})
     assert (args.served_model_name, args.served_model_aliases) == (name, aliases)
+
+
+def test_each_of_several_models_has_aliases_behind_commas() -> None:
+    environ = {"INFINITY_MODEL_ID": "a;b;c", "INFINITY_SERVED_MODEL_NAME": "x,y; ;z,u,v"}
+    assert [(args.served_model_name, args.served_model_aliases) for args in EngineArgs.from_env(environ)] == [
+        ("x", ("y",)),
+        ("b", ()),
+        ("z", ("u", "v")),
+    ]
+
+
+def test_an_alias_that_another_model_has_is_refused() -> None:
+    with pytest.raises(StartupError, match="two models are served as 'y'"):
+        engine_args_per_model({"model_name_or_path": ["a", "b"], "served_model_name": ["x,y", "z,y"]})
+
+
+def test_a_name_that_is_given_in_python_is_one_name() -> None:
+    assert EngineArgs(served_model_name="x,y").served_model_name == "x,y"
+
+
+def test_keys_are_not_shown() -> None:
+    config = ServerConfig(api_key=("secret-1", "secret-2"))
+    assert "secret" not in f"{config} {config!r}"
+    assert "port=7997" in repr(config)
 
 
 def test_two_models_of_one_name_are_refused() -> None:
@@ -294,7 +327,7 @@ def test_the_environment_is_read_as_lists_for_models_and_as_text_for_the_server(
     assert {args.calibration_file for args in both} == {"texts.txt"}
     assert {args.max_queue_items for args in both} == {7}
     config = ServerConfig.from_env(environ)
-    assert (config.api_key, config.redirect_slash, config.port) == ("one;two", "", 7997)
+    assert (config.api_key, config.redirect_slash, config.port) == (("one;two",), "", 7997)
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:

@@ -19,6 +19,7 @@ from infinity_emb.options import (
     default_text,
     env_name,
     flag_name,
+    is_repeated,
     option_choices,
     option_fields,
     option_kind,
@@ -72,7 +73,7 @@ def _parameters(
         panel = _PANELS[0] if config is EngineArgs else _PANELS[1]
         for each in option_fields(config):
             flag = renamed.get(each.name, flag_name(each))
-            is_list = repeats_models and config is EngineArgs
+            is_list = is_repeated(config, each) or (repeats_models and config is EngineArgs)
             yield _parameter(config, each, flag, is_list=is_list, panel=panel)
 
 
@@ -104,4 +105,6 @@ def _help(each: Field[Any]) -> str:
 def _metavar(config: type, each: Field[Any]) -> str:
     if choices := option_choices(config, each):
         return f"[{'|'.join(choices)}]"
+    if is_repeated(config, each):
+        return "TEXT"
     return {int: "NUMBER", tuple: "NUMBERS"}.get(option_kind(config, each), "TEXT")

@@ -19,6 +19,7 @@ from infinity_emb.options import (
     default_text,
     env_name,
     flag_name,
+    is_repeated,
     option_choices,
     option_fields,
     option_kind,
@@ -104,6 +105,8 @@ def _value(config: type, each: Field[Any]) -> str:
     """What may be given: the choices, or the type with its limits."""
     if choices := option_choices(config, each):
         return ", ".join(f"`{choice}`" for choice in choices)
+    if is_repeated(config, each):
+        return "text, any number of times"
     names = {bool: "switch", int: "whole number", tuple: "numbers", str: "text"}
     minimum, maximum = each.metadata["minimum"], each.metadata["maximum"]
     limits = [f"from {minimum}"] * bool(minimum) + [f"to {maximum}"] * bool(maximum)

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from infinity_emb.server.error_docs import TASK_ERRORS, UNAUTHORIZED, Documented
-from infinity_emb.server.json_route import JsonRoute
+from infinity_emb.server.error_shape import ErrorShape
+from infinity_emb.server.json_route import JsonRoute, body_schemas
 from infinity_emb.server.members import check_num_members
 from infinity_emb.server.served_engines import ServedEngines
 
@@ -31,6 +32,8 @@ class ApiRoute:
     response_model: what FastAPI documents; handlers answer with bytes of their own making.
     errors: status → its documentation, for all statuses but 401.
     is_at_v1: whether `{prefix}/v1/...` reaches it too; a dialect's clients know one path alone.
+    error_shape: of errors before a body is read; where there is a body, its first schema says it.
+    media_types: of answers that are no JSON.
     """
 
     path: str
@@ -40,10 +43,28 @@ class ApiRoute:
     errors: Mapping[int | str, Documented]
     is_deprecated: bool = False
     is_at_v1: bool = True
+    error_shape: ErrorShape | None = None
+    media_types: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.method == "POST":
+            object.__setattr__(self, "error_shape", body_schemas(self.answer)[0].error_shape)
+
+    def paths(self, prefix: str) -> list[str]:
+        """Where it is reached; the first is documented."""
+        bases = api_prefixes(prefix) if self.is_at_v1 else [prefix]
+        return [(base + self.path).rstrip("/") or "/" for base in bases]
 
     @classmethod
     def of_task(
-        cls, path: str, answer: Handler, response_model: object, *, is_deprecated: bool = False
+        cls,
+        path: str,
+        answer: Handler,
+        response_model: object,
+        *,
+        errors: Mapping[int | str, Documented] = TASK_ERRORS,
+        is_deprecated: bool = False,
+        media_types: Sequence[str] = (),
     ) -> ApiRoute:
         """A route that takes JSON to a model."""
         return cls(
@@ -51,13 +72,20 @@ class ApiRoute:
             method="POST",
             answer=answer,
             response_model=response_model,
-            errors=TASK_ERRORS,
+            errors=errors,
             is_deprecated=is_deprecated,
+            media_types=media_types,
         )
 
     @classmethod
     def of_dialect(
-        cls, path: str, answer: Handler, response_model: object, error_model: type[BaseModel]
+        cls,
+        path: str,
+        answer: Handler,
+        response_model: object,
+        error_model: type[BaseModel],
+        *,
+        errors: Mapping[int | str, Documented] = TASK_ERRORS,
     ) -> ApiRoute:
         """A route that takes JSON to a model and answers, errors too, as another vendor's server does."""
         return cls(
@@ -65,7 +93,7 @@ class ApiRoute:
             method="POST",
             answer=answer,
             response_model=response_model,
-            errors={status: {**each, "model": error_model} for status, each in TASK_ERRORS.items()},
+            errors={status: {**each, "model": error_model} for status, each in errors.items()},
             is_at_v1=False,
         )
 
@@ -94,21 +122,37 @@ def add_api_routes(
 
     dependencies: declared, so that the document shows how to authorize.
     """
-    unauthorized: dict[int | str, Documented] = {401: UNAUTHORIZED} if dependencies else {}
     for route in routes:
-        for base in api_prefixes(prefix) if route.is_at_v1 else [prefix]:
+        unauthorized: dict[int | str, Documented] = {401: _unauthorized(route)} if dependencies else {}
+        for number, path in enumerate(route.paths(prefix)):
             router.add_api_route(
-                (base + route.path).rstrip("/") or "/",
+                path,
                 route.answer,
                 methods=[route.method],
                 operation_id=route.answer.__name__,
                 response_model=route.response_model,
-                responses={**unauthorized, **route.errors},
+                responses={200: _binary(route.media_types), **unauthorized, **route.errors},
                 dependencies=dependencies,
                 deprecated=route.is_deprecated or None,
-                include_in_schema=base == prefix,
+                include_in_schema=number == 0,
                 route_class_override=JsonRoute if route.method == "POST" else APIRoute,
             )
+
+
+def error_shapes(routes: Iterable[ApiRoute], *, prefix: str) -> dict[str, ErrorShape]:
+    """Path → shape of the dialect that it is of; the server's own paths are left out."""
+    return {path: route.error_shape for route in routes if route.error_shape for path in route.paths(prefix)}
+
+
+def _binary(media_types: Sequence[str]) -> Documented:
+    """Added to the JSON of the response model."""
+    bytes_schema = {"schema": {"type": "string", "format": "binary"}}
+    return {"content": dict.fromkeys(media_types, bytes_schema)}
+
+
+def _unauthorized(route: ApiRoute) -> Documented:
+    """As a dialect documents its other errors."""
+    return {**UNAUTHORIZED, "model": route.errors[503]["model"]} if route.error_shape else UNAUTHORIZED
 
 
 def api_prefixes(prefix: str) -> list[str]:

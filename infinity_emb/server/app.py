@@ -20,18 +20,22 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 
 from infinity_emb import __version__
-from infinity_emb.config import EngineArgs, ServerConfig
+from infinity_emb.config import EngineArgs, ServerConfig, given_options
 from infinity_emb.engine_array import AsyncEngineArray
-from infinity_emb.server.api_route import ApiRoute, add_api_routes
+from infinity_emb.server.api_keys import ApiKeys
+from infinity_emb.server.api_route import ApiRoute, add_api_routes, error_shapes
 from infinity_emb.server.auth import ApiKeyMiddleware
 from infinity_emb.server.classify_route import ClassifyRoute
 from infinity_emb.server.dialects.cohere import CohereRoutes
-from infinity_emb.server.dialects.nim import NimRoutes
+from infinity_emb.server.dialects.nim import NIM_HEALTH_PATHS, NimHealthRoutes, NimRoutes
 from infinity_emb.server.dialects.ollama import OllamaRoutes
 from infinity_emb.server.dialects.tei import TeiRoutes
+from infinity_emb.server.dialects.tei_tokens import TeiTokenRoutes
+from infinity_emb.server.dialects.vllm import VllmRoutes
 from infinity_emb.server.docs_page import DocsPage
 from infinity_emb.server.embeddings_route import EmbeddingsRoute
-from infinity_emb.server.errors import HANDLERS, UnexpectedErrorMiddleware
+from infinity_emb.server.error_shape import ErrorShape
+from infinity_emb.server.errors import HANDLERS, RETRY_HEADERS, UnexpectedErrorMiddleware
 from infinity_emb.server.http_metrics import HTTPMetrics, HTTPMetricsMiddleware
 from infinity_emb.server.model_metrics import ModelCollector
 from infinity_emb.server.models_route import ModelsRoute
@@ -39,7 +43,7 @@ from infinity_emb.server.request_id import RequestIdMiddleware
 from infinity_emb.server.rerank_route import RerankRoute
 from infinity_emb.server.served_engines import EngineSource, ServedEngines
 from infinity_emb.server.sparse_route import SparseRoute
-from infinity_emb.server.system_routes import OPEN_PATHS, SystemRoutes, add_system_routes
+from infinity_emb.server.system_routes import METRICS_PATH, OPEN_PATHS, SystemRoutes, add_system_routes
 
 logger = logging.getLogger("infinity_emb")
 
@@ -54,10 +58,19 @@ class ServerApp(FastAPI):
 
 
 def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
-    """The ASGI app over `engines`, or over what `engines()` loads when the app starts."""
+    """The ASGI app over `engines`, or over what `engines()` loads when the app starts.
+
+    Raises StartupError for an `--api-key-file` without keys.
+    """
     served = ServedEngines(engines, shutdown_timeout_s=config.shutdown_timeout_s)
     registry = CollectorRegistry()
-    docs = DocsPage(config.url_prefix)
+    docs = DocsPage(config.url_prefix, is_served=config.docs)
+    routes = _api_routes(served, max_client_batch_size=config.max_client_batch_size)
+    auth = _auth_of(
+        config,
+        open_paths=_open_paths(config, docs),
+        shapes=error_shapes(routes, prefix=config.url_prefix),
+    )
     app = ServerApp(
         title=TITLE,
         summary=SUMMARY,
@@ -67,7 +80,7 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(served, preload_only=config.preload_only),
-        middleware=_middlewares(config, HTTPMetrics(registry), open_paths=[*OPEN_PATHS, *docs.paths]),
+        middleware=[*_middlewares(config, HTTPMetrics(registry)), *auth],
         exception_handlers=HANDLERS,
     )
     # Set afterwards: FastAPI deprecates the argument, and the server behind `create_server` is not ours.
@@ -75,12 +88,14 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
     app.state.config = config
     add_api_routes(
         app.router,
-        _api_routes(served, max_client_batch_size=config.max_client_batch_size),
+        routes,
         prefix=config.url_prefix,
         # Only for the document; `ApiKeyMiddleware` is what asks.
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if config.api_key else [],
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if auth else [],
     )
-    add_system_routes(app.router, SystemRoutes(served, registry))
+    system = SystemRoutes(served, registry)
+    add_system_routes(app.router, system, has_metrics=config.metrics != "off")
+    NimHealthRoutes(system).add_to(app.router)
     docs.add_to(app.router, redirect_from_root=config.redirect_slash)
     _register_collectors(registry, served)
     return app
@@ -89,27 +104,33 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
 def create_server(
     *,
     engine_args_list: Sequence[EngineArgs],
-    url_prefix: str = "",
+    url_prefix: str | None = None,
     doc_extra: Mapping[str, object] | None = None,
-    redirect_slash: str = "/docs",
-    preload_only: bool = False,
-    permissive_cors: bool = False,
-    api_key: str | None = None,
+    redirect_slash: str | None = None,
+    preload_only: bool | None = None,
+    permissive_cors: bool | None = None,
+    api_key: str | Sequence[str] | None = None,
     proxy_root_path: str | None = None,
 ) -> ServerApp:
     """The app for these models, which are loaded when it starts.
 
+    An option that is not given, or None, is what `INFINITY_*` says, the key first of all.
     doc_extra: accepted and not read; the server that runs the app tells where it listens.
     Raises StartupError for an option that makes no sense.
     """
-    config = ServerConfig(
-        url_prefix=url_prefix,
-        redirect_slash=redirect_slash,
-        preload_only=preload_only,
-        permissive_cors=permissive_cors,
-        api_key=api_key or "",
-        proxy_root_path=proxy_root_path or "",
-    )
+    given = {
+        "url_prefix": url_prefix,
+        "redirect_slash": redirect_slash,
+        "preload_only": preload_only,
+        "permissive_cors": permissive_cors,
+        "proxy_root_path": proxy_root_path,
+    }
+    values: dict[str, Sequence[object]] = {
+        name: [value] for name, value in given.items() if value is not None
+    }
+    if api_key is not None:
+        values["api_key"] = [api_key] if isinstance(api_key, str) else api_key
+    config = ServerConfig.from_given(given_options(ServerConfig, values))
     return build_app(lambda: AsyncEngineArray.from_args(engine_args_list), config)
 
 
@@ -123,17 +144,17 @@ def _api_routes(served: ServedEngines, *, max_client_batch_size: int) -> list[Ap
             ClassifyRoute,
             SparseRoute,
             TeiRoutes,
+            TeiTokenRoutes,
             CohereRoutes,
             OllamaRoutes,
             NimRoutes,
+            VllmRoutes,
         )
     ]
     return [each for group in (*tasks, ModelsRoute(served)) for each in group.routes()]
 
 
-def _middlewares(
-    config: ServerConfig, metrics: HTTPMetrics, *, open_paths: Sequence[str]
-) -> list[Middleware]:
+def _middlewares(config: ServerConfig, metrics: HTTPMetrics) -> list[Middleware]:
     """From the outermost inwards; what answers by itself stands inside of what must see every answer."""
     middlewares = [Middleware(RequestIdMiddleware), Middleware(HTTPMetricsMiddleware, metrics=metrics)]
     if config.permissive_cors:
@@ -145,13 +166,26 @@ def _middlewares(
                 allow_methods=everything,
                 allow_headers=everything,
                 allow_credentials=True,
-                expose_headers=["x-request-id", "retry-after"],
+                expose_headers=["x-request-id", *RETRY_HEADERS],
             )
         )
     middlewares.append(Middleware(UnexpectedErrorMiddleware))
-    if config.api_key:
-        middlewares.append(Middleware(ApiKeyMiddleware, api_key=config.api_key, open_paths=open_paths))
     return middlewares
+
+
+def _auth_of(
+    config: ServerConfig, *, open_paths: Sequence[str], shapes: Mapping[str, ErrorShape]
+) -> list[Middleware]:
+    """The innermost middleware, where a key is asked for."""
+    keys = ApiKeys.of_config(config)
+    if keys is None:
+        return []
+    return [Middleware(ApiKeyMiddleware, api_keys=keys, open_paths=open_paths, error_shapes=shapes)]
+
+
+def _open_paths(config: ServerConfig, docs: DocsPage) -> list[str]:
+    metrics = [METRICS_PATH] if config.metrics == "open" else []
+    return [*OPEN_PATHS, *NIM_HEALTH_PATHS, *docs.paths, *metrics]
 
 
 def _lifespan_of(served: ServedEngines, *, preload_only: bool) -> Lifespan[ServerApp]:

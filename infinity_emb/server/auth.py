@@ -1,48 +1,80 @@
-"""Asks for the API key on every path that is not declared open.
+"""Asks for an API key on every path that is not declared open.
 
 Pure ASGI and before anything reads the body. Paths are closed unless listed, so that a new route cannot be
-forgotten; without a key configured the middleware is not installed at all.
+forgotten; without a key configured the middleware is not installed at all. What counts as a key stands in
+`api_keys.py`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infinity_emb.server.errors import error_response
+from infinity_emb.server.api_keys import ApiKeys
+from infinity_emb.server.error_shape import ErrorShape, Failure, note_shape
+from infinity_emb.server.errors import failure_response
+
+_MESSAGE = "the API key is missing or wrong; send the header 'Authorization: Bearer <key>'"
 
 
 class ApiKeyMiddleware:
-    """401 unless the request brings `Authorization: Bearer <key>` or its path is open; to POST none is."""
+    """401 unless the request brings a key or its path is open; to POST none is.
 
-    def __init__(self, app: ASGIApp, *, api_key: str, open_paths: Collection[str]) -> None:
+    error_shapes: path → how its clients read errors; other paths have the server's own shape.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: ApiKeys,
+        open_paths: Collection[str],
+        error_shapes: Mapping[str, ErrorShape],
+    ) -> None:
         self._app = app
-        self._api_key = api_key.encode()
+        self._api_keys = api_keys
         self._open_paths = frozenset(open_paths)
+        self._error_shapes = error_shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._is_open(scope) or self._has_key(scope):
             await self._app(scope, receive, send)
             return
-        response = error_response(
-            401,
-            "the API key is missing or wrong; send the header 'Authorization: Bearer <key>'",
+        note_shape(Request(scope), self._error_shapes.get(_path_of(scope)))
+        response = failure_response(
+            scope,
+            Failure(401, _MESSAGE, HTTPException(401)),
             extra={"detail": "Unauthorized"},
             headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        is_reading = scope.get("method") != "POST"  # at `/` a model answers what is posted
-        return is_reading and path.removeprefix(scope.get("root_path", "")) in self._open_paths
+        # At `/` a model answers what is posted.
+        return scope.get("method") != "POST" and _path_of(scope) in self._open_paths
 
     def _has_key(self, scope: Scope) -> bool:
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, given = value.partition(b" ")
-                # In constant time, so that the answer's delay tells nothing about the key.
-                return scheme.lower() == b"bearer" and secrets.compare_digest(given.strip(), self._api_key)
-        return False
+        key = next((given for given in _given_keys(scope) if given in self._api_keys), None)
+        if key is not None:
+            # Whose fair share of a device the request takes; the key itself goes no further.
+            scope.setdefault("state", {})["client"] = hashlib.blake2b(key, digest_size=8).hexdigest()
+        return key is not None
+
+
+def _path_of(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _given_keys(scope: Scope) -> Iterator[bytes]:
+    """Of `Authorization`, as a bearer token or bare as llama-index sends it, and AzureOpenAI's `api-key`."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            yield token.strip() if scheme.lower() == b"bearer" else value.strip()
+        elif name == b"api-key":
+            yield value.strip()

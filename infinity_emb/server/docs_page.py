@@ -21,23 +21,27 @@ DEFAULT_REDIRECT = "/docs"
 
 
 class DocsPage:
-    """The page, its assets, and the way to it from `/`."""
+    """The page, its assets, and the way to it from `/`; none of them where it is not served."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, is_served: bool = True) -> None:
+        self._is_served = is_served
         self.url = f"{prefix}/docs"
-        self.openapi_url = f"{prefix}/openapi.json"
+        self.openapi_url = f"{prefix}/openapi.json" if is_served else None
 
     @property
     def paths(self) -> list[str]:
         """Every path that the page needs."""
+        if self.openapi_url is None:
+            return []
         return [self.url, self.openapi_url, *(f"{self.url}/{name}" for name in ASSETS)]
 
     def add_to(self, router: APIRouter, *, redirect_from_root: str) -> None:
         """Register the page, and `/` where it shall lead somewhere; FastAPI serves the document itself."""
-        router.add_api_route(self.url, self.page, include_in_schema=False)
-        router.add_api_route(f"{self.url}/{{name}}", self.asset, include_in_schema=False)
-        if redirect_from_root:
-            target = self.url if redirect_from_root == DEFAULT_REDIRECT else redirect_from_root
+        if self._is_served:
+            router.add_api_route(self.url, self.page, include_in_schema=False)
+            router.add_api_route(f"{self.url}/{{name}}", self.asset, include_in_schema=False)
+        target = self.url if redirect_from_root == DEFAULT_REDIRECT else redirect_from_root
+        if target and (self._is_served or target != self.url):
 
             async def redirect(request: Request) -> Response:
                 return RedirectResponse(root_path_of(request) + target)
@@ -49,7 +53,7 @@ class DocsPage:
         root = root_path_of(request)
         script, style, icon = (f"{root}{self.url}/{name}" for name in ASSETS)
         return get_swagger_ui_html(
-            openapi_url=root + self.openapi_url,
+            openapi_url=f"{root}{self.openapi_url}",
             title=request.app.title,
             swagger_js_url=script,
             swagger_css_url=style,

@@ -25,6 +25,14 @@ GAUGES: dict[str, tuple[str, Reading]] = {
         "Requests that were accepted and are not answered yet.",
         lambda engine: engine.overload_status().results_absolute,
     ),
+    "infinity_cache_memory_bytes": (
+        "What the cache in memory takes.",
+        lambda engine: engine.cache_stats.memory_bytes,
+    ),
+    "infinity_cache_disk_bytes": (
+        "What the cache on disk takes for all models, when this one last wrote to it.",
+        lambda engine: engine.cache_stats.disk_bytes,
+    ),
 }
 # Prometheus adds `_total` to a counter's name.
 COUNTERS: dict[str, tuple[str, Reading]] = {
@@ -39,9 +47,49 @@ COUNTERS: dict[str, tuple[str, Reading]] = {
         "Forward passes that failed and were tried again in halves.",
         lambda engine: engine.stats.num_split_batches,
     ),
+    "infinity_refused_requests": (
+        "Requests that were answered with 429, as there was no room for them.",
+        lambda engine: engine.num_refused_requests,
+    ),
+    "infinity_retried_items": (
+        "Texts that were computed once more: after a death of the device thread, or in float32.",
+        lambda engine: engine.stats.num_retried_items,
+    ),
+    "infinity_out_of_memory": (
+        "Forward passes that did not fit into the device's memory; smaller ones took their place.",
+        lambda engine: engine.stats.num_out_of_memory,
+    ),
+    "infinity_restarts": (
+        "Deaths of a device thread that came back; any increase is worth a look into the log.",
+        lambda engine: engine.stats.num_restarts,
+    ),
     "infinity_busy_seconds": (
         "Seconds in which a forward pass was under way, over all replicas; its rate is the load.",
         lambda engine: engine.stats.busy_s,
+    ),
+    "infinity_cache_memory_hits": (
+        "Texts that were answered from memory.",
+        lambda engine: engine.cache_stats.num_memory_hits,
+    ),
+    "infinity_cache_disk_hits": (
+        "Texts that were answered from disk.",
+        lambda engine: engine.cache_stats.num_disk_hits,
+    ),
+    "infinity_cache_shared": (
+        "Texts that another request was computing at that moment.",
+        lambda engine: engine.cache_stats.num_shared,
+    ),
+    "infinity_cache_misses": (
+        "Texts that were computed although there is a cache.",
+        lambda engine: engine.cache_stats.num_misses,
+    ),
+    "infinity_cache_dropped": (
+        "Corrupt entries of the cache on disk, and corrupt files; an increase is worth a look at the disk.",
+        lambda engine: engine.cache_stats.num_dropped,
+    ),
+    "infinity_cache_unwritten": (
+        "Answers that were not kept on disk, which was full, locked or too slow.",
+        lambda engine: engine.cache_stats.num_unwritten,
     ),
 }
 

@@ -10,8 +10,11 @@ from starlette.responses import Response
 
 from infinity_emb.embedding import EmbedOptions
 from infinity_emb.server.api_route import ApiRoute, Task
+from infinity_emb.server.dialects.tei_timing import Stopwatch, count_characters
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import sparse_response
+from infinity_emb.server.error_docs import TEI_ERRORS
+from infinity_emb.server.inputs import check_ids_allowed
 from infinity_emb.server.members import choose_truncation
 from infinity_emb.server.schemas.sparse import SPARSE_EXAMPLES, SparseRequest, SparseResponse
 
@@ -21,18 +24,30 @@ class SparseRoute(Task):
 
     def routes(self) -> list[ApiRoute]:
         """Where the handler is reached."""
-        return [ApiRoute.of_task("/embed_sparse", self.embed_sparse, SparseResponse)]
+        return [
+            ApiRoute(
+                path="/embed_sparse",
+                method="POST",
+                answer=self.embed_sparse,
+                response_model=SparseResponse,
+                errors=TEI_ERRORS,
+            )
+        ]
 
     async def embed_sparse(
         self, body: Annotated[SparseRequest, Body(openapi_examples=SPARSE_EXAMPLES)], request: Request
     ) -> Response:
         """For each text the entries of its sparse vector that are not 0, equal to `SparseEncoder.encode`."""
+        watch = Stopwatch()
         self.check_num_inputs(body.inputs, "inputs")
         engine, input_type = self.served.choose(body.model_name, "embed_sparse")
+        check_ids_allowed(body.inputs, engine.engine_args.token_ids, name="inputs")
         truncation = choose_truncation(body.truncate, truncation_direction=body.truncation_direction)
         options = EmbedOptions(
             prompt_name=body.prompt_name, input_type=input_type, truncation=truncation, outputs=("sparse",)
         )
-        answer = await cancel_on_disconnect(request, engine.encode(body.inputs, options))
+        answer = await watch.time(cancel_on_disconnect(request, engine.encode(body.inputs, options)))
         assert answer.sparse is not None, "an engine answers what it was asked for"
-        return await sparse_response(answer.sparse)
+        response = await sparse_response(answer.sparse)
+        num_characters = count_characters(body.inputs)
+        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)

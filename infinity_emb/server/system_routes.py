@@ -1,6 +1,6 @@
 """What orchestrators ask a server: is it alive, is it ready, what has it done.
 
-Open to everybody, and never under the prefix.
+Never under the prefix, and open to everybody; only the metrics may be closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from infinity_emb.server.error_docs import NOT_READY
 from infinity_emb.server.schemas.system import Health, Readiness
 from infinity_emb.server.served_engines import ServedEngines
 
-OPEN_PATHS = ("/", "/health", "/ready", "/metrics")
+OPEN_PATHS = ("/", "/health", "/ready")
+METRICS_PATH = "/metrics"
 
 
 class SystemRoutes:
@@ -36,9 +37,9 @@ class SystemRoutes:
         return json_response({"unix": time.time()})
 
     async def ready(self) -> Response:
-        """200 when every model answers; 503 while one loads, shuts down or is dead."""
+        """200 when every model answers; 503 while one loads, stops, comes back from a fault or is dead."""
         engines = self._served.array
-        waiting = [engine.engine_args.served_model_name for engine in engines if not engine.is_running]
+        waiting = [engine.engine_args.served_model_name for engine in engines if not engine.is_ready]
         if waiting:
             raise EngineNotReady(f"not ready: {', '.join(waiting)}")
         return json_response({"ready": True})
@@ -48,7 +49,7 @@ class SystemRoutes:
         return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def add_system_routes(router: APIRouter, routes: SystemRoutes) -> None:
+def add_system_routes(router: APIRouter, routes: SystemRoutes, *, has_metrics: bool = True) -> None:
     """Register the handlers."""
     router.add_api_route(
         "/health", routes.health, operation_id="health", response_model=Health, responses={503: NOT_READY}
@@ -56,4 +57,7 @@ def add_system_routes(router: APIRouter, routes: SystemRoutes) -> None:
     router.add_api_route(
         "/ready", routes.ready, operation_id="ready", response_model=Readiness, responses={503: NOT_READY}
     )
-    router.add_api_route("/metrics", routes.metrics, operation_id="metrics", response_class=PlainTextResponse)
+    if has_metrics:
+        router.add_api_route(
+            METRICS_PATH, routes.metrics, operation_id="metrics", response_class=PlainTextResponse
+        )

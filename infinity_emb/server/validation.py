@@ -22,6 +22,12 @@ def body_error(kind: str, message: str, *, loc: Sequence[str | int] = (), given:
     return RequestValidationError([detail])
 
 
+def header_error(name: str, message: str, given: str) -> Exception:
+    """A 422 about one header."""
+    detail = {"type": "header", "loc": ["header", name], "msg": message, "input": given}
+    return RequestValidationError([detail])
+
+
 def readable_details(errors: Sequence[Any]) -> list[dict[str, Any]]:
     """`type`, `loc`, `msg` and `input` of each error, the input cut to what a person reads."""
     return [

@@ -128,7 +128,10 @@ def test_flags_of_models_become_engine_args(
         (["--permissive-cors"], {"permissive_cors": True}),
         (["--no-permissive-cors"], {}),
         (["--port", "1", "--port", "2"], {"port": 2}),
-        (["v1", "--api-key", "secret", "--url-prefix", "/v1"], {"api_key": "secret", "url_prefix": "/v1"}),
+        (["v1", "--api-key", "one", "--url-prefix", "/v1"], {"api_key": ("one",), "url_prefix": "/v1"}),
+        (["--api-key", "one", "--api-key", "two"], {"api_key": ("one", "two")}),
+        (["v1", "--api-key", "one", "--api-key", ""], {"api_key": ("one",)}),
+        (["--api-key-file", "keys"], {"api_key_file": "keys"}),
     ],
 )
 def test_flags_of_the_server_become_its_config(
@@ -157,6 +160,15 @@ def test_a_flag_counts_before_its_variable_and_that_before_the_default(run: Comm
         ("b", "float32"),
     ]
     assert outcome.config == ServerConfig(port=1, host="127.0.0.1")
+
+
+def test_a_key_in_the_environment_is_one_key_and_help_does_not_show_it(
+    run: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run(INFINITY_API_KEY="se;cret,1", INFINITY_API_KEY_FILE="keys")
+    assert outcome.config == ServerConfig(api_key=("se;cret,1",), api_key_file="keys")
+    run("v2", "--help", "--api-key", "se;cret,2")
+    assert "se;cret" not in "".join(capsys.readouterr())
 
 
 def test_preload_only_loads_and_does_not_serve(run: CommandLine) -> None:
@@ -213,10 +225,10 @@ def test_options_without_effect_are_named_in_one_line(
     run: CommandLine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "infinity_emb")
-    run("--compile", "--no-bettertransformer", INFINITY_VECTOR_DISK_CACHE="true")
+    run("--compile", "--no-bettertransformer", INFINITY_LENGTHS_VIA_TOKENIZE="true")
     assert [record.getMessage() for record in caplog.records] == [
         "accepted without effect, see docs/settings.md:"
-        " INFINITY_VECTOR_DISK_CACHE, --compile, --bettertransformer"
+        " INFINITY_LENGTHS_VIA_TOKENIZE, --compile, --bettertransformer"
     ]
 
 

@@ -150,6 +150,8 @@ async def test_browsers_of_every_origin_are_let_in_only_where_asked_for() -> Non
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] in ("*", "http://a")
     assert "x-request-id" in allowed.headers
+    exposed = refused.headers["access-control-expose-headers"].lower()
+    assert exposed == "x-request-id, retry-after, retry-after-ms, x-should-retry"
     async with client_of(build_debug_app()) as client:
         response = await client.post("/embeddings", json={"input": "a"}, headers={"origin": "http://a"})
     assert "access-control-allow-origin" not in response.headers
@@ -165,6 +167,14 @@ async def test_preload_only_asks_the_process_to_stop_once_everything_is_loaded(
         assert app.engine_array.is_running()
         await asyncio.sleep(0)
     assert raised == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("key", ["one", ["one", "two"]])
+async def test_create_server_takes_one_key_or_several(key: str | list[str]) -> None:
+    async with client_of(create_server(engine_args_list=[debug_args()], api_key=key)) as client:
+        assert (await client.get("/models", headers={"authorization": "Bearer one"})).status_code == 200
+        second = await client.get("/models", headers={"authorization": "Bearer two"})
+        assert second.status_code == (401 if key == "one" else 200)
 
 
 async def test_a_path_with_a_slash_at_its_end_leads_to_the_one_without() -> None:

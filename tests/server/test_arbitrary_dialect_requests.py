@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from infinity_emb.server.schemas.cohere import CohereEmbedRequest, CohereRerankRequest
 from infinity_emb.server.schemas.nim import NimRankingRequest
-from infinity_emb.server.schemas.ollama import OllamaEmbedRequest, OllamaPromptRequest
+from infinity_emb.server.schemas.ollama import OllamaEmbedRequest, OllamaPromptRequest, OllamaShowRequest
 from infinity_emb.server.schemas.task import TaskRequest
+from infinity_emb.server.schemas.vllm import VllmClassifyRequest, VllmPoolingRequest, VllmScoreRequest
 from tests.server.test_arbitrary_requests import anything
 from tests.server.tiny_server import build_debug_app, client_of, debug_args
 
@@ -29,13 +30,17 @@ REQUESTS: list[tuple[str, type[TaskRequest], dict[str, Any], str]] = [
     ("/api/embed", OllamaEmbedRequest, {"input": ["a"], "model": "embedder"}, "error"),
     ("/api/embeddings", OllamaPromptRequest, {"prompt": "a", "model": "embedder"}, "error"),
     ("/ranking", NimRankingRequest, {"query": {"text": "q"}, "passages": ["a"]}, "error"),
+    ("/api/show", OllamaShowRequest, {"model": "embedder"}, "error"),
+    ("/score", VllmScoreRequest, {"queries": "q", "documents": ["a"], "model": "reranker"}, "error"),
+    ("/pooling", VllmPoolingRequest, {"input": "a", "model": "embedder"}, "error"),
+    ("/classify", VllmClassifyRequest, {"input": "a", "use_activation": True}, "error"),
 ]
 MEMBERS = [(place, name) for place, each in enumerate(REQUESTS) for name in each[1].model_fields]
 
 
 @pytest.fixture
 async def servers(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
-    kinds = ("embedder", "reranker")
+    kinds = ("embedder", "reranker", "classifier")
     async with client_of(build_debug_app(*(debug_args(f"{kind}?kind={kind}") for kind in kinds))) as client:
         yield client
 

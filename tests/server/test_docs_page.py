@@ -68,3 +68,22 @@ async def test_the_root_leads_to_a_page_that_exists(config: dict[str, str], targ
 async def test_an_empty_redirect_switches_the_root_off() -> None:
     async with client_of(build_debug_app(redirect_slash="")) as client:
         assert (await client.get("/")).status_code == 405  # a model answers what is posted there
+
+
+async def test_the_page_and_the_document_can_be_left_out() -> None:
+    app = build_debug_app(docs=False)
+    async with client_of(app) as client:
+        for path in ("/docs", "/openapi.json", "/docs/swagger-ui.css", "/redoc"):
+            assert (await client.get(path)).status_code == 404, path
+        assert (await client.get("/")).status_code == 405, "a model answers what is posted there"
+        assert (await client.post("/embeddings", json={"input": "a"})).status_code == 200
+
+
+async def test_the_root_may_lead_elsewhere_without_the_page() -> None:
+    async with client_of(build_debug_app(docs=False, redirect_slash="/models")) as client:
+        assert (await client.get("/")).headers["location"] == "/models"
+
+
+async def test_with_a_key_nothing_of_the_page_is_open_where_it_is_left_out() -> None:
+    async with client_of(build_debug_app(docs=False, api_key=("secret",))) as client:
+        assert (await client.get("/openapi.json")).status_code == 401

@@ -7,9 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from infinity_emb.errors import ServingError, StartupError
-from infinity_emb.server.errors import TABLE, kind_of
+from infinity_emb.errors import BackendFailed, ServingError, StartupError
+from infinity_emb.server.errors import RETRY_HEADERS, TABLE, kind_of, retry_headers
 from tests.server.tiny_server import build_debug_app, client_of, debug_args, embed
+
+
+def retry_headers_of(response: httpx.Response) -> tuple[str | None, ...]:
+    return tuple(response.headers.get(name) for name in RETRY_HEADERS)
 
 
 def _subclasses(error: type[Exception]) -> list[type[Exception]]:
@@ -27,6 +31,33 @@ def test_a_subclass_has_the_status_of_its_nearest_base() -> None:
         assert kind_of(type("Special", (error,), {})) == TABLE[error]
 
 
+NO_INPUT = BackendFailed("the device is gone")
+AN_INPUT = BackendFailed("gives NaN", position=3)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        *((status, None, "false") for status in (400, 401, 404, 405, 413, 415, 422, 424)),
+        *((status, None, None) for status in (408, 409, 500, 502)),
+        *((status, None, "true") for status in (429, 503)),
+        *((500, error, word) for error, word in ((NO_INPUT, None), (AN_INPUT, "false"))),
+        (424, AN_INPUT, "false"),
+    ],
+)
+def test_clients_are_told_whether_another_try_is_worth_it(
+    status: int, error: Exception | None, expected: str | None
+) -> None:
+    assert retry_headers(status, error).get("x-should-retry") == expected
+
+
+@pytest.mark.anyio
+async def test_the_message_stands_beside_the_error_too(client: httpx.AsyncClient) -> None:
+    """pymilvus's client of Text Embeddings Inference fails with a KeyError without it."""
+    for response in (await embed(client, []), await embed(client, model="other"), await client.get("/x")):
+        assert response.json()["message"] == response.json()["error"]["message"]
+
+
 @pytest.mark.anyio
 async def test_an_unknown_path_keeps_its_detail(client: httpx.AsyncClient) -> None:
     response = await client.post("/embedding", json={})
@@ -38,6 +69,7 @@ async def test_an_unknown_path_keeps_its_detail(client: httpx.AsyncClient) -> No
             "param": None,
             "code": 404,
         },
+        "message": "Not Found: POST /embedding",
         "detail": "Not Found",
     }
 
@@ -61,7 +93,7 @@ async def test_a_full_queue_is_a_429_with_retry_after() -> None:
         assert (await accepted).status_code == 200
         assert (await embed(client, "c")).status_code == 200
     assert refused.status_code == 429
-    assert refused.headers["retry-after"] == "1"
+    assert retry_headers_of(refused) == ("1", "1000", "true")
     error = refused.json()["error"]
     assert error["type"] == "rate_limit_error"
     assert error["message"].startswith("model debug is currently overloaded")
@@ -72,7 +104,7 @@ async def test_a_request_larger_than_the_queue_is_not_worth_a_retry() -> None:
     async with client_of(build_debug_app(debug_args(max_queue_items=2))) as client:
         response = await embed(client, ["a", "b", "c"])
     assert response.status_code == 400
-    assert "retry-after" not in response.headers
+    assert retry_headers_of(response) == (None, None, "false")
 
 
 @pytest.mark.anyio
@@ -84,6 +116,7 @@ async def test_a_failing_text_fails_only_its_request(caplog: pytest.LogCaptureFi
     assert [each.status_code for each in responses] == [500] + [200] * 20
     error = responses[0].json()["error"]
     assert (error["type"], error["code"]) == ("server_error", 500)
+    assert retry_headers_of(responses[0]) == (None, None, "false")
     assert responses[0].headers["x-request-id"] in caplog.text
 
 
@@ -96,12 +129,13 @@ async def test_a_backend_that_answers_wrongly_is_a_500(fault: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("dies_for_good")
 async def test_a_dead_worker_is_a_503_with_retry_after() -> None:
     async with client_of(build_debug_app(debug_args("debug?die_on=end"))) as client:
         for text in ("end", "hello"):
             response = await embed(client, text)
             assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
+            assert retry_headers_of(response) == ("1", "1000", "true")
             assert response.json()["error"]["type"] == "server_error"
 
 

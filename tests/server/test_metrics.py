@@ -6,6 +6,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infinity_emb.config import ServerConfig
+from infinity_emb.errors import StartupError
 from tests.server.tiny_server import build_debug_app, client_of, debug_args, embed
 
 pytestmark = pytest.mark.anyio
@@ -94,3 +96,22 @@ async def test_two_apps_in_one_process_count_by_themselves(client: httpx.AsyncCl
     async with client_of(build_debug_app()) as other:
         assert ("http_requests_total", "/embeddings", "POST", "2xx") not in await read_metrics(other)
     assert (await read_metrics(client))["http_requests_total", "/embeddings", "POST", "2xx"] == 1
+
+
+async def test_metrics_can_ask_for_a_key() -> None:
+    async with client_of(build_debug_app(metrics="key", api_key=("secret",))) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        answer = await client.get("/metrics", headers={"Authorization": "Bearer secret"})
+        assert "http_requests_total" in answer.text
+        assert (await client.get("/health")).status_code == 200
+
+
+def test_metrics_that_ask_for_a_key_need_one() -> None:
+    with pytest.raises(StartupError, match="--metrics key needs an --api-key"):
+        ServerConfig(metrics="key")
+
+
+async def test_metrics_can_be_left_out() -> None:
+    async with client_of(build_debug_app(metrics="off")) as client:
+        assert (await client.get("/metrics")).status_code == 404
+        assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]

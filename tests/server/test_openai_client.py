@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -72,6 +73,36 @@ async def test_the_key() -> None:
         assert len((await client.embeddings.create(model="debug", input="a")).data) == 1
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
             await client.with_options(api_key="other").embeddings.create(model="debug", input="a")
+
+
+@pytest.mark.parametrize(("text", "num_requests"), [("poison", 1), ("wait", 2)])
+async def test_the_client_tries_again_what_may_succeed_and_nothing_else(text: str, num_requests: int) -> None:
+    """By itself it sends whatever ended in a 500 again."""
+    app = build_debug_app(debug_args("debug?fail_on=poison&delay_s=0.3", max_queue_items=1))
+    async with openai_client_of(app, max_retries=1) as client:
+        sent: list[object] = []
+        client._client.event_hooks = {"request": [_noting(sent)]}
+        first = asyncio.ensure_future(embed_alone(client, "first")) if text == "wait" else None
+        await asyncio.sleep(0.05)
+        sent.clear()
+        if first is None:
+            with pytest.raises(openai.InternalServerError, match="input 0"):
+                await embed_alone(client, text)
+        else:
+            await embed_alone(client, text)
+            await first
+    assert len(sent) == num_requests
+
+
+async def embed_alone(client: openai.AsyncOpenAI, text: str) -> None:
+    await client.embeddings.create(model="debug", input=text)
+
+
+def _noting(sent: list[object]) -> Callable[[object], Coroutine[None, None, None]]:
+    async def note(request: object) -> None:
+        sent.append(request)
+
+    return note
 
 
 async def test_what_openai_does_not_have_is_sent_as_extra_body() -> None:

@@ -10,6 +10,7 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import TypeAdapter
 
 from infinity_emb import __version__
+from infinity_emb.server.errors import RETRY_HEADERS
 from infinity_emb.server.schemas.classify import ClassifyResponse
 from infinity_emb.server.schemas.cohere import (
     CohereEmbedResponse,
@@ -19,29 +20,38 @@ from infinity_emb.server.schemas.cohere import (
 )
 from infinity_emb.server.schemas.embeddings import EmbeddingResponse
 from infinity_emb.server.schemas.models import ModelEntry, ModelList
-from infinity_emb.server.schemas.nim import NimRankingResponse
+from infinity_emb.server.schemas.nim import NimHealth, NimRankingResponse
 from infinity_emb.server.schemas.ollama import (
     OllamaEmbedResponse,
     OllamaError,
     OllamaPromptResponse,
+    OllamaShow,
     OllamaTags,
+    OllamaVersion,
 )
 from infinity_emb.server.schemas.rerank import RerankResponse
 from infinity_emb.server.schemas.sparse import SparseResponse
 from infinity_emb.server.schemas.system import Health, Readiness
 from infinity_emb.server.schemas.tei import TeiError, TeiInfo, TeiPredictions, TeiRanked, TeiVectors
+from infinity_emb.server.schemas.vllm import VllmClassifyResponse, VllmPoolingResponse, VllmScoreResponse
+from infinity_emb.server.schemas.voyage import VoyageError, VoyageRerankResponse
 from tests.server.tiny_server import build_debug_app, client_of, debug_args
 
 pytestmark = pytest.mark.anyio
 
 TASKS = (
-    *("/embeddings", "/embeddings_image", "/embeddings_audio"),
+    *("/embeddings", "/multi-vector", "/embeddings_image", "/embeddings_audio"),
     *("/rerank", "/classify", "/embed_sparse"),
-    *("/embed", "/predict", "/similarity", "/"),
+    *("/embed", "/predict", "/similarity", "/", "/embed_all", "/tokenize", "/decode"),
     *("/v1/embed", "/v2/embed", "/v2/rerank"),
-    *("/api/embed", "/api/embeddings", "/ranking"),
+    *("/api/embed", "/api/embeddings", "/api/show", "/ranking"),
+    *("/score", "/pooling"),
 )
 KINDS = ("embedder", "reranker", "classifier")
+TEI_PATHS = (
+    *("/embed", "/embed_sparse", "/predict", "/similarity", "/", "/rerank"),
+    *("/embed_all", "/tokenize", "/decode"),
+)
 
 
 async def document_of(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -71,6 +81,7 @@ async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: 
     ids = {path: [each["operationId"] for each in methods.values()] for path, methods in paths.items()}
     assert ids == {
         "/embeddings": ["embeddings"],
+        "/multi-vector": ["multi_vector"],
         "/embeddings_image": ["embeddings_image"],
         "/embeddings_audio": ["embeddings_audio"],
         "/rerank": ["rerank"],
@@ -81,18 +92,27 @@ async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: 
         "/similarity": ["tei_similarity"],
         "/": ["tei_any"],
         "/info": ["tei_info"],
+        "/embed_all": ["tei_embed_all"],
+        "/tokenize": ["tei_tokenize"],
+        "/decode": ["tei_decode"],
         "/v1/embed": ["cohere_embed_v1"],
         "/v2/embed": ["cohere_embed"],
         "/v2/rerank": ["cohere_rerank"],
         "/api/embed": ["ollama_embed"],
         "/api/embeddings": ["ollama_embeddings"],
+        "/api/show": ["ollama_show"],
         "/api/tags": ["ollama_tags"],
+        "/api/version": ["ollama_version"],
         "/ranking": ["nim_ranking"],
+        "/score": ["vllm_score"],
+        "/pooling": ["vllm_pooling"],
         "/models": ["models"],
         "/models/{model_id}": ["model"],
         "/health": ["health"],
         "/ready": ["ready"],
         "/metrics": ["metrics"],
+        "/v1/health/live": ["nim_health_live"],
+        "/v1/health/ready": ["nim_health_ready"],
     }
 
 
@@ -131,9 +151,13 @@ async def test_every_member_of_every_request_is_described(client: httpx.AsyncCli
 @pytest.mark.parametrize("path", TASKS)
 async def test_every_error_that_can_happen_is_documented(client: httpx.AsyncClient, path: str) -> None:
     responses = (await document_of(client))["paths"][path]["post"]["responses"]
-    assert set(responses) - {"424"} == {"200", "400", "413", "415", "422", "429", "500", "503"}
-    assert ("424" in responses) == (path in ("/embed", "/predict", "/similarity", "/"))
-    assert "Retry-After" in responses["429"]["headers"]
+    assert set(responses) - {"404", "424"} == {"200", "400", "413", "415", "422", "429", "500", "503", "504"}
+    assert ("404" in responses) == path.startswith("/api/")
+    assert ("424" in responses) == (path in TEI_PATHS)
+    for status in ("429", "503"):
+        assert set(responses[status]["headers"]) == set(RETRY_HEADERS)
+    for status in ("400", "413", "415", "422"):
+        assert set(responses[status]["headers"]) == {"x-should-retry"}
 
 
 async def test_the_key_is_asked_for_in_the_document_where_one_is_set(client: httpx.AsyncClient) -> None:
@@ -152,13 +176,17 @@ async def test_bodies_are_as_documented() -> None:
     app = build_debug_app(*(debug_args(f"{kind}?kind={kind}") for kind in KINDS))
     everything = {"input": "a", "outputs": ["dense", "sparse", "multivector"], "encoding_format": "base64"}
     all_types = {"embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"]}
+    voyages = {"query": "q", "documents": ["d"], "top_k": None}
     ranking = {"query": {"text": "q"}, "passages": [{"text": "a"}]}
     async with client_of(app) as client:
         bodies: list[tuple[Any, httpx.Response]] = [
             (EmbeddingResponse, await client.post("/embeddings", json={"input": "a"})),
             (EmbeddingResponse, await client.post("/embeddings", json=everything)),
             (EmbeddingResponse, await client.post("/embeddings", json={"input": "a", "late_chunking": True})),
+            (EmbeddingResponse, await client.post("/multi-vector", json={"input": "a"})),
             (RerankResponse, await client.post("/rerank", json={"query": "q", "documents": ["d"]})),
+            (VoyageRerankResponse, await client.post("/rerank", json=voyages)),
+            (VoyageError, await client.post("/embeddings", json={"truncation": True})),
             (ClassifyResponse, await client.post("/classify", json={"input": "a"})),
             (SparseResponse, await client.post("/embed_sparse", json={"inputs": "a"})),
             (TeiVectors, await client.post("/embed", json={"inputs": "a"})),
@@ -175,6 +203,12 @@ async def test_bodies_are_as_documented() -> None:
             (OllamaError, await client.post("/api/embed", json={"model": "other"})),
             (OllamaTags, await client.get("/api/tags")),
             (NimRankingResponse, await client.post("/ranking", json=ranking)),
+            (NimHealth, await client.get("/v1/health/live")),
+            (OllamaShow, await client.post("/api/show", json={"model": "embedder"})),
+            (OllamaVersion, await client.get("/api/version")),
+            (VllmScoreResponse, await client.post("/score", json={"text_1": "q", "text_2": ["d"]})),
+            (VllmPoolingResponse, await client.post("/pooling", json={"input": "a", "task": "token_embed"})),
+            (VllmClassifyResponse, await client.post("/classify", json={"input": "a", "activation": True})),
             (ModelList, await client.get("/models")),
             (ModelEntry, await client.get("/models/reranker")),
             (Health, await client.get("/health")),

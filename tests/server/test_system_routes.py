@@ -22,6 +22,7 @@ async def test_ready_when_every_model_runs(client: httpx.AsyncClient) -> None:
     assert (response.status_code, response.json()) == (200, {"ready": True})
 
 
+@pytest.mark.usefixtures("dies_for_good")
 async def test_one_dead_worker_makes_the_server_unhealthy_and_not_ready() -> None:
     app = build_debug_app(debug_args("good"), debug_args("bad?die_on=end"))
     async with client_of(app) as client:

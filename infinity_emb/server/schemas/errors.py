@@ -20,6 +20,7 @@ class ErrorResponse(BaseModel):
     """Any answer of 400 and above."""
 
     error: ErrorInfo
+    message: str
 
 
 class HTTPErrorResponse(ErrorResponse):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from infinity_emb.server.inputs import Inputs
-from infinity_emb.server.schemas.task import TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.inputs import TextsOrIds
+from infinity_emb.server.schemas.tei import PROMPT_NAME, TeiRequest
 
 
-class SparseRequest(TaskRequest):
+class SparseRequest(TeiRequest):
     """Texts; `model` is ours."""
 
-    input_member: ClassVar[str] = "inputs"
-
-    inputs: Inputs
-    truncate: Truncate = None
-    truncation_direction: TruncationSide = None
-    prompt_name: str | None = Field(None, description="The model's own prompt that goes before each text.")
+    inputs: TextsOrIds
+    prompt_name: str | None = Field(None, description=PROMPT_NAME)
 
 
 SPARSE_EXAMPLES: dict[str, Any] = {
