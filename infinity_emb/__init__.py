@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from infinity_emb.embedding import EmbedOptions
     from infinity_emb.engine import AsyncEmbeddingEngine
     from infinity_emb.engine_array import AsyncEngineArray
+    from infinity_emb.env import MANAGER
     from infinity_emb.server.app import create_server
     from infinity_emb.sync_engine import SyncEngineArray
 
 __all__ = [
+    "MANAGER",
     "AsyncEmbeddingEngine",
     "AsyncEngineArray",
     "EmbedOptions",
@@ -38,6 +40,7 @@ _HOMES = {
     "AsyncEngineArray": "infinity_emb.engine_array",
     "EmbedOptions": "infinity_emb.embedding",
     "EngineArgs": "infinity_emb.config",
+    "MANAGER": "infinity_emb.env",
     "SyncEngineArray": "infinity_emb.sync_engine",
     "create_server": "infinity_emb.server.app",
 }

@@ -1,27 +1,32 @@
 """One served model: `AsyncEmbeddingEngine`, its life and what is known of it.
 
-What it does stands in `embedding_tasks.py` and `scoring_tasks.py`, and how that is computed in
-`running_model.py`. Knows nothing of HTTP or of any compute library; the model is whatever `backends.registry`
-loaded.
+What it does stands in `embedding_tasks.py`, `scoring_tasks.py` and `token_tasks.py`, and how that is computed
+in `running_model.py`. Knows nothing of HTTP or of any compute library; the model is whatever
+`backends.registry` loaded.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from infinity_emb.backends.registry import load_model
+from infinity_emb.cache.stats import CacheStats
 from infinity_emb.calibrator import Calibrator
 from infinity_emb.config import EngineArgs
 from infinity_emb.embedding_tasks import NEEDS_RANGES, EmbeddingTasks
+from infinity_emb.media_hosts import parse_hosts
 from infinity_emb.media_inputs import MediaReader
 from infinity_emb.primitives import Capability, OverloadStatus
 from infinity_emb.running_model import DRAIN_TIMEOUT_S, RunningModel
 from infinity_emb.scoring_tasks import ScoringTasks
+from infinity_emb.token_ids import TokenIdReader
+from infinity_emb.token_tasks import TokenTasks
 from infinity_emb.worker import WorkerStats
 
 
-class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks):
+class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
     """One model, from any number of coroutines of one event loop.
 
         async with AsyncEmbeddingEngine.from_args(EngineArgs()) as engine:
@@ -44,6 +49,7 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks):
         self._model = load_model(self.engine_args)
         self._running = RunningModel(self._model, self.engine_args)
         self._embedding_dtype = self.engine_args.embedding_dtype
+        self._token_ids = TokenIdReader(self.engine_args.token_ids, self._model.vocabulary)
 
     @classmethod
     def from_args(cls, engine_args: EngineArgs) -> AsyncEmbeddingEngine:
@@ -63,7 +69,12 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks):
     async def astart(self) -> None:
         """Start the device threads. Raises EngineNotReady when they run already, or still."""
         self._running.start()
-        self._media = MediaReader(self._model.sampling_rate)
+        self._media = MediaReader(
+            self._model.sampling_rate,
+            max_pixels=self.engine_args.max_queue_pixels,
+            max_seconds=self.engine_args.max_queue_audio_s,
+            is_allowed=parse_hosts(self.engine_args.media_hosts),
+        )
         self._calibrator = Calibrator(self.engine_args, self.info, self._embed_for_calibration)
         if self._embedding_dtype in NEEDS_RANGES:
             async with self._running.admitted(0):
@@ -78,15 +89,41 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks):
         """Whether a request that comes now will be computed."""
         return self._running.is_running
 
+    # What LangChain's InfinityEmbeddingsLocal asks, 0.0.77 had both.
+    running = is_running
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a device computes now; false while its thread comes back from a death."""
+        return self._running.is_ready
+
     @property
     def is_dead(self) -> bool:
-        """Whether a device thread ended by itself: nothing is computed until the process is restarted."""
+        """Whether the device is lost for good: nothing is computed until the process is restarted."""
         return self._running.is_dead
+
+    def call_on_death(self, callback: Callable[[], None]) -> None:
+        """Have it called once, on any thread, when the device is lost for good."""
+        self._running.on_death = callback
 
     @property
     def stats(self) -> WorkerStats:
         """Counters since start."""
         return self._running.stats
+
+    @property
+    def num_refused_requests(self) -> int:
+        """Since start, as there was no room."""
+        return self._running.num_refused_requests
+
+    @property
+    def cache_stats(self) -> CacheStats:
+        """What was not computed again since start, and why."""
+        return self._running.cache_stats
+
+    def describe_state(self) -> dict[str, object]:
+        """Its queue and its device threads, for a person."""
+        return self._running.describe_state()
 
     @property
     def max_batch_tokens(self) -> int:

@@ -18,6 +18,7 @@ from infinity_emb.primitives import Capability
 # `model-query` as NVIDIA's servers have it.
 INPUT_TYPE_SEPARATORS = (":", "-")
 INPUT_TYPE_SUFFIXES = ("query", "document", "passage")
+_MAX_CHARS_SHOWN = 200
 
 
 class Resolved(NamedTuple):
@@ -51,6 +52,8 @@ class AsyncEngineArray:
             for engine in engines
             for name in (engine.engine_args.served_model_name, *engine.engine_args.served_model_aliases)
         }
+        # Callers in the same process know a model by what they loaded.
+        self._by_path = {engine.engine_args.model_name_or_path: engine for engine in engines}
 
     @classmethod
     def from_args(cls, engine_args_array: Sequence[EngineArgs]) -> AsyncEngineArray:
@@ -71,12 +74,13 @@ class AsyncEngineArray:
             if not 0 <= index_or_name < len(engines):
                 raise UnknownModel(f"no model at position {index_or_name}; there are {len(engines)}")
             return engines[index_or_name]
-        if index_or_name not in self._by_name:
+        engine = self._by_name.get(index_or_name) or self._by_path.get(index_or_name)
+        if engine is None:
             raise UnknownModel(
-                f"Invalid model: Engine for model name `{index_or_name}` not found."
+                f"Invalid model: Engine for model name `{index_or_name[:_MAX_CHARS_SHOWN]}` not found."
                 f" Available model names are {list(self._by_name)}"
             )
-        return self._by_name[index_or_name]
+        return engine
 
     def resolve(self, name: str) -> Resolved:
         """The engine for a request that names a model, by served name, alias, or either with an input type.

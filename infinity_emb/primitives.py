@@ -1,21 +1,30 @@
 """The words of this package: closed sets of choices and the small values that pass between floors.
 
-Knows nothing of torch, HTTP or threads; numpy at most. Everybody imports it, it imports nobody.
-The names are those that users of `infinity_emb.primitives` have always imported.
+Knows nothing of torch, HTTP or threads. Everybody imports it; it imports nobody but `errors`, for names that
+users of `infinity_emb.primitives` have always imported from here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple, TypedDict
 
+from infinity_emb.errors import AudioCorruption as AudioCorruption
+from infinity_emb.errors import ImageCorruption as ImageCorruption
+from infinity_emb.errors import MatryoshkaDimError as MatryoshkaDimError
+from infinity_emb.errors import ModelNotDeployedError as ModelNotDeployedError
+
 Capability = Literal["embed", "rerank", "classify", "image_embed", "audio_embed", "embed_sparse"]
 # What can be computed of one input. Users ask for the first three; `multivector` is one vector per token, for
 # late interaction. `chunks`: one vector per span of tokens. `maxsim`: the score of a text for a query.
-OutputName = Literal["dense", "sparse", "multivector", "chunks", "maxsim"]
+# `tokens`: what the network says of each token, special ones included, before all pooling and projection.
+OutputName = Literal["dense", "sparse", "multivector", "chunks", "maxsim", "tokens"]
 # Where a text over the limit is cut; `off` refuses it, `model` cuts where the model's tokenizer does.
 Truncation = Literal["model", "left", "right", "off"]
+# Somebody waits for an interactive request; a bulk request takes what is left, and is never starved.
+Lane = Literal["interactive", "bulk"]
 
 
 class _NameEnum(str, Enum):
@@ -79,6 +88,14 @@ class EmbeddingDtype(_NameEnum):
     ubinary = "ubinary"
 
 
+class TokenIdsOf(_NameEnum):
+    """Whose token ids a request may send instead of texts; `refuse` is nobody's."""
+
+    refuse = "refuse"
+    model = "model"
+    cl100k = "cl100k"
+
+
 class PoolingMethod(_NameEnum):
     """How token vectors become one vector; `auto` is what the model's files say."""
 
@@ -88,10 +105,12 @@ class PoolingMethod(_NameEnum):
 
 
 class EmbeddingEncodingFormat(_NameEnum):
-    """How a vector is written into a JSON answer."""
+    """How a vector is written into an answer: into JSON, or as a body of bytes."""
 
     float = "float"
     base64 = "base64"
+    bytes = "bytes"
+    bytes_only = "bytes_only"
 
 
 class Modality(_NameEnum):
@@ -100,6 +119,25 @@ class Modality(_NameEnum):
     text = "text"
     image = "image"
     audio = "audio"
+
+
+class DeviceID(list[int]):
+    """Devices by number, from `[0, 1]` or `"0,1"`; `EngineArgs(device_id=...)` takes those as well."""
+
+    def __init__(self, ids: Iterable[int] | str = ()) -> None:
+        super().__init__(
+            int(each) for each in (filter(None, ids.split(",")) if isinstance(ids, str) else ids)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadingStrategy:
+    """Where 0.0.77 placed a model, and how; `EngineArgs` takes one and does not read it."""
+
+    device_mapping: Sequence[str]
+    loading_dtype: object
+    quantization_dtype: object
+    device_placement: str | None = None
 
 
 class OverloadStatus(NamedTuple):

@@ -509,6 +509,9 @@ class Directions:
     def prepare_thread(self) -> None:
         pass
 
+    def free_memory(self) -> None:
+        pass
+
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> Any:
         rows = [self.vector(fake._decode(item)) for item in batch]
         return fake.FakeLaunched({"dense": np.array(rows, dtype=np.float32)})
@@ -872,6 +875,7 @@ def test_an_engine_outlives_the_event_loop_that_started_it() -> None:
     run(engine.astop())
 
 
+@pytest.mark.usefixtures("dies_for_good")
 def test_an_engine_whose_thread_died_says_so_and_can_be_started_again() -> None:
     engine = fake_engine("die_on=poison")
 

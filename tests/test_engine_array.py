@@ -51,6 +51,14 @@ def test_an_engine_is_found_by_name_alias_and_position() -> None:
     assert array.engines_dict == {"first": array[0], "second": array[1]}
 
 
+def test_an_engine_is_found_by_what_was_loaded_and_a_name_counts_before_that() -> None:
+    array = AsyncEngineArray.from_args([fake_args("first")])
+    assert array["debug"] is array[0]
+
+    array = AsyncEngineArray.from_args([fake_args("first"), fake_args("debug")])
+    assert array["debug"] is array[1]
+
+
 def test_an_unknown_name_is_answered_with_those_that_are_served() -> None:
     array = AsyncEngineArray.from_args([fake_args("first", "one"), fake_args("second")])
 

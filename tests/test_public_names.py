@@ -49,6 +49,7 @@ def run_script(script: str) -> str:
 
 def test_the_public_names_are_these() -> None:
     assert infinity_emb.__all__ == [
+        "MANAGER",
         "AsyncEmbeddingEngine",
         "AsyncEngineArray",
         "EmbedOptions",

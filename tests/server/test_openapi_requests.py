@@ -1,0 +1,137 @@
+"""The OpenAPI document under a client that knows nothing else: schemathesis writes requests from it.
+
+No answer is a 5xx, each has a documented status and content type and fits its documented schema. The
+operations are those of the document, so that a new route is tried without a line here. Who answers are real
+servers of the fake engine. `OPENAPI_TEST_EXAMPLES=1000` asks for more examples of each operation.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.routing import Route
+
+from infinity_emb.config import ServerConfig
+from infinity_emb.server.app import build_app
+from tests.server_process import CLEAN_ENVIRON, COMMAND, FAKE, Server
+
+NUM_EXAMPLES = int(os.environ.get("OPENAPI_TEST_EXAMPLES", "10"))
+KINDS = ("embedder", "reranker", "classifier", "sparse", "multivector")
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+METHODS = ("get", "post", "put", "patch", "delete")
+# Paths that the document leaves out on purpose: itself and the page that shows it.
+UNDOCUMENTED = ("/openapi.json", "/docs", "/docs/{name}")
+
+APP = build_app(lambda: pytest.fail("no model is needed for the document"), ServerConfig())
+DOCUMENT: dict[str, Any] = APP.openapi()
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+# Other methods are answered 405, which is HTTP's own word and stands in no document.
+SCHEMA.config.phases.coverage.unexpected_methods = set()
+# A request asks for 504 itself, with a `timeout` that is too short.
+SCHEMA.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "504"]
+
+
+@pytest.fixture(scope="module", params=["one model", "models of every kind"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    kinds = KINDS[:1] if request.param == "one model" else KINDS
+    models = [word for kind in kinds for word in ("--model-id", f"{kind}?kind={kind}")]
+    names = [word for kind in kinds for word in ("--served-model-name", kind)]
+    environ = {**CLEAN_ENVIRON, "INFINITY_HOME": str(tmp_path_factory.mktemp("home"))}
+    with subprocess.Popen(
+        [*COMMAND, *FAKE, *models, *names], env=environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        server = Server(process, "", [])
+        line = server.wait_for_line("listening on ")
+        server.url = line.partition("listening on ")[2].partition(",")[0]
+        yield server
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
+@SCHEMA.hook
+def map_body(context: schemathesis.HookContext, body: Any) -> Any:
+    """Most texts name no model; with these, requests get past the choice of one."""
+    if isinstance(body, dict) and isinstance(name := body.get("model"), str) and len(name) < len(KINDS):
+        return {**body, "model": KINDS[len(name)]}
+    return body
+
+
+@pytest.mark.slow
+@SCHEMA.parametrize()
+@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_the_document_says(
+    case: schemathesis.Case, server: Server, session: requests.Session
+) -> None:
+    case.call_and_validate(base_url=server.url, session=session, checks=CHECKS)
+
+
+def _examples() -> Iterator[Any]:
+    for path, methods in DOCUMENT["paths"].items():
+        for media_type, content in methods.get("post", {}).get("requestBody", {}).get("content", {}).items():
+            for name, example in content.get("examples", {}).items():
+                yield pytest.param(path, media_type, example["value"], id=f"{path} {name}")
+
+
+EXAMPLES = list(_examples())
+
+
+@pytest.mark.parametrize(("path", "media_type", "body"), EXAMPLES)
+@pytest.mark.parametrize("server", ["models of every kind"], indirect=True)
+def test_every_example_is_served_by_some_model(
+    path: str, media_type: str, body: dict[str, Any], server: Server, session: requests.Session
+) -> None:
+    """As it is written, or with the name of a model of the right kind."""
+    bodies = [body, *({**body, "model": kind} for kind in KINDS)]
+    headers = {"content-type": media_type}
+    answers = [session.post(server.url + path, json=each, headers=headers) for each in bodies]
+    assert 200 in [answer.status_code for answer in answers], [answer.text for answer in answers]
+
+
+def test_every_operation_that_takes_a_body_has_an_example() -> None:
+    taking = {path for path, methods in DOCUMENT["paths"].items() if "requestBody" in methods.get("post", {})}
+    assert taking == {example.values[0] for example in EXAMPLES}
+
+
+def test_every_route_is_in_the_document_or_left_out_on_purpose() -> None:
+    documented = {
+        (method.upper(), path)
+        for path, methods in DOCUMENT["paths"].items()
+        for method in methods
+        if method in METHODS
+    }
+    served = {
+        (method, route.path_format)
+        for route in APP.router.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    twins = {(method, path) for method, path in served if (method, path.removeprefix("/v1")) in documented}
+    on_purpose = {("GET", "/"), *(("GET", path) for path in UNDOCUMENTED)}
+    assert documented <= served
+    assert served - documented - twins == on_purpose
