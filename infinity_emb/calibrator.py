@@ -6,7 +6,6 @@ Knows nothing of how texts are embedded; the engine hands over a function that d
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from infinity_emb.calibration import (
     read_texts,
 )
 from infinity_emb.config import EngineArgs
+from infinity_emb.model_version import fingerprint
 from infinity_emb.postprocess import Ranges
 from infinity_emb.primitives import ModelInfo
 
@@ -61,7 +61,7 @@ class Calibrator:
         texts = read_texts(Path(path)) if path else calibration_texts()
         key = CalibrationKey(
             model=self._args.model_name_or_path,
-            revision=self._info.revision or _fingerprint(Path(self._args.model_name_or_path)),
+            revision=self._info.revision or fingerprint(Path(self._args.model_name_or_path)),
             dtype=self._info.dtype,
             pooling=self._info.pooling,
             default_prompt=self._info.prompts.get(self._info.default_prompt_name or "", ""),
@@ -70,12 +70,3 @@ class Calibrator:
         )
         file = CalibrationFile(cache_folder(os.environ), key)
         return file, texts if file.load() is None else []
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """What changes when a local model is saved again."""
-    if not folder.is_dir():
-        return None
-    stats = [(path.name, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    seen = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-    return hashlib.sha256(seen.encode()).hexdigest()[:16]

@@ -1,0 +1,43 @@
+"""What tells the answers of one version of a model from those of another. Knows nothing of who keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from infinity_emb import __version__
+from infinity_emb.config import EngineArgs
+from infinity_emb.primitives import ModelInfo
+
+
+def model_version(args: EngineArgs, info: ModelInfo) -> str:
+    """Different wherever an answer to the same input may be more than a rounding error apart.
+
+    So the number format is part of it; the device, and whether batches are packed or padded, are not. This
+    package's version is: what it mends may change answers.
+    """
+    return repr(
+        (
+            __version__,
+            args.model_name_or_path,
+            info.revision or fingerprint(Path(args.model_name_or_path)),
+            str(args.engine),
+            args.trust_remote_code,
+            str(info.kind),
+            info.dtype,
+            info.pooling,
+            info.max_tokens,
+            info.truncation_side,
+            info.embedding_dimension,
+            info.labels,
+        )
+    )
+
+
+def fingerprint(folder: Path) -> str | None:
+    """What changes when a local model is saved again; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
+    stats = [(path.name, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    seen = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return hashlib.sha256(seen.encode()).hexdigest()[:16]
