@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption, ModelNotDeployedError
+from infinity_emb.errors import AudioCorruption, ImageCorruption, ModelNotDeployedError, ServingError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +47,7 @@ def decode_image(
     data: a whole file in one of IMAGE_FORMATS.
     max_pixels: width times height, checked before any pixel is decoded. Pillow has a limit of its own,
     twice `PIL.Image.MAX_IMAGE_PIXELS`, that this cannot raise.
-    claim: told the number of pixels before any is decoded; raises BadInput where that is too much.
+    claim: told the number of pixels before any is decoded; raises a ServingError where that is too much.
 
     Raises: ImageCorruption for a broken, unknown, too small or too large picture; ModelNotDeployedError where
     Pillow is not installed.
@@ -63,7 +63,7 @@ def decode_image(
             check_image_size(*image.size, max_pixels=max_pixels)
             claim(image.width * image.height)
             return ImageOps.exif_transpose(image).convert("RGB")
-    except BadInput:
+    except ServingError:
         raise
     # Damaged files make Pillow fail in a dozen ways, from SyntaxError to struct.error.
     except Exception as exc:
@@ -85,7 +85,8 @@ def decode_audio(
     data: a whole file of a format that libsndfile knows: WAV, FLAC, OGG, MP3, AIFF and others. Of a file
     that was cut short, what libsndfile can still decode is used.
     sampling_rate: Hz of the result. max_seconds: length, checked before any sample is decoded.
-    claim: told the length in seconds before any sample is decoded; raises BadInput where that is too much.
+    claim: told the length in seconds before any sample is decoded; raises a ServingError where that is too
+    much.
 
     Returns (N,) float32 in about -1..1, N > 0: the mean of the channels, resampled by soxr at HQ.
 
@@ -105,7 +106,7 @@ def decode_audio(
         samples: Samples = mono
         if rate != sampling_rate:
             samples = soxr.resample(mono, rate, sampling_rate, quality="HQ")  # (N,) float32
-    except BadInput:
+    except ServingError:
         raise
     # As with images: a forged header can make the numbers around libsndfile fail, not only libsndfile.
     except Exception as exc:

@@ -1,21 +1,22 @@
 """Images and audio as a client gives them → decoded inputs: fetched concurrently, decoded on threads.
 
-What a request may take decoded is limited as a whole: small files can be large images. Knows nothing of
-models beyond the sampling rate of their clips.
+What a request may take decoded is limited as a whole, and what all requests take together: small files can be
+large images. Knows nothing of models beyond the sampling rate of their clips.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from infinity_emb.backends.base import Clip, Picture
-from infinity_emb.errors import BadInput, ImageCorruption
+from infinity_emb.errors import BadInput, ImageCorruption, Overloaded
 from infinity_emb.media import check_image_size, decode_audio, decode_image
 from infinity_emb.media_sources import MediaFetcher
 
@@ -28,44 +29,98 @@ MAX_REQUEST_SECONDS = 3600
 RunOnThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
+class SharedRoom:
+    """What the inputs of all requests may take together."""
+
+    def __init__(self, limit: int, unit: str) -> None:
+        self.limit = limit
+        self.unit = unit
+        self._taken = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, amount: float) -> None:
+        """Raises Overloaded where there is no room now."""
+        with self._lock:
+            if self._taken + amount > self.limit:
+                raise Overloaded(
+                    f"inputs of {self._taken:.0f} {self.unit} wait already, the limit is {self.limit};"
+                    " try again later"
+                )
+            self._taken += amount
+
+    def give_back(self, amount: float) -> None:
+        """They have been computed, or never will be."""
+        with self._lock:
+            self._taken -= amount
+
+
 class Allowance:
     """What the inputs of one request may take together; claimed on any thread, before decoding."""
 
-    def __init__(self, limit: int, unit: str) -> None:
-        self._limit = limit
-        self._unit = unit
-        self._left: float = limit
+    def __init__(self, limit: int, shared: SharedRoom) -> None:
+        self._limit = min(limit, shared.limit)
+        self._shared = shared
+        self._taken = 0.0
+        self._is_open = True
         self._lock = threading.Lock()
 
     def claim(self, amount: float) -> None:
-        """Raises BadInput where the inputs so far and this one are too much."""
+        """Raises BadInput where the inputs so far and this one are too much, and Overloaded."""
         with self._lock:
-            self._left -= amount
-            is_over = self._left < 0
-        if is_over:
-            raise BadInput(
-                f"brings this request over its limit of {self._limit} {self._unit} in all;"
-                " send fewer inputs at once, or smaller ones"
-            )
+            if not self._is_open:  # a thread may come to it after the client has left
+                raise BadInput("belongs to a request that has ended")
+            if self._taken + amount > self._limit:
+                raise BadInput(
+                    f"brings this request over its limit of {self._limit} {self._shared.unit} in all;"
+                    " send fewer inputs at once, or smaller ones"
+                )
+            self._shared.take(amount)
+            self._taken += amount
+
+    def close(self) -> None:
+        """Give everything back."""
+        with self._lock:
+            self._is_open = False
+            self._shared.give_back(self._taken)
 
 
 class MediaReader:
-    """Reads images and clips for one model. sampling_rate: of its clips, in Hz."""
+    """Reads images and clips for one model.
 
-    def __init__(self, sampling_rate: int | None) -> None:
+    sampling_rate: of its clips, in Hz. is_allowed: which hosts they are fetched from.
+    max_pixels, max_seconds: of all requests together, until they are computed.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int | None,
+        *,
+        max_pixels: int = 4 * MAX_REQUEST_PIXELS,
+        max_seconds: int = 4 * MAX_REQUEST_SECONDS,
+        is_allowed: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._sampling_rate = sampling_rate
-        self._fetcher = MediaFetcher()
+        self._pixels = SharedRoom(max_pixels, "pixels")
+        self._seconds = SharedRoom(max_seconds, "seconds")
+        self._fetcher = MediaFetcher(is_allowed=is_allowed)
         self._slots: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
-    async def read_images(self, sources: Sequence[Any], run_on_thread: RunOnThread) -> list[Picture]:
-        """From URLs, data URIs, bytes and PIL images. Raises ImageCorruption and BadInput."""
-        allowance = Allowance(MAX_REQUEST_PIXELS, "pixels")
-        return await self._read_all(sources, self._read_image, allowance, run_on_thread)
+    @asynccontextmanager
+    async def images(
+        self, sources: Sequence[Any], run_on_thread: RunOnThread
+    ) -> AsyncIterator[list[Picture]]:
+        """From URLs, data URIs, bytes and PIL images; they have their room until the end of the block.
 
-    async def read_clips(self, sources: Sequence[Any], run_on_thread: RunOnThread) -> list[Clip]:
-        """From URLs, data URIs and bytes. Raises AudioCorruption and BadInput."""
-        allowance = Allowance(MAX_REQUEST_SECONDS, "seconds")
-        return await self._read_all(sources, self._read_clip, allowance, run_on_thread)
+        Raises ImageCorruption, BadInput and Overloaded.
+        """
+        with closing(Allowance(MAX_REQUEST_PIXELS, self._pixels)) as allowance:
+            yield await self._read_all(sources, self._read_image, allowance, run_on_thread)
+
+    @asynccontextmanager
+    async def clips(self, sources: Sequence[Any], run_on_thread: RunOnThread) -> AsyncIterator[list[Clip]]:
+        """From URLs, data URIs and bytes, likewise. Raises AudioCorruption, BadInput and Overloaded."""
+        with closing(Allowance(MAX_REQUEST_SECONDS, self._seconds)) as allowance:
+            yield await self._read_all(sources, self._read_clip, allowance, run_on_thread)
 
     async def _read_all(
         self,

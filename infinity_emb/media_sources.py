@@ -78,6 +78,7 @@ class MediaFetcher:
 
     max_bytes: size of the content, however it comes. timeout_s: for one whole fetch, redirects included.
     allow_private_addresses: connect to anything; for tests, and for operators who trust their clients.
+    is_allowed: which hosts are asked at all, of those that redirects lead to too.
     resolve: asked once per host and redirect. ssl_context: None trusts what the system trusts.
     Proxies and other settings of the environment are not used: a proxy would resolve hosts again.
     """
@@ -88,12 +89,14 @@ class MediaFetcher:
         max_bytes: int = MAX_BYTES,
         timeout_s: float = 10.0,
         allow_private_addresses: bool = False,
+        is_allowed: Callable[[str], bool] = lambda _: True,
         resolve: Resolver = resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._allow_private_addresses = allow_private_addresses
+        self._is_allowed = is_allowed
         self._resolve = resolve
         self._given_ssl_context = ssl_context
 
@@ -135,6 +138,10 @@ class MediaFetcher:
     async def _find_addresses(self, url: httpx2.URL) -> list[Address]:
         """What the host resolves to, all of it judged: a resolver may mix public and private answers."""
         host = url.raw_host.decode()
+        if not self._is_allowed(host):
+            raise _unfetchable(
+                url, "this server does not fetch from its host; send the content as a data URI"
+            )
         try:
             literal = parse_address(host)
             if literal is not None:

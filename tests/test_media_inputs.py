@@ -16,8 +16,8 @@ from PIL import Image
 
 from infinity_emb import media_inputs
 from infinity_emb.backends.base import Clip, Picture
-from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption
-from infinity_emb.media_inputs import MAX_READ_AT_ONCE, MediaReader
+from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption, Overloaded
+from infinity_emb.media_inputs import MAX_READ_AT_ONCE, Allowance, MediaReader, SharedRoom
 
 # Everything below is waited for by an event; a wait that takes this long has failed.
 PATIENCE_S = 30.0
@@ -49,12 +49,22 @@ def data_uri(content: bytes) -> str:
     return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
 
 
+async def images_of(reader: MediaReader, sources: Any, run_on_thread: Any) -> list[Picture]:
+    async with reader.images(sources, run_on_thread) as pictures:
+        return pictures
+
+
+async def clips_of(reader: MediaReader, sources: Any, run_on_thread: Any) -> list[Clip]:
+    async with reader.clips(sources, run_on_thread) as clips:
+        return clips
+
+
 def read_images(*sources: Any, reader: MediaReader | None = None) -> list[Picture]:
-    return run((reader or MediaReader(None)).read_images(sources, asyncio.to_thread))
+    return run(images_of((reader or MediaReader(None)), sources, asyncio.to_thread))
 
 
 def read_clips(*sources: Any) -> list[Clip]:
-    return run(MediaReader(RATE_HZ).read_clips(sources, asyncio.to_thread))
+    return run(clips_of(MediaReader(RATE_HZ), sources, asyncio.to_thread))
 
 
 def test_an_image_has_the_same_pixels_however_it_comes() -> None:
@@ -103,7 +113,7 @@ def test_inputs_come_in_order_however_long_each_takes() -> None:
             return function()
 
         sources = [png(noise(height)) for height in (3, 4, 5)]
-        return await MediaReader(None).read_images(sources, last_comes_first)
+        return await images_of(MediaReader(None), sources, last_comes_first)
 
     assert [len(picture.pixels) for picture in run(main())] == [3, 4, 5]
 
@@ -122,7 +132,7 @@ def test_only_so_many_are_read_at_once_by_all_requests_together() -> None:
 
     async def main() -> None:
         reader = MediaReader(None)
-        requests = (reader.read_images([Image.fromarray(noise())] * 10, count) for _ in range(3))
+        requests = (images_of(reader, [Image.fromarray(noise())] * 10, count) for _ in range(3))
         assert [len(pictures) for pictures in await asyncio.gather(*requests)] == [10] * 3
 
     run(main())
@@ -229,7 +239,7 @@ def test_after_an_error_the_others_are_given_up_before_the_request_ends() -> Non
 
     async def main() -> None:
         with pytest.raises(BadInput, match="input 0"):
-            await MediaReader(None).read_images([5, png(noise()), png(noise())], never)
+            await images_of(MediaReader(None), [5, png(noise()), png(noise())], never)
         assert ended == ["given up"] * 2
         assert len(asyncio.all_tasks()) == 2, "this one and the one that waits for it"
 
@@ -252,13 +262,13 @@ def test_a_request_that_is_cancelled_takes_its_inputs_with_it() -> None:
                 num_ended += 1
 
         reader = MediaReader(None)
-        request = asyncio.create_task(reader.read_images([png(noise())] * 20, never))
+        request = asyncio.create_task(images_of(reader, [png(noise())] * 20, never))
         await is_full.wait()
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
         assert MAX_READ_AT_ONCE <= num_started == num_ended < 20
-        assert len(await reader.read_images([png(noise())] * 20, asyncio.to_thread)) == 20
+        assert len(await images_of(reader, [png(noise())] * 20, asyncio.to_thread)) == 20
 
     run(main())
 
@@ -273,6 +283,74 @@ def test_nothing_is_decoded_on_the_event_loop() -> None:
 
         return await asyncio.to_thread(noted)
 
-    run(MediaReader(None).read_images([png(noise()), Image.fromarray(noise())], on_thread))
-    run(MediaReader(RATE_HZ).read_clips([wav(np.zeros(9))], on_thread))
+    run(images_of(MediaReader(None), [png(noise()), Image.fromarray(noise())], on_thread))
+    run(clips_of(MediaReader(RATE_HZ), [wav(np.zeros(9))], on_thread))
     assert threads == [False] * 3
+
+
+def test_what_all_requests_hold_has_a_limit_until_they_are_computed() -> None:
+    """One image each is no reason to refuse any of them; all together fill the memory."""
+
+    async def main() -> None:
+        reader = MediaReader(None, max_pixels=2 * 54)
+        sources = [png(noise())]
+        async with reader.images(sources, asyncio.to_thread), reader.images(sources, asyncio.to_thread):
+            with pytest.raises(Overloaded, match="inputs of 108 pixels wait already, the limit is 108;"):
+                await images_of(reader, sources, asyncio.to_thread)
+        for _ in range(3):
+            assert len(await images_of(reader, sources * 2, asyncio.to_thread)) == 2
+
+    run(main())
+
+
+def test_the_sounds_of_all_requests_have_a_limit() -> None:
+    async def main() -> None:
+        reader = MediaReader(RATE_HZ, max_seconds=1)
+        half = [wav(np.zeros(RATE_HZ // 2))]
+        async with reader.clips(half, asyncio.to_thread), reader.clips(half, asyncio.to_thread):
+            with pytest.raises(Overloaded, match="inputs of 1 seconds wait already"):
+                await clips_of(reader, half, asyncio.to_thread)
+        assert len(await clips_of(reader, half * 2, asyncio.to_thread)) == 2
+
+    run(main())
+
+
+def test_a_request_that_will_never_have_room_is_refused_for_good() -> None:
+    with pytest.raises(BadInput, match=r"over its limit of 53 pixels in all"):
+        read_images(png(noise()), reader=MediaReader(None, max_pixels=53))
+
+
+@pytest.mark.parametrize("end", ["error", "cancelled"])
+def test_a_request_that_fails_gives_its_room_back(end: str) -> None:
+    async def main() -> None:
+        reader = MediaReader(None, max_pixels=2 * 54)
+        decoded = asyncio.Event()
+
+        async def decode_and_wait(function: Callable[[], Any]) -> Any:
+            result = await asyncio.to_thread(function)
+            decoded.set()
+            if end == "cancelled":
+                await asyncio.Event().wait()
+            return result
+
+        bad = [] if end == "cancelled" else [b"no image"]
+        for _ in range(3):
+            decoded.clear()
+            request = asyncio.create_task(images_of(reader, [png(noise()), *bad], decode_and_wait))
+            await decoded.wait()
+            request.cancel()
+            await asyncio.wait([request])
+        assert len(await images_of(reader, [png(noise())] * 2, asyncio.to_thread)) == 2
+
+    run(main())
+
+
+def test_a_thread_that_comes_after_its_request_has_ended_takes_no_room() -> None:
+    """Nobody would give it back."""
+    shared = SharedRoom(100, "pixels")
+    allowance = Allowance(100, shared)
+    allowance.claim(60)
+    allowance.close()
+    with pytest.raises(BadInput, match="has ended"):
+        allowance.claim(60)
+    shared.take(100)

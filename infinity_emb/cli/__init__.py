@@ -1,6 +1,7 @@
 """The console script: which words are commands, and how a failed start looks.
 
-A start that cannot succeed is one line on stderr and exit code 1, never a traceback. Knows no option; those
+A start that cannot succeed, and a device that is lost, is one line on stderr and exit code 1, never a
+traceback. Knows no option; those
 are in `cli/commands.py`, which needs the extra `server` and is imported on demand to say so.
 """
 
@@ -10,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import EngineNotReady, StartupError
 
 COMMANDS = ("v1", "v2", "verify")
 _INSTALL = "install it with: pip install 'infinity-emb[server]'"
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"infinity_emb needs a package that is not installed ({exc}); {_INSTALL}")
     try:
         app(args=arguments, prog_name="infinity_emb")
-    except StartupError as exc:
+    except (StartupError, EngineNotReady) as exc:
         return _fail(" ".join(str(exc).split()))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -7,6 +7,7 @@ signals. torch and the HTTP libraries are imported here and not before, so that 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import logging
 import socket
@@ -18,7 +19,7 @@ from infinity_emb.cli.listening import base_url, bind_sockets, close_sockets, li
 from infinity_emb.cli.logs import describe_model
 from infinity_emb.cli.signals import handle_signals, quit_at_once
 from infinity_emb.config import EngineArgs, ServerConfig
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import EngineNotReady, StartupError
 
 if TYPE_CHECKING:
     from infinity_emb.cli.uvicorn_server import UvicornServer
@@ -30,15 +31,21 @@ logger = logging.getLogger("infinity_emb")
 def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
     """Serve until Ctrl-C or SIGTERM; then finish what was accepted, and return.
 
-    Raises StartupError when a model cannot be loaded, the port cannot be had or an extra is missing.
+    Raises StartupError when a model cannot be loaded, the port cannot be had or an extra is missing, and
+    EngineNotReady after a device was lost: whoever starts processes can start another one.
     """
     with handle_signals(_quit_while_loading):
         sockets = bind_sockets(config.host, config.port)
         try:
             _check_server_extra()
-            server = _build_server(load_engines(engine_args), config, sockets)
+            _check_api_keys(config)
+            engines = load_engines(engine_args)
+            server = _build_server(engines, config, sockets)
+            dead = _stop_on_death(engines, server)
             listen(sockets, config.host, config.port)
             server.run(sockets=sockets)
+            if dead:
+                raise EngineNotReady(f"the device of {', '.join(dead)} is lost; start the server again")
         finally:
             close_sockets(sockets)
 
@@ -64,6 +71,19 @@ def load_engines(engine_args: Sequence[EngineArgs]) -> AsyncEngineArray:
     return engines
 
 
+def _stop_on_death(engines: AsyncEngineArray, server: UvicornServer) -> list[str]:
+    """Stop when a device is lost for good; returns a list that will have the names of its models."""
+    dead: list[str] = []
+
+    def stop(name: str) -> None:
+        dead.append(name)
+        server.stop()
+
+    for engine in engines:
+        engine.call_on_death(functools.partial(stop, engine.engine_args.served_model_name))
+    return dead
+
+
 def _quit_while_loading(number: int, _: FrameType | None) -> None:
     quit_at_once(number, "stopped before the server was ready")
 
@@ -80,14 +100,25 @@ def _check_server_extra() -> None:
         ) from exc
 
 
+def _check_api_keys(config: ServerConfig) -> None:
+    """Likewise."""
+    from infinity_emb.server.api_keys import ApiKeys
+
+    ApiKeys.of_config(config)
+
+
 def _build_server(
     engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket]
 ) -> UvicornServer:
+    from infinity_emb.cli.state_dump import describe_state
     from infinity_emb.cli.uvicorn_server import UvicornServer
     from infinity_emb.server.app import build_app
 
     async def fail_rest() -> None:
         await asyncio.gather(*(engine.astop(drain_timeout_s=0) for engine in engines))
 
+    def tell_state() -> None:
+        logger.warning("state, as SIGUSR1 asks:\n%s", "\n".join(describe_state(engines)))
+
     app = build_app(engines, config)
-    return UvicornServer(app, config, url=base_url(sockets), fail_rest=fail_rest)
+    return UvicornServer(app, config, url=base_url(sockets), fail_rest=fail_rest, tell_state=tell_state)

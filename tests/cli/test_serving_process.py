@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -62,6 +63,35 @@ def test_a_second_ctrl_c_quits_at_once(
     assert exit_code == 130
     assert rest == "quit at once; requests that were accepted are lost\n"
     assert isinstance(answer.exception(), httpx.TransportError)
+
+
+def test_no_key_is_ever_written_to_the_log(serve: StartServer, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("secret-file\n")
+    server = serve(
+        *FAKE, "--log-level", "trace", "--api-key", "secret-flag", "--api-key-file", str(path)
+    )  # fmt: skip
+    statuses = []
+    for key in ("secret-flag", "secret-file", "secret-wrong"):
+        for headers in ({"Authorization": f"Bearer {key}"}, {"Authorization": key}, {"api-key": key}):
+            for method, route in (("GET", "models"), ("POST", "embeddings"), ("POST", "embed")):
+                answer = httpx.request(method, f"{server.url}/{route}", headers=headers, timeout=DEADLINE_S)
+                assert "secret" not in answer.text
+                statuses.append(answer.status_code)
+    assert statuses == [200, 415, 415] * 6 + [401] * 9
+    _, rest = server.stop(signal.SIGTERM)
+    log = "".join(server.lines) + rest
+    assert "GET /models" in log
+    assert "secret" not in log
+
+
+def test_a_key_file_without_a_key_stops_the_start_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# none\n")
+    done = run(*FAKE, "--model-id", "debug?no_such_fault=1", INFINITY_API_KEY_FILE=str(path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: --api-key-file '{path}' has no key; write one a line"
+    assert "loading" not in done.stderr
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
