@@ -2,8 +2,8 @@
 # make test   everything that CI runs: check, then all tests
 # make check  formatting, lint, types, import floors
 # make bench  speed as ratios to sentence-transformers, in one run
-# make bench-kinds  the same for a reranker and for a static model
-# make bench-gpu  the torch backend on a CUDA device
+# make bench-NAME  another of benchmarks/: kinds of models, the cache, dialects, overload, a soak, gpu
+# make test-clients  what people use as clients, all of them, each in an environment of its own
 # make docs   write docs/settings.md again
 # make coverage-page  write docs/coverage.md again, from the models that mteb lists
 
@@ -13,13 +13,16 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: run test check bench bench-kinds bench-gpu docs coverage-page system-packages clean
+.PHONY: run test test-clients check bench docs coverage-page system-packages clean
 
 run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
 
 test: check system-packages
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: .venv/tested
+	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
 
 check: .venv/tested
 	$(BIN)/ruff format --check .
@@ -30,11 +33,8 @@ check: .venv/tested
 bench: .venv/tested
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
-bench-kinds: .venv/tested
-	$(BIN)/python -m benchmarks.kinds $(ARGS)
-
-bench-gpu: .venv/tested
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
+bench-%: .venv/tested
+	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 docs: .venv/tested
 	$(BIN)/python -m infinity_emb.cli.settings_page > docs/settings.md
@@ -67,4 +67,4 @@ system-packages:
 			|| echo "chromium could not be installed; its test is skipped"; fi
 
 clean:
-	rm -rf .venv $(MTEB) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients $(MTEB) .mypy_cache .ruff_cache .pytest_cache .hypothesis
