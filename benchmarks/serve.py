@@ -35,26 +35,31 @@ PASSAGES_PER_REQUEST = 32
 class Server:
     """`infinity_emb v2` in a process of its own, on a free loopback port."""
 
-    def __init__(self, flags: list[str]) -> None:
+    def __init__(self, flags: list[str], *, log: int | None = None) -> None:
+        """log: where its lines go, as `subprocess.Popen` has it; None is this process's own stderr."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "infinity_emb", "v2", "--host", "127.0.0.1"]
         started_s = time.perf_counter()
         self._process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--log-level", "warning", *flags]
+            [*command, "--port", str(self.port), "--log-level", "warning", *flags], stderr=log
         )
         self._wait_until_ready()
         self.ready_s = time.perf_counter() - started_s
 
     @property
-    def resident_mib(self) -> float:
-        return resident_mib(self._process.pid)
+    def pid(self) -> int:
+        return self._process.pid
 
-    def close(self) -> None:
-        """End it as an operator would."""
+    @property
+    def resident_mib(self) -> float:
+        return resident_mib(self.pid)
+
+    def close(self) -> int:
+        """End it as an operator would; the exit code."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        return self._process.wait()
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + 300

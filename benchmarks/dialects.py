@@ -1,0 +1,110 @@
+"""What another vendor's wire format costs over our own, for the same 32 passages: ratios of request times.
+
+    python -m benchmarks.dialects [--rounds 7]
+
+One server, one client, the routes in turn within each round; our own route answers numbers as JSON, as the
+others do. What each row means is in docs/measurements.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+
+from benchmarks.http_load import make_request, run_load
+from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.serve import NUM_PASSAGES, PASSAGES_PER_REQUEST, Server
+from benchmarks.texts import bundled_model_folder, load_texts
+
+QUERY = "Where is Munich?"
+GOAL = "<= 1.05"
+
+
+def embedding_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name → path and body; the first is our own."""
+    return {
+        "/embeddings": ("/embeddings", {"input": passages, "encoding_format": "float"}),
+        "TEI /embed": ("/embed", {"inputs": passages}),
+        "Cohere /v2/embed": ("/v2/embed", {"texts": passages, "embedding_types": ["float"]}),
+        "Ollama /api/embed": ("/api/embed", {"model": "bench", "input": passages}),
+        "vLLM /pooling": ("/pooling", {"input": passages, "encoding_format": "float"}),
+    }
+
+
+def ranking_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name → path and body; the first is our own."""
+    return {
+        "/rerank": ("/rerank", {"query": QUERY, "documents": passages}),
+        "TEI /rerank": ("/rerank", {"query": QUERY, "texts": passages}),
+        "Cohere /v2/rerank": ("/v2/rerank", {"model": "bench", "query": QUERY, "documents": passages}),
+        "vLLM /score": ("/score", {"text_1": QUERY, "text_2": passages}),
+        "NIM /ranking": (
+            "/v1/ranking",
+            {"query": {"text": QUERY}, "passages": [{"text": each} for each in passages]},
+        ),
+    }
+
+
+class Bench:
+    """One server, and the same passages in every dialect."""
+
+    def __init__(self) -> None:
+        self.server = Server(["--model-id", str(bundled_model_folder()), "--served-model-name", "bench"])
+        _, passages = load_texts(num_short=1, num_passages=NUM_PASSAGES)
+        chunks = [
+            passages[start : start + PASSAGES_PER_REQUEST]
+            for start in range(0, len(passages), PASSAGES_PER_REQUEST)
+        ]
+        self._groups = [
+            [
+                {
+                    name: make_request(path, body, port=self.server.port)
+                    for name, (path, body) in bodies(chunk).items()
+                }
+                for chunk in chunks
+            ]
+            for bodies in (embedding_bodies, ranking_bodies)
+        ]
+        self.rows = {
+            name: Row(f"{name} / {next(iter(requests[0]))}", GOAL)
+            for requests in self._groups
+            for name in list(requests[0])[1:]
+        }
+
+    def measure(self) -> dict[str, float]:
+        """One round: each dialect's time over our own route's, for all passages."""
+        values = {}
+        for requests in self._groups:
+            seconds = dict.fromkeys(requests[0], 0.0)
+            for number, by_name in enumerate(requests):
+                names = list(by_name)
+                for name in names[number % len(names) :] + names[: number % len(names)]:
+                    took_s, _ = asyncio.run(run_load([by_name[name]], port=self.server.port, num_clients=1))
+                    seconds[name] += took_s
+            own, *others = seconds
+            values |= {name: seconds[name] / seconds[own] for name in others}
+        return values
+
+
+def main() -> None:
+    """Print a table, and the same as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    bench = Bench()
+    try:
+        run_rounds(bench.rows, bench.measure, options.rounds)
+    finally:
+        bench.server.close()
+    print(f"{machine()}; {options.rounds} rounds of {NUM_PASSAGES} passages")
+    print_rows(bench.rows)
+    worst = float(np.max([row.median for row in bench.rows.values()]))
+    print(json.dumps({**ratios_of(bench.rows), "worst": worst}))
+
+
+if __name__ == "__main__":
+    main()
