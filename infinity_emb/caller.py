@@ -22,11 +22,13 @@ MAX_INTERACTIVE_INPUTS = 64
 class Caller:
     """What a request says of itself.
 
+    request_id: for the log.
     client: whose fair share of the device it takes; all that name none are one client.
     lane: None leaves it to the number of inputs.
     timeout_s: after which nobody waits for the answer any more; None for the model's own limit.
     """
 
+    request_id: str = ""
     client: str = ""
     lane: Lane | None = None
     timeout_s: float | None = None

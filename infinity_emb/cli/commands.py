@@ -101,7 +101,7 @@ def _run(flags: Mapping[str, Any], *, is_deprecated: bool = False) -> None:
     server_options = given_options(ServerConfig, columns)
     engine_args = EngineArgs.from_given(model_options)
     config = ServerConfig.from_given(server_options)
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format)
     if is_deprecated:
         logger.warning("v1 is deprecated; use v2, with --model-id in place of --model-name-or-path")
     _log_without_effect(model_options)

@@ -5,9 +5,13 @@ Knows nothing of options or HTTP. Called by the entry points alone: importing th
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import traceback
+from datetime import datetime, timezone
 
+from infinity_emb.caller import present_caller
 from infinity_emb.primitives import ModelInfo
 
 TRACE = 5
@@ -15,8 +19,26 @@ _MAX_SHOWN = 8  # labels in the log
 _VERBOSE_LEVELS = ("debug", "trace")
 
 
-def configure_logging(level: str) -> None:
-    """Write plain lines to stderr.
+class JsonFormatter(logging.Formatter):
+    """One object a line, with the id of the request that the line is about, where it is about one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As JSON."""
+        members = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := present_caller().request_id:
+            members["request_id"] = request_id
+        if record.exc_info:
+            members["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(members, ensure_ascii=False)
+
+
+def configure_logging(level: str, log_format: str = "text") -> None:
+    """Write lines to stderr, plain ones or JSON.
 
     level: one of LOG_LEVELS, for this package. Other libraries are heard from warnings on; uvicorn's own
     lines, one per request among them, are shown at debug.
@@ -28,6 +50,9 @@ def configure_logging(level: str) -> None:
         level=max(logging.WARNING, _number(level)),
         force=True,
     )
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger("infinity_emb").setLevel(_number(level))
     shows_requests = level in _VERBOSE_LEVELS
     logging.getLogger("uvicorn").setLevel(_number(level) if shows_requests else logging.NOTSET)

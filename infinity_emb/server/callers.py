@@ -22,6 +22,7 @@ TIMEOUT_HEADER = "x-request-timeout"
 def caller_of(request: Request, body: TaskRequest) -> Caller:
     """A member counts before the header of the same meaning. Raises RequestValidationError."""
     return Caller(
+        request_id=request.state.request_id,
         client=client_of(request),
         lane=_lane_in(request) if body.priority is None else body.priority,
         timeout_s=_timeout_in(request) if body.timeout is None else body.timeout,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from infinity_emb.caller import NOBODY, Caller, set_caller
 from infinity_emb.cli.logs import configure_logging, describe_model
 from infinity_emb.primitives import ModelInfo, ModelKind
 
@@ -85,3 +87,25 @@ def test_the_lines_about_a_scoring_model_name_its_activation_and_labels() -> Non
     )
     lines = describe_model("org/name", classifier, max_batch_tokens=512)
     assert lines[2].startswith("  10 labels (a, b, c, d, e, f, g, h, …), activation softmax;")
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_lines_of_json_have_the_id_of_the_request_that_they_are_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("info", "json")
+    logger = logging.getLogger("infinity_emb")
+    logger.info("two %s", 'lines\nand a "quote"')
+    set_caller(Caller(request_id="r-17"))
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        logger.exception("failed")
+    finally:
+        set_caller(NOBODY)
+
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"level": "info", "logger": "infinity_emb", "message": 'two lines\nand a "quote"'}
+    assert (second["level"], second["request_id"]) == ("error", "r-17")
+    assert second["exception"].endswith("ValueError: wrong\n")
