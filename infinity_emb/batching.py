@@ -52,6 +52,7 @@ class WaitingQueue(Generic[ItemT]):
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_items = max_batch_items
         self._full_batch_tokens = max_batch_tokens
+        self.num_dropped = 0  # items that were cancelled before they could leave
         self._items: FairQueue[ItemT] = FairQueue()
         self._num_tokens: dict[Lane, int] = dict.fromkeys(LANE_WEIGHTS, 0)
 
@@ -100,6 +101,7 @@ class WaitingQueue(Generic[ItemT]):
             item = entry[-1]
             if item.is_cancelled:
                 self._num_tokens[item.flow.lane] -= item.num_tokens
+                self.num_dropped += 1
             elif not batch or tokens + item.num_tokens <= budget:
                 batch.append(item)
                 tokens += item.num_tokens

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -45,6 +47,24 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None])
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
         logger.debug("an event loop was closed before its request was answered")
+
+
+async def run_on_own_thread(function: Callable[[], ResultT], name: str) -> ResultT:
+    """What takes so long that the process may have to end before it does: nothing waits for such a thread.
+
+    A caller that is cancelled leaves it alone, and its result is dropped.
+    """
+    future: Future[ResultT] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as exc:  # noqa: BLE001 - it is the caller's
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 @asynccontextmanager

@@ -125,11 +125,19 @@ class EngineArgs:
         "Name in the API, and behind commas its aliases: `name,alias`. The default is the last two parts of"
         " the model id. With one model it may be given several times: the others are aliases.",
     )
-    onnx_disable_optimize: bool = option(
-        False, "Take ONNX files as they are; this version has no ONNX engine.", no_effect=True
+    onnx_file: str = option(
+        "",
+        "ONNX file of the model's repository, as `onnx/model_O3.onnx`. The default is its float32 file, or one"
+        " of the `--dtype`. A float32 file that does not answer as torch does is made anew.",
     )
+    onnx_provider: str = option(
+        "auto",
+        "What onnxruntime computes with; auto follows `--device`, and takes a GPU before the CPU.",
+        choices=("auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "coreml", "openvino", "directml"),
+    )
+    onnx_disable_optimize: bool = option(False, "Let onnxruntime compute ONNX graphs as they are written.")
     onnx_do_not_prefer_quantized: bool = option(
-        False, "Pass over quantised ONNX files; this version has no ONNX engine.", no_effect=True
+        False, "Pass over quantised ONNX files; without `--dtype int8` none is preferred.", no_effect=True
     )
     max_batch_tokens: int = option(
         0, "Tokens in one forward pass; 0 measures the best number at start.", minimum=0
@@ -156,6 +164,12 @@ class EngineArgs:
         300,
         "Seconds after which a forward pass is taken for hung: its requests fail and the process ends. 0"
         " waits for ever.",
+        minimum=0,
+    )
+    idle_unload_s: int = option(
+        0,
+        "Seconds without a request after which the model is given up; the next request loads it again, and"
+        " waits for that. 0 keeps it.",
         minimum=0,
     )
     max_queue_pixels: int = option(
@@ -236,6 +250,9 @@ class ServerConfig:
         "/docs", "Where GET / leads; empty switches it off.", check=_check_redirect, may_be_empty=True
     )
     log_level: str = option("info", "Least important log lines that are shown.", choices=LOG_LEVELS)
+    log_format: str = option(
+        "text", "How log lines are written: for people, or one JSON object each.", choices=("text", "json")
+    )
     permissive_cors: bool = option(False, "Let browsers of every origin call the API.")
     api_key: tuple[str, ...] = option(
         (),
@@ -245,6 +262,12 @@ class ServerConfig:
     )
     api_key_file: str = option(
         "", "File with more such keys, one a line; # begins a comment. It is read again when it changes."
+    )
+    admin_key: str = option(
+        "",
+        "Key that `/admin/models` asks for, where models are loaded and unloaded while the server runs; such"
+        " routes exist only where there is one.",
+        is_secret=True,
     )
     docs: bool = option(True, "Serve the documentation page, and /openapi.json, to everybody.")
     metrics: str = option(
@@ -273,6 +296,8 @@ class ServerConfig:
         settle_options(self)
         if self.metrics == "key" and not (self.api_key or self.api_key_file):
             raise StartupError("--metrics key needs an --api-key or --api-key-file to ask for")
+        if self.admin_key in self.api_key and self.admin_key:
+            raise StartupError("--admin-key is one of the --api-key, whose clients it must be kept from")
         if self.url_prefix == "/":
             object.__setattr__(self, "url_prefix", "")
 

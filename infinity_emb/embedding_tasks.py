@@ -102,9 +102,9 @@ class EmbeddingTasks(OneModel):
         Source: Günther et al. 2024, https://arxiv.org/abs/2409.04701
         """
         self._check_texts(texts)
-        split = self._check_averages()
         how = replace(self._how(options), truncation="model", outputs=("chunks",))
         async with self._running.admitted(len(texts)):
+            split = self._check_averages()
             passages = _joined(_texts_alone(await self._read_ids(texts)))
             if chunk_size is not None:
                 whole, limit = "".join(passages), how.limit(self.info.max_tokens)
@@ -196,7 +196,8 @@ class EmbeddingTasks(OneModel):
         """Token ids as the model takes them, which may be as texts."""
         if not any(isinstance(each, Ids) for each in inputs):
             return inputs
-        return await self._running.run_on_thread(lambda: self._token_ids.read(inputs))
+        vocabulary = self._running.model.vocabulary
+        return await self._running.run_on_thread(lambda: self._token_ids.read(inputs, vocabulary))
 
     def _check_texts(self, texts: Sequence[str | Ids]) -> None:
         self._running.check_can("embed_sparse" if "embed_sparse" in self.info.capabilities else "embed")
@@ -220,7 +221,7 @@ class EmbeddingTasks(OneModel):
         outputs = options.outputs or self.info.outputs[:1]
         if options.chunking and outputs != ("dense",):
             raise BadInput("chunking averages dense vectors; leave it out for other outputs")
-        if outputs == ("tokens",) and self._running.model.has_token_rows:
+        if outputs == ("tokens",) and self._running.has_token_rows:
             return outputs
         unknown = [name for name in outputs if name not in self.info.outputs]
         if unknown:

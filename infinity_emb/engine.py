@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.registry import load_model
 from infinity_emb.cache.stats import CacheStats
 from infinity_emb.calibrator import Calibrator
@@ -46,10 +48,14 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
         if model_name_or_path is not None:
             kwargs["model_name_or_path"] = model_name_or_path
         self.engine_args = EngineArgs(**kwargs)
-        self._model = load_model(self.engine_args)
-        self._running = RunningModel(self._model, self.engine_args)
+        model = load_model(self.engine_args)
+        # What was measured at first is not measured again.
+        again = replace(self.engine_args, max_batch_tokens=model.max_batch_tokens)
+        self.max_batch_tokens = model.max_batch_tokens  # in one forward pass, as given or as measured
+        self._running = RunningModel(model, self.engine_args, lambda: load_model(again))
+        self._running.on_open = self._prepare_tasks
         self._embedding_dtype = self.engine_args.embedding_dtype
-        self._token_ids = TokenIdReader(self.engine_args.token_ids, self._model.vocabulary)
+        self._token_ids = TokenIdReader(self.engine_args.token_ids, model.vocabulary)
 
     @classmethod
     def from_args(cls, engine_args: EngineArgs) -> AsyncEmbeddingEngine:
@@ -69,13 +75,6 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
     async def astart(self) -> None:
         """Start the device threads. Raises EngineNotReady when they run already, or still."""
         self._running.start()
-        self._media = MediaReader(
-            self._model.sampling_rate,
-            max_pixels=self.engine_args.max_queue_pixels,
-            max_seconds=self.engine_args.max_queue_audio_s,
-            is_allowed=parse_hosts(self.engine_args.media_hosts),
-        )
-        self._calibrator = Calibrator(self.engine_args, self.info, self._embed_for_calibration)
         if self._embedding_dtype in NEEDS_RANGES:
             async with self._running.admitted(0):
                 await self._calibrator.ranges(None)
@@ -83,6 +82,37 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
     async def astop(self, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         """Finish what was accepted within the deadline, fail the rest, end the threads."""
         await self._running.stop(drain_timeout_s)
+
+    async def aunload(self, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Stop, and give the model's memory back. Where it is started again, the first request loads it."""
+        await self._running.give_up(drain_timeout_s)
+
+    async def areload(self, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Load the model anew; requests wait meanwhile.
+
+        Raises StartupError, where the next request tries again, and EngineNotReady.
+        """
+        await self._running.reload(drain_timeout_s)
+
+    def _prepare_tasks(self) -> None:
+        """What belongs to an event loop, and to the model's files as they are now."""
+        args = self.engine_args
+        self._media = MediaReader(
+            self._model.sampling_rate,
+            max_pixels=args.max_queue_pixels,
+            max_seconds=args.max_queue_audio_s,
+            is_allowed=parse_hosts(args.media_hosts),
+        )
+        self._calibrator = Calibrator(args, self.info, self._embed_for_calibration)
+
+    @property
+    def _model(self) -> LoadedModel:
+        return self._running.model
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory; the next request loads one that is not."""
+        return self._running.is_loaded
 
     @property
     def is_running(self) -> bool:
@@ -121,14 +151,19 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
         """What was not computed again since start, and why."""
         return self._running.cache_stats
 
+    @property
+    def num_late_requests(self) -> int:
+        """Since start, dropped as their time was over."""
+        return self._running.num_late_requests
+
+    @property
+    def num_cancelled_requests(self) -> int:
+        """Since start, by who asked, mostly by hanging up."""
+        return self._running.num_cancelled_requests
+
     def describe_state(self) -> dict[str, object]:
         """Its queue and its device threads, for a person."""
         return self._running.describe_state()
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Tokens in one forward pass, as given or as measured."""
-        return self._model.max_batch_tokens
 
     @property
     def num_waiting_tokens(self) -> int:

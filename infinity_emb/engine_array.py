@@ -7,6 +7,7 @@ Tasks are reached as `array["name"].embed(...)`; the methods with a `model` argu
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from infinity_emb.config import EngineArgs, check_distinct_names
@@ -45,6 +46,36 @@ class AsyncEngineArray:
     def __init__(self, engines: Sequence[AsyncEmbeddingEngine]) -> None:
         if not engines:
             raise ValueError("an engine array needs at least one engine")
+        self.engines_dict: dict[str, AsyncEmbeddingEngine] = {}
+        self._by_name: dict[str, AsyncEmbeddingEngine] = {}
+        # Callers in the same process know a model by what they loaded.
+        self._by_path: dict[str, AsyncEmbeddingEngine] = {}
+        self._on_death: Callable[[str], None] = lambda _: None
+        self._replace_all(engines)
+
+    @classmethod
+    def from_args(cls, engine_args_array: Sequence[EngineArgs]) -> AsyncEngineArray:
+        """Load one model after the other; blocks. Raises StartupError."""
+        check_distinct_names(list(engine_args_array))
+        return cls([AsyncEmbeddingEngine.from_args(args) for args in engine_args_array])
+
+    def add(self, engine: AsyncEmbeddingEngine) -> None:
+        """Serve it too. Raises StartupError where one of its names is taken."""
+        self._replace_all([*self, engine])
+        self.call_on_death(self._on_death)
+
+    def remove(self, engine: AsyncEmbeddingEngine) -> None:
+        """Serve it no longer; it is left as it is."""
+        self._replace_all([each for each in self if each is not engine])
+        engine.call_on_death(lambda: None)
+
+    def call_on_death(self, callback: Callable[[str], None]) -> None:
+        """Have it called with a model's name when its device is lost for good, on any thread."""
+        self._on_death = callback
+        for engine in self:
+            engine.call_on_death(partial(callback, engine.engine_args.served_model_name))
+
+    def _replace_all(self, engines: Sequence[AsyncEmbeddingEngine]) -> None:
         check_distinct_names([engine.engine_args for engine in engines])
         self.engines_dict = {engine.engine_args.served_model_name: engine for engine in engines}
         self._by_name = {
@@ -52,14 +83,7 @@ class AsyncEngineArray:
             for engine in engines
             for name in (engine.engine_args.served_model_name, *engine.engine_args.served_model_aliases)
         }
-        # Callers in the same process know a model by what they loaded.
         self._by_path = {engine.engine_args.model_name_or_path: engine for engine in engines}
-
-    @classmethod
-    def from_args(cls, engine_args_array: Sequence[EngineArgs]) -> AsyncEngineArray:
-        """Load one model after the other; blocks. Raises StartupError."""
-        check_distinct_names(list(engine_args_array))
-        return cls([AsyncEmbeddingEngine.from_args(args) for args in engine_args_array])
 
     def __iter__(self) -> Iterator[AsyncEmbeddingEngine]:
         return iter(self.engines_dict.values())

@@ -13,7 +13,10 @@
     ├── BackendFailed           computing these items failed                    500
     │   └── DeviceOutOfMemory   they do not fit into the device's memory        500
     ├── EngineNotReady          not started, shutting down or dead              503
+    ├── NameInUse               a model of that name is served or being changed 409
+    ├── LoadFailed              a model that was asked for cannot be served     400
     └── StartupError            a model or an option cannot be served at all    (exit code 1)
+        └── ModelTooLarge       there is no memory for a model                  507
 
 A class exists only where some caller acts differently. Every message says what was wrong, the limit and
 the way out. HTTP statuses are listed here for the reader; `server/errors.py` holds the table.
@@ -105,3 +108,15 @@ class EngineNotReady(ServingError, ValueError):
 
 class StartupError(ServingError):
     """A model, an extra, a device or an option that cannot be served; raised before anything runs."""
+
+
+class ModelTooLarge(StartupError):
+    """There is no memory for the model; there may be when others are unloaded."""
+
+
+class NameInUse(ServingError):
+    """A model of that name is served already, or is being loaded or unloaded at this moment."""
+
+
+class LoadFailed(ServingError):
+    """A model that the server was asked to load while it runs cannot be served."""

@@ -1,15 +1,18 @@
-"""What this machine lets us use: cores within the container's limits.
+"""What this machine lets us use: cores and memory within the container's limits.
 
-Knows nothing of torch. Linux's control groups are read as files; elsewhere all cores count.
+Knows nothing of torch. Linux's control groups are read as files; elsewhere all cores count, and memory is not
+known.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-
+MEMINFO = Path("/proc/meminfo")
 
 MAX_TOKENIZER_THREADS = 8
 
@@ -29,6 +32,31 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
 def num_tokenizer_threads(asked: int) -> int:
     """Threads that prepare inputs: as asked, or by cores where that is 0."""
     return asked or min(MAX_TOKENIZER_THREADS, num_usable_cpus())
+
+
+def free_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) -> int | None:
+    """Memory that this process could still have without swapping; None where the system does not say.
+
+    What files have in the page cache counts as free, of the machine and of the control group.
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, `memory.max`
+    """
+    free = [1024 * int(line.split()[1]) for line in _read_lines(meminfo) if line.startswith("MemAvailable:")]
+    for folder in _own_cgroups(cgroup_root):
+        limit, used = (_read_words(folder / name) for name in ("memory.max", "memory.current"))
+        if limit and used and limit[0] != "max":
+            free.append(int(limit[0]) - int(used[0]) + _cached_bytes(folder))
+    return max(0, min(free)) if free else None
+
+
+def return_freed_memory() -> None:
+    """Have glibc give to the system what this process has freed; other libraries do so by themselves."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _cached_bytes(group: Path) -> int:
+    lines = map(str.split, _read_lines(group / "memory.stat"))
+    return sum(int(words[1]) for words in lines if words[0] in ("active_file", "inactive_file"))
 
 
 def _quota_v2(root: Path) -> float | None:

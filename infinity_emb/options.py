@@ -110,7 +110,7 @@ def option_choices(config: type, each: Field[Any]) -> tuple[str, ...]:
     """The words that the option may be; empty where it is free."""
     kind = option_kind(config, each)
     if issubclass(kind, Enum):
-        return tuple(str(member.value) for member in kind)
+        return tuple(kind.__members__)  # aliases among them
     choices: tuple[str, ...] = each.metadata["choices"]
     return choices
 
@@ -199,7 +199,7 @@ def _type_hints(config: type) -> dict[str, Any]:
 
 def _convert(kind: type, value: Any, source: str) -> Any:
     if issubclass(kind, Enum):
-        return kind(str(value))
+        return kind[str(value)]
     if kind is bool:
         return _as_bool(value, source)
     if kind is int:

@@ -40,6 +40,7 @@ class InferenceEngine(_NameEnum):
     torch = "torch"
     ctranslate2 = "ctranslate2"
     optimum = "optimum"
+    onnx = optimum  # what it computes with: the package optimum has no part in it
     neuron = "neuron"
     debugengine = "debugengine"
 

@@ -1,4 +1,4 @@
-"""One loaded model at work: lets a request in or not, prepares its inputs on threads, waits for its answers.
+"""One model at work: lets a request in or not, prepares its inputs on threads, waits for its answers.
 
 Hops 3 to 6 of a request (docs/architecture.md), the same for every task. Knows nothing of what inputs or
 answers mean (`embedding_tasks.py`, `scoring_tasks.py`), nor of HTTP or any compute library. Over 300 lines,
@@ -31,14 +31,16 @@ from infinity_emb.computed import Computed
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import (
     BadInput,
+    DeadlineExceeded,
     EngineNotReady,
     ModelNotDeployedError,
     ServingError,
 )
 from infinity_emb.fairness import LANE_WEIGHTS
 from infinity_emb.pending import Item, PendingRequest
-from infinity_emb.primitives import Capability, Lane, ModelInfo, OverloadStatus
+from infinity_emb.primitives import Capability, Lane, OverloadStatus
 from infinity_emb.progress import open_progress_bar
+from infinity_emb.residence import Residence
 from infinity_emb.token_budget import count_tokens, token_budget
 from infinity_emb.worker import WorkerPool, WorkerStats
 
@@ -63,15 +65,28 @@ ResultT = TypeVar("ResultT")
 
 
 class RunningModel:
-    """A model, its queue and device threads, and the threads that prepare inputs."""
+    """A model, its queue and device threads, and the threads that prepare inputs.
 
-    def __init__(self, model: LoadedModel, args: EngineArgs) -> None:
-        self.model = model
+    load: makes the model again, where it was given up.
+    """
+
+    def __init__(
+        self, model: LoadedModel, args: EngineArgs, load: Callable[[], LoadedModel] | None = None
+    ) -> None:
+        self.info = model.info  # what was detected about the model
+        self.has_token_rows = model.has_token_rows
+        self.on_open: Callable[[], None] = lambda: None  # called in the event loop, before it computes
         self.on_death: Callable[[], None] = lambda: None  # called once, on any thread
         self._args = args
+        self.num_late_requests = 0  # dropped, as their time was over
+        self.num_cancelled_requests = 0  # by who asked, mostly by hanging up
         self._num_accepted_requests = 0
         self._is_started = False
-        self._on_idle: Callable[[], None] | None = None  # called when the last accepted request has ended
+        self._on_idle: Callable[[], None] | None = None  # called when the last request inside has ended
+        self._residence = Residence(
+            self.name, model, load or (lambda: model), self, idle_unload_s=args.idle_unload_s
+        )
+        self._num_parallel = 1
         self._prepare_pool: ThreadPoolExecutor | None = None
         self._cache: VectorCache | None = None
         self._pool = WorkerPool(
@@ -92,30 +107,51 @@ class RunningModel:
 
     def start(self) -> None:
         """Start the device threads. Raises EngineNotReady when they run already, or still."""
-        self._pool.start()
+        self._residence.start()
+        self._is_started = True
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Finish what was accepted within the deadline, fail the rest, end the threads."""
+        if self._is_started:
+            self._is_started = False
+            await self._residence.stop(drain_timeout_s)
+
+    async def give_up(self, drain_timeout_s: float) -> None:
+        """The same, and give the model's memory back. Where it is started again, it is loaded again."""
+        await self.stop(drain_timeout_s)
+        await self._residence.give_up(drain_timeout_s)
+
+    async def reload(self, drain_timeout_s: float) -> None:
+        """Load the model anew; requests wait for it meanwhile. Raises StartupError and EngineNotReady."""
+        if not self._is_started:
+            raise self._not_ready()
+        await self._residence.reload(drain_timeout_s)
+
+    def open(self, model: LoadedModel) -> None:
+        """For `Residence`: start the device threads, and those that prepare inputs."""
+        self.info = model.info
+        self._pool.start(model.replicas)
+        self._num_parallel = sum(replica.num_in_flight for replica in model.replicas)
         self._prepare_pool = ThreadPoolExecutor(
-            self.model.num_tokenizer_threads, thread_name_prefix="infinity-tokenizer"
+            model.num_tokenizer_threads, thread_name_prefix="infinity-tokenizer"
         )
         if self._args.vector_disk_cache or self._args.vector_memory_cache_mb:
             self._cache = VectorCache(self._args, self.info, self.run_on_thread)
         self._on_idle = None
-        self._is_started = True
+        self.on_open()
 
-    async def stop(self, drain_timeout_s: float) -> None:
-        """Finish what was accepted within the deadline, fail the rest, end the threads.
+    async def close(self, drain_timeout_s: float) -> None:
+        """For `Residence`: finish what is inside within the deadline, fail the rest, end the threads.
 
-        The queue closes behind the last accepted request: some of its inputs may still be tokenized. At the
+        The queue closes behind the last request inside: some of its inputs may still be tokenized. At the
         deadline, what a device is computing gets a moment more.
         """
-        if not self._is_started:
-            return
-        self._is_started = False
         num_failed = 0
         ended, set_ended = open_future()
         self._on_idle = lambda: self._pool.close(set_ended)
         if not self._pool.is_alive:  # what was accepted has failed, and a thread that hangs does not end
             drain_timeout_s = 0.0
-        if not self._num_accepted_requests:
+        if not self._residence.num_inside:
             self._on_idle()
         try:
             await asyncio.wait([ended], timeout=drain_timeout_s)
@@ -131,15 +167,27 @@ class RunningModel:
         if num_failed:
             logger.warning("%d inputs were not finished within %g s and failed", num_failed, drain_timeout_s)
 
+    def let_go(self) -> bool:
+        """For `Residence`: forget the model."""
+        self._prepare_pool = None
+        return self._pool.forget_backends()
+
+    @property
+    def model(self) -> LoadedModel:
+        """To be asked for inside of `admitted`. Raises EngineNotReady where it is not loaded."""
+        if self._residence.model is None:
+            raise self._not_ready()
+        return self._residence.model
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._residence.model is not None
+
     @property
     def name(self) -> str:
         """What the model is served as."""
         return self._args.served_model_name
-
-    @property
-    def info(self) -> ModelInfo:
-        """What was detected about the model."""
-        return self.model.info
 
     def check_can(self, capability: Capability) -> None:
         """Raises ModelNotDeployedError for what the model cannot do."""
@@ -151,18 +199,18 @@ class RunningModel:
 
     @property
     def is_running(self) -> bool:
-        """Whether a request that comes now will be computed."""
-        return self._is_started and self._pool.is_alive
+        """Whether a request that comes now will be computed; one that is not loaded will be loaded for it."""
+        return self._is_started and (self._pool.is_alive or not self._residence.is_open)
 
     @property
     def is_ready(self) -> bool:
-        """Whether a device computes now; false while it comes back from a death, which takes a moment."""
-        return self._is_started and self._pool.is_ready
+        """Whether a device computes now, or will for who asks; false while it comes back from a death."""
+        return self._is_started and (self._pool.is_ready or not self._residence.is_open)
 
     @property
     def is_dead(self) -> bool:
         """Whether a device thread ended for good: nothing is computed until the process is restarted."""
-        return self._is_started and not self._pool.is_alive
+        return self._is_started and self._residence.is_open and not self._pool.is_alive
 
     @property
     def stats(self) -> WorkerStats:
@@ -198,8 +246,11 @@ class RunningModel:
         wait_s = {lane: f"{self.estimated_wait_s(lane):.2f} s" for lane in LANE_WEIGHTS}
         return {
             "running": self.is_running,
+            "loaded": self.is_loaded,
             "accepted": f"{self._num_accepted_requests} requests of {self.num_accepted_items} inputs",
             "refused": f"{self.num_refused_requests} requests",
+            "late": f"{self.num_late_requests} requests",
+            "cancelled": f"{self.num_cancelled_requests} requests",
             "estimated wait": wait_s,
             **self._pool.describe_state(),
         }
@@ -219,7 +270,7 @@ class RunningModel:
 
     @asynccontextmanager
     async def admitted(self, num_items: int) -> AsyncIterator[None]:
-        """Room for a whole request, until it has ended, or its time has.
+        """Room for a whole request and the loaded model, until it has ended, or its time has.
 
         Raises Overloaded, EngineNotReady, BadInput, DeadlineExceeded.
         """
@@ -230,13 +281,28 @@ class RunningModel:
         self._admission.take(num_items, lane)
         self._num_accepted_requests += 1
         try:
-            async with deadline(caller.timeout_s or self._args.request_timeout_s or None):
+            async with deadline(caller.timeout_s or self._args.request_timeout_s or None), self._inside():
                 with token_budget(self._args.max_request_tokens):
                     yield
+        except DeadlineExceeded:
+            self.num_late_requests += 1
+            raise
+        except asyncio.CancelledError:
+            self.num_cancelled_requests += 1
+            raise
         finally:
             self._admission.give_back(num_items, lane)
             self._num_accepted_requests -= 1
-            if self._on_idle is not None and not self._num_accepted_requests:
+
+    @asynccontextmanager
+    async def _inside(self) -> AsyncIterator[None]:
+        """Where the model is, and stays."""
+        await self._residence.enter()
+        try:
+            yield
+        finally:
+            self._residence.leave()
+            if self._on_idle is not None and not self._residence.num_inside:
                 self._on_idle()
 
     @contextmanager
@@ -255,9 +321,8 @@ class RunningModel:
             self._admission.give_back(num_more, lane)
 
     def _progress(self) -> Progress:
-        stats, replicas = self._pool.stats, self.model.replicas
-        num_parallel = sum(replica.num_in_flight for replica in replicas)
-        return Progress(stats.num_items, stats.num_tokens, stats.busy_s, num_parallel)
+        stats = self._pool.stats
+        return Progress(stats.num_items, stats.num_tokens, stats.busy_s, self._num_parallel)
 
     def _waiting(self) -> Waiting:
         return Waiting(self._pool.num_waiting_tokens, self._pool.num_waiting_interactive_tokens)

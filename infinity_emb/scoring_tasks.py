@@ -87,7 +87,7 @@ class ScoringTasks(OneModel):
         how = InputOptions(prompt=prompt, truncation=truncation, max_tokens=max_tokens)
         async with self._running.admitted(len(inputs)):
             rows, num_tokens = await self._classify_inputs(inputs, how)
-        scores = rows if raw_scores else self._running.model.activate(rows)
+            scores = rows if raw_scores else self._running.model.activate(rows)
         return [self._labelled(row) for row in scores], num_tokens
 
     async def _score_pairs(

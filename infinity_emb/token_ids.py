@@ -22,35 +22,37 @@ Decode = Callable[[Sequence[int]], str]
 class TokenIdReader:
     """What a model does with token ids that are sent to it.
 
-    vocabulary: whose ids they are, with `TokenIdsOf.model`.
+    vocabulary: of the model, which may be unloaded, so that it is given again to `read` and not kept.
     Raises StartupError where what is needed for it is missing.
     """
 
     def __init__(self, ids_of: TokenIdsOf, vocabulary: Vocabulary | None) -> None:
         self._ids_of = ids_of
-        self._vocabulary = vocabulary
         self._decode_openai = load_cl100k() if ids_of is TokenIdsOf.cl100k else None
         if ids_of is TokenIdsOf.model and vocabulary is None:
             raise StartupError(
                 "--token-ids model cannot be used: the model has no tokenizer that can be asked"
             )
 
-    def read(self, inputs: Sequence[str | Ids]) -> list[str | Ids]:
+    def read(self, inputs: Sequence[str | Ids], vocabulary: Vocabulary | None) -> list[str | Ids]:
         """The inputs as the model takes them. Raises BadInput for ids that are not welcome, or not known."""
-        return [self._read(each, at) if isinstance(each, Ids) else each for at, each in enumerate(inputs)]
+        return [
+            self._read(each, at, vocabulary) if isinstance(each, Ids) else each
+            for at, each in enumerate(inputs)
+        ]
 
-    def _read(self, given: Ids, position: int) -> str | Ids:
+    def _read(self, given: Ids, position: int, vocabulary: Vocabulary | None) -> str | Ids:
         if not given.ids:
             raise BadInput("is an empty list of token ids", position=position)
         if self._decode_openai is not None:
             return _decoded(self._decode_openai, given.ids, position)
-        if self._ids_of is TokenIdsOf.refuse or self._vocabulary is None:
+        if self._ids_of is TokenIdsOf.refuse or vocabulary is None:
             raise BadInput(
                 "is a list of token ids, which this model does not take; send the text itself, or start with"
                 " --token-ids",
                 position=position,
             )
-        check_ids(given.ids, self._vocabulary.size, position)
+        check_ids(given.ids, vocabulary.size, position)
         return given
 
 

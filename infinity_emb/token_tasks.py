@@ -31,7 +31,7 @@ class TokenTasks(OneModel):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Raises ModelNotDeployedError for a model that has none."""
+        """To be asked for by an admitted request. Raises ModelNotDeployedError where there is none."""
         vocabulary = self._running.model.vocabulary
         if vocabulary is None:
             raise ModelNotDeployedError(
@@ -47,7 +47,6 @@ class TokenTasks(OneModel):
         Raises BadInput, ModelNotDeployedError, Overloaded, EngineNotReady.
         """
         check_texts(texts)
-        vocabulary = self.vocabulary
         prompt = choose_prompt(self.info, prompt_name=prompt_name).text
         num_chars = sum(map(len, texts)) + len(prompt) * len(texts)
         if num_chars > MAX_TOKENIZED_CHARS:
@@ -56,6 +55,7 @@ class TokenTasks(OneModel):
                 f" {MAX_TOKENIZED_CHARS}; send fewer or shorter ones"
             )
         async with self._running.admitted(len(texts)):
+            vocabulary = self.vocabulary
             return await self._running.run_on_thread(
                 lambda: [
                     Tokenized(text, vocabulary.tokenize(text, add_special_tokens=add_special_tokens))
@@ -69,15 +69,15 @@ class TokenTasks(OneModel):
         Raises BadInput for an id that the vocabulary has not, ModelNotDeployedError, Overloaded and
         EngineNotReady.
         """
-        vocabulary = self.vocabulary
         num_ids = sum(map(len, ids))
         if num_ids > MAX_DECODED_IDS:
             raise BadInput(f"the request has {num_ids} ids, the limit is {MAX_DECODED_IDS}; send fewer")
 
-        def decode() -> list[str]:
+        def decode(vocabulary: Vocabulary) -> list[str]:
             for position, each in enumerate(ids):
                 check_ids(each, vocabulary.size, position)
             return [vocabulary.decode(each, skip_special_tokens=skip_special_tokens) for each in ids]
 
         async with self._running.admitted(len(ids)):
-            return await self._running.run_on_thread(decode)
+            vocabulary = self.vocabulary
+            return await self._running.run_on_thread(lambda: decode(vocabulary))

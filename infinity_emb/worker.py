@@ -47,6 +47,7 @@ class WorkerStats:
     num_retried_items: int = 0  # computed once more: after a death, or in float32
     num_out_of_memory: int = 0  # batches
     num_restarts: int = 0  # of device threads
+    num_dropped_items: int = 0  # of requests that were cancelled, late or failed before
     busy_s: float = 0.0
 
 
@@ -149,19 +150,33 @@ class WorkerPool:
             "counters": self.stats,
         }
 
-    def start(self) -> None:
-        """Start one thread per replica. Raises EngineNotReady while one of an earlier start has not ended."""
+    def start(self, backends: Sequence[Backend] = ()) -> None:
+        """Start one thread per replica. Raises EngineNotReady while one of an earlier start has not ended.
+
+        backends: in the place of those that it has.
+        """
         with self._changed:
             if self._num_running:
                 raise EngineNotReady("a device thread is still running; stop the engine, or wait for its end")
             self._is_open, self._death, self._on_ended = True, None, None
+            backends = backends or [replica.backend for replica in self._replicas]
+            self._replicas = [_Replica(backend) for backend in backends]
             self._num_running = len(self._replicas)
-            self._replicas = [_Replica(replica.backend) for replica in self._replicas]
             self._is_over = threading.Event()
         for number, replica in enumerate(self._replicas):
             _start_thread(f"infinity-replica-{number}", self._run, replica)
         if self._batch_timeout_s < threading.TIMEOUT_MAX:
             _start_thread("infinity-watchdog", self._watch, self._is_over)
+
+    def forget_backends(self) -> bool:
+        """Keep nothing of the models, until `start` brings others; False while a thread has not ended."""
+        with self._changed:
+            if self._num_running:
+                return False
+            for replica in self._replicas:
+                del replica.backend  # the last lines of a thread still know its replica
+            self._replicas = []
+        return True
 
     def submit(self, items: list[Item]) -> None:
         """Accept items. Raises EngineNotReady when they would never be computed."""
@@ -254,6 +269,7 @@ class WorkerPool:
                         num_idle_replicas=self._num_idle,
                         tokens_beside=self._tokens_beside(replica) if replica.backend.shares_device else 0,
                     )
+                    self.stats.num_dropped_items = self._queue.num_dropped
                     if batch or replica.in_flight or not self._is_open:
                         replica.taken += batch
                         return batch

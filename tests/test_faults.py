@@ -210,6 +210,8 @@ def test_clients_that_hang_up_take_their_work_with_them(serve: StartServer) -> N
                 await asyncio.sleep(0.01)
             counters = await counters_of(client)
             assert counters["infinity_items_total"] < 500, "most of a thousand texts were never computed"
+            assert counters["infinity_cancelled_requests_total"] == 10
+            assert counters["infinity_dropped_items_total"] > 400
             assert counters["infinity_failed_items_total"] == 0
 
     run(main())

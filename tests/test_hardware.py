@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infinity_emb import hardware
-from infinity_emb.hardware import num_usable_cpus
+from infinity_emb.hardware import free_memory_bytes, num_usable_cpus, return_freed_memory
 
 NUM_VISIBLE = 16
 
@@ -124,3 +124,46 @@ def test_where_there_is_no_affinity_mask_all_cores_count(
 
 def test_this_machine_has_a_core() -> None:
     assert num_usable_cpus() >= 1
+
+
+# Memory
+
+
+def write_meminfo(folder: Path, free_kb: int) -> Path:
+    write(folder / "meminfo", f"MemTotal: 9999 kB\nMemAvailable:    {free_kb} kB\n")
+    return folder / "meminfo"
+
+
+def limit_memory(group: Path, limit: str, used: int, cached: int) -> None:
+    write(group / "memory.max", limit)
+    write(group / "memory.current", str(used))
+    write(group / "memory.stat", f"anon 1\ninactive_file {cached - 1}\nactive_file 1\nslab 5\n")
+
+
+def test_free_memory_is_what_the_machine_has_where_no_group_limits_it(tmp_path: Path) -> None:
+    meminfo = write_meminfo(tmp_path, 2000)
+    assert free_memory_bytes(tmp_path / "groups", meminfo) == 2000 * 1024
+    limit_memory(tmp_path / "groups", "max\n", 5, 2)
+    assert free_memory_bytes(tmp_path / "groups", meminfo) == 2000 * 1024
+
+
+def test_free_memory_is_what_the_tightest_group_has_and_files_in_memory_are_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_in_group(monkeypatch, "/outer/inner")
+    groups = tmp_path / "groups"
+    limit_memory(groups / "outer", "1000000", 700_000, 100_000)
+    limit_memory(groups / "outer" / "inner", "900000", 300_000, 0)
+    assert free_memory_bytes(groups, write_meminfo(tmp_path, 2000)) == 400_000
+    limit_memory(groups / "outer" / "inner", "900000", 950_000, 0)
+    assert free_memory_bytes(groups, write_meminfo(tmp_path, 2000)) == 0
+
+
+def test_free_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path) -> None:
+    assert free_memory_bytes(tmp_path, tmp_path / "missing") is None
+
+
+def test_returning_memory_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    return_freed_memory()
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: object())  # a C library without it
+    return_freed_memory()

@@ -211,7 +211,7 @@ def test_a_request_of_several_chunks_keeps_its_order(num_texts: int) -> None:
     """More characters than are prepared on the event loop, so that chunks overtake each other."""
     texts = [f"{number:050}" + "x" * (number % 97) for number in range(num_texts)]
     running = running_of("kind=embedder", max_batch_tokens=700, device_id=(0, 1))
-    running.model = replace(running.model, num_tokenizer_threads=4)
+    running._residence.model = replace(running.model, num_tokenizer_threads=4)
 
     async def main() -> None:
         async with started(running):
@@ -283,7 +283,7 @@ def test_prompts_and_many_texts_and_models_that_lock_are_not_prepared_at_once(
         return fake.prepare(inputs, options)
 
     running = running_of(prepare=prepare)
-    running.model = replace(running.model, prepares_inline=is_allowed)
+    running._residence.model = replace(running.model, prepares_inline=is_allowed)
 
     async def main() -> None:
         async with started(running):

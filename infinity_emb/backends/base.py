@@ -239,6 +239,7 @@ class LoadedModel:
     vocabulary: Vocabulary | None = None  # None: the model has no tokenizer that can be asked
     has_token_rows: bool = False  # whether texts can be asked for the output `tokens`, alone
     sampling_rate: int | None = None  # in Hz, of the clips that `prepare` takes; None: it takes none
+    free_memory: Callable[[], None] = lambda: None  # gives back what is left when all of this is gone
     prepares_inline: bool = False  # `prepare` waits for no other thread: a few texts may hold an event loop
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -76,6 +77,8 @@ class Faults:
     wrong_count_on: str = ""  # one row too few is answered
     nan_on: str = ""  # that text's row is NaN
     nan_in_half_on: str = ""  # that text's row is NaN unless it is computed in full precision
+    load_delay_s: float = 0.0  # loading takes that long
+    load_fails: str = ""  # loading fails while a file of that path is there, as it says
 
 
 class FakeBackend:
@@ -187,10 +190,16 @@ def leave_or_halve(rows: Rows) -> Rows:
 
 
 def load_model(args: EngineArgs, files: ModelFiles | None = None) -> LoadedModel:
-    """Nothing is loaded. Raises StartupError for what it does not understand in the model name."""
+    """Nothing is loaded. Raises StartupError for what it does not understand in the model name.
+
+    Raises what `_fail_to_load` says, where it was told to.
+    """
     given = dict(parse_qsl(args.model_name_or_path.partition("?")[2]))
     kind = _parse_kind(given.pop("kind", str(args.model_kind)))
     faults = _parse_faults(given)
+    if faults.load_delay_s:
+        time.sleep(faults.load_delay_s)
+    _fail_to_load(faults.load_fails)
     is_scoring = kind in (ModelKind.reranker, ModelKind.classifier)
     info = ModelInfo(
         kind=ModelKind.embedder if kind is ModelKind.auto else kind,
@@ -240,17 +249,26 @@ def _parse_faults(given: dict[str, str]) -> Faults:
     unknown = given.keys() - known.keys()
     if unknown:
         raise StartupError(f"debugengine knows no fault {sorted(unknown)}; it knows {sorted(known)}")
-    delay_s = _parse_seconds(given.pop("delay_s", "0"))
-    return Faults(delay_s=delay_s, **given)
+    delay_s, load_delay_s = (
+        _parse_seconds(name, given.pop(name, "0")) for name in ("delay_s", "load_delay_s")
+    )
+    return Faults(delay_s=delay_s, load_delay_s=load_delay_s, **given)
 
 
-def _parse_seconds(text: str) -> float:
+def _fail_to_load(path: str) -> None:
+    """Raises MemoryError where the file says `memory`, and StartupError with any other text of it."""
+    if path and Path(path).is_file():
+        reason = Path(path).read_text().strip()
+        raise MemoryError if reason == "memory" else StartupError(f"told not to load: {reason}")
+
+
+def _parse_seconds(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise StartupError(f"debugengine cannot wait delay_s={text!r}; give a number of seconds")
+        raise StartupError(f"debugengine cannot wait {name}={text!r}; give a number of seconds")
     return seconds
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from infinity_emb.backends import packed_attention
 from infinity_emb.backends.base import Encoded, Recipe
 from infinity_emb.backends.torch_cores import SharedCores
+from infinity_emb.backends.torch_device import free_memory, is_out_of_memory
 from infinity_emb.backends.torch_inputs import Block, InputLayout, blocks_of
 from infinity_emb.backends.torch_models import input_module, transformers_of
 from infinity_emb.backends.torch_outputs import (
@@ -35,9 +36,6 @@ from infinity_emb.backends.torch_outputs import (
 )
 from infinity_emb.errors import BackendFailed, DeviceOutOfMemory
 from infinity_emb.primitives import OutputName
-
-# How torch says that a CPU's memory is full; it has no class for that.
-_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +76,8 @@ class TorchBackend:
             torch.cuda.set_device(self._device)
 
     def free_memory(self) -> None:
-        """Empty torch's cache of the device's memory; a CPU has none."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self._device.type == "mps":
-            torch.mps.empty_cache()
+        """Empty torch's cache of the device's memory."""
+        free_memory(self._device)
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> TorchLaunched:
         """Queue the batch on the device; on a CPU compute it.
@@ -108,7 +103,7 @@ def _naming_lack_of_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as exc:  # which torch.OutOfMemoryError is, too
-        if not isinstance(exc, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(exc):
+        if not is_out_of_memory(exc):
             raise
         raise DeviceOutOfMemory("does not fit into the device's memory; send a shorter one") from exc
 
@@ -221,7 +216,8 @@ def _maxsim(model: BaseModel, features: dict[str, Any], items: list[Encoded]) ->
     """(B, 1): each document's similarity to its query, by the model's own function."""
     masks = features["attention_mask"].bool()
     documents = [rows[kept] for rows, kept in zip(features["token_embeddings"], masks, strict=True)]
-    scores = torch.zeros(len(items), device=documents[0].device)
+    # Torch's default number format is another one for as long as some other model is loaded.
+    scores = torch.zeros(len(items), dtype=torch.float32, device=documents[0].device)
     by_query: dict[int, list[int]] = {}
     for position, item in enumerate(items):
         by_query.setdefault(id(item.query_rows), []).append(position)

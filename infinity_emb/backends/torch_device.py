@@ -8,7 +8,7 @@ import torch
 
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.hardware import num_usable_cpus
+from infinity_emb.hardware import free_memory_bytes, num_usable_cpus, return_freed_memory
 from infinity_emb.primitives import Device, Dtype
 
 # Replicas on a CPU share the weights and divide the cores; more would wait for Python instead.
@@ -50,6 +50,33 @@ def _choose_device_kind(device: Device) -> str:
             " install a torch build for it, or use --device auto"
         )
     return str(device)
+
+
+def is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether a device's memory is full, by what was raised or by what that was raised from."""
+    if exc is None:
+        return False
+    # torch has no class for a CPU, only this.
+    says_so = isinstance(exc, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(exc)
+    is_so = isinstance(exc, (torch.OutOfMemoryError, MemoryError))
+    return is_so or says_so or is_out_of_memory(exc.__cause__ or exc.__context__)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    else:
+        return_freed_memory()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a model could still have; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory_bytes() if device.type == "cpu" else None
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:

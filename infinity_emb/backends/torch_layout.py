@@ -18,6 +18,7 @@ from infinity_emb.backends.base import Encoded, Recipe, Rows, TokenIds
 from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_device import Choice
 from infinity_emb.backends.torch_inputs import HeadReads, InputLayout
+from infinity_emb.backends.torch_models import transformers_of
 
 # Features for our attention and for sentence-transformers' flat pooling; the model's forward must let them
 # pass although they are not in its signature.
@@ -25,8 +26,8 @@ PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "ke
 # How far a packed row may be from the row of the same text alone, before the model is taken to be one that
 # cannot be packed: as 1 - cosine for vectors, as a part of the largest for scores. Rounding stays far below;
 # a wrong mask is far above.
-_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-_SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.int8: 3e-2}
+_SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 2e-1}
 _MAX_CHECKED_TOKENS = 1100
 _MEDIA = frozenset({"image", "audio", "video"})
 _FLAT_TASKS = ("feature-extraction", "fill-mask")
@@ -44,7 +45,8 @@ def choose_layout(
     padded = padded_layout(transformer)
     network = transformer.model
     if not network.is_backend_compatible():  # type: ignore[no-untyped-call]  # transformers has no hint
-        return padded, Choice("padded", f"{network.config.model_type} has attention code of its own")
+        own_code = f"{network.config.model_type} has attention code of its own"
+        return padded, Choice("padded", getattr(network, "why_padded", own_code))
     text = transformer.modality_config.get("text") or transformer.modality_config.get("message")
     if text is None or text["method"] != "forward":
         return padded, Choice("padded", "its texts do not go through the model's own forward")
@@ -156,8 +158,11 @@ def _scattered(entries: Any) -> Rows:
 def tolerance_of(pipeline: Pipeline) -> float:
     """How far `difference` may be from 0 for rounding alone."""
     table = _SCORE_TOLERANCE if pipeline.dense_name == "scores" else _TOLERANCE
+    networks = [transformer.model for transformer in transformers_of(pipeline.model)]
+    formats = [getattr(network, "number_format", None) for network in networks]  # where it is not torch's
     # A bag of words has no parameter at all.
-    return table[next((each.dtype for each in pipeline.model.parameters()), torch.float32)]
+    parameters = (each.dtype for each in pipeline.model.parameters())
+    return table[next(filter(None, formats), None) or next(parameters, torch.float32)]
 
 
 def difference(rows: Rows, expected: Rows, dense_name: str) -> float:

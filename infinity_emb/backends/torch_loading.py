@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -18,7 +21,14 @@ from sentence_transformers.base.model import BaseModel
 from infinity_emb.backends.base import InputOptions, LoadedModel
 from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_cores import SharedCores
-from infinity_emb.backends.torch_device import Choice, choose_devices, choose_dtype
+from infinity_emb.backends.torch_device import (
+    Choice,
+    choose_devices,
+    choose_dtype,
+    free_bytes,
+    free_memory,
+    is_out_of_memory,
+)
 from infinity_emb.backends.torch_doors import DoorMaker, OpenedModel
 from infinity_emb.backends.torch_models import (
     activation_of,
@@ -40,21 +50,59 @@ from infinity_emb.backends.warmup import (
     seconds_per_batch,
 )
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import ModelTooLarge, StartupError
 from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
-from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_files import ModelFiles, weights_bytes
 from infinity_emb.model_kind import choose_kind
 from infinity_emb.primitives import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
 
+# transformers changes settings of the whole process while it loads a model.
+_ONE_AT_A_TIME = threading.Lock()
 # A sparse model's head makes a value per token and word of the vocabulary; a batch may take this much memory.
 _MAX_LOGITS_BYTES = {"cpu": 2**28, "mps": 2**29, "cuda": 2**32}
 
 
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
-    """Load, check and warm up. Raises StartupError for whatever cannot be served."""
+    """Load, check and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
     devices = choose_devices(args)
+    return load_within_memory(args, files, devices[0], lambda: _load_on(args, files, devices))
+
+
+def load_within_memory(
+    args: EngineArgs, files: ModelFiles, device: torch.device, load: Callable[[], LoadedModel]
+) -> LoadedModel:
+    """What `load` makes, one model at a time. Raises what it raises, and ModelTooLarge for lack of memory."""
+    try:
+        with _ONE_AT_A_TIME:
+            _check_fits(files, device)
+            return load()
+    except Exception as exc:
+        if not is_out_of_memory(exc):
+            raise
+    # Only here, when the failure and what it came through are gone.
+    gc.collect()
+    free_memory(device)
+    free = free_bytes(device)
+    told = "" if free is None else f", where {free / 1e6:.0f} MB are free"
+    raise ModelTooLarge(
+        f"model {args.model_name_or_path!r} does not fit into the memory of {device}{told};"
+        " unload another one, or choose a smaller --dtype"
+    )
+
+
+def _check_fits(files: ModelFiles, device: torch.device) -> None:
+    """Raises MemoryError for weights that are larger than what is free of a CPU's memory.
+
+    Linux hands out more memory than there is, and ends the process that then uses it.
+    """
+    free = free_bytes(device) if device.type == "cpu" else None
+    if free is not None and weights_bytes(files.path) > free:
+        raise MemoryError
+
+
+def _load_on(args: EngineArgs, files: ModelFiles, devices: list[torch.device]) -> LoadedModel:
     kind = choose_kind(args, files.path)
     dtype = choose_dtype(args.dtype, devices[0])
 
@@ -65,8 +113,28 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     model = load(dtype.value)
     if args.dtype in (Dtype.float16, Dtype.bfloat16) and devices[0].type == "cpu":
         model, dtype = _keep_half_if_faster(model, dtype, lambda: load("float32"))
+    return open_model(args, files, devices, PlacedModel(model, kind, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedModel:
+    """A model on the first of its devices; dtype: its number format, and why."""
+
+    model: BaseModel
+    kind: ModelKind
+    dtype: Choice
+
+
+def open_model(
+    args: EngineArgs, files: ModelFiles, devices: list[torch.device], placed: PlacedModel
+) -> LoadedModel:
+    """Find the ways into a model, make its replicas and warm up. Raises StartupError.
+
+    devices: one per replica.
+    """
+    model, kind = placed.model, placed.kind
     opened = _open(args, model, kind)
-    info = _describe(model, kind, files, devices[0], dtype, opened)
+    info = _describe(model, kind, files, devices[0], placed.dtype, opened)
     replicas = _make_replicas(opened.pipeline, devices, args)
     activation, activate = activation_of(model, kind)
     return LoadedModel(
@@ -80,6 +148,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
         vocabulary=vocabulary_of(model),
         has_token_rows=has_token_rows(model, kind),
         sampling_rate=sampling_rate_of(model),
+        free_memory=functools.partial(free_memory, devices[0]),
         prepares_inline=opened.raw_tokenizer is not None,
     )
 

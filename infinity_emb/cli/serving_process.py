@@ -7,7 +7,6 @@ signals. torch and the HTTP libraries are imported here and not before, so that 
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 import logging
 import socket
@@ -79,8 +78,7 @@ def _stop_on_death(engines: AsyncEngineArray, server: UvicornServer) -> list[str
         dead.append(name)
         server.stop()
 
-    for engine in engines:
-        engine.call_on_death(functools.partial(stop, engine.engine_args.served_model_name))
+    engines.call_on_death(stop)
     return dead
 
 

@@ -37,6 +37,11 @@ class ApiKeys:
         file = KeyFile(config.api_key_file) if config.api_key_file else None
         return cls(config.api_key, file) if config.api_key or file else None
 
+    @classmethod
+    def of_admin(cls, config: ServerConfig) -> ApiKeys | None:
+        """None where nobody may administer."""
+        return cls([config.admin_key]) if config.admin_key else None
+
     def __contains__(self, given: bytes) -> bool:
         """Takes as long for a key that is nearly right, and for any of the keys, as for every other."""
         digest = sha256(given).digest()

@@ -5,6 +5,7 @@ Knows nothing of what a route does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +38,7 @@ class ApiRoute:
     """
 
     path: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     answer: Handler
     response_model: object
     errors: Mapping[int | str, Documented]
@@ -47,8 +48,13 @@ class ApiRoute:
     media_types: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.method == "POST":
+        if self.takes_json:
             object.__setattr__(self, "error_shape", body_schemas(self.answer)[0].error_shape)
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether there is a body to be read."""
+        return "body" in inspect.signature(self.answer).parameters
 
     def paths(self, prefix: str) -> list[str]:
         """Where it is reached; the first is documented."""
@@ -135,7 +141,7 @@ def add_api_routes(
                 dependencies=dependencies,
                 deprecated=route.is_deprecated or None,
                 include_in_schema=number == 0,
-                route_class_override=JsonRoute if route.method == "POST" else APIRoute,
+                route_class_override=JsonRoute if route.takes_json else APIRoute,
             )
 
 

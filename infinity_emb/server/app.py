@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, params
 from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from starlette.middleware import Middleware
@@ -22,6 +22,7 @@ from starlette.types import Lifespan
 from infinity_emb import __version__
 from infinity_emb.config import EngineArgs, ServerConfig, given_options
 from infinity_emb.engine_array import AsyncEngineArray
+from infinity_emb.server.admin_route import ADMIN_PATH, AdminRoute
 from infinity_emb.server.api_keys import ApiKeys
 from infinity_emb.server.api_route import ApiRoute, add_api_routes, error_shapes
 from infinity_emb.server.auth import ApiKeyMiddleware
@@ -66,6 +67,7 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
     registry = CollectorRegistry()
     docs = DocsPage(config.url_prefix, is_served=config.docs)
     routes = _api_routes(served, max_client_batch_size=config.max_client_batch_size)
+    admin_routes = AdminRoute(served).routes() if config.admin_key else []
     auth = _auth_of(
         config,
         open_paths=_open_paths(config, docs),
@@ -90,9 +92,9 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
         app.router,
         routes,
         prefix=config.url_prefix,
-        # Only for the document; `ApiKeyMiddleware` is what asks.
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if auth else [],
+        dependencies=_shown_key() if ApiKeys.of_config(config) else [],
     )
+    add_api_routes(app.router, admin_routes, prefix=config.url_prefix, dependencies=_shown_key())
     system = SystemRoutes(served, registry)
     add_system_routes(app.router, system, has_metrics=config.metrics != "off")
     NimHealthRoutes(system).add_to(app.router)
@@ -177,10 +179,24 @@ def _auth_of(
     config: ServerConfig, *, open_paths: Sequence[str], shapes: Mapping[str, ErrorShape]
 ) -> list[Middleware]:
     """The innermost middleware, where a key is asked for."""
-    keys = ApiKeys.of_config(config)
-    if keys is None:
+    keys, admin_keys = ApiKeys.of_config(config), ApiKeys.of_admin(config)
+    if keys is None and admin_keys is None:
         return []
-    return [Middleware(ApiKeyMiddleware, api_keys=keys, open_paths=open_paths, error_shapes=shapes)]
+    return [
+        Middleware(
+            ApiKeyMiddleware,
+            api_keys=keys,
+            open_paths=open_paths,
+            error_shapes=shapes,
+            admin_keys=admin_keys,
+            admin_path=config.url_prefix + ADMIN_PATH,
+        )
+    ]
+
+
+def _shown_key() -> list[params.Depends]:
+    """Only for the document; `ApiKeyMiddleware` is what asks."""
+    return [Depends(HTTPBearer(auto_error=False))]
 
 
 def _open_paths(config: ServerConfig, docs: DocsPage) -> list[str]:

@@ -49,6 +49,19 @@ TASK_ERRORS: dict[int | str, Documented] = {
     504: {"description": "Not answered within the request's `timeout`.", "model": ErrorResponse},
 }
 
+NAME_IN_USE: Documented = {
+    "description": "A model of that name is served, or is being loaded, unloaded or reloaded.",
+    "model": ErrorResponse,
+}
+LOAD_ERRORS: dict[int | str, Documented] = {
+    400: _final("The model cannot be served."),
+    **{status: TASK_ERRORS[status] for status in (413, 415)},
+    409: NAME_IN_USE,
+    422: INVALID,
+    503: NOT_READY,
+    507: {"description": "There is no memory for the model.", "model": ErrorResponse},
+}
+
 # The routes of Text Embeddings Inference tell apart what its clients do.
 TEI_ERRORS: dict[int | str, Documented] = {
     status: {**each, "model": TeiError}

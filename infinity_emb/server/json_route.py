@@ -23,10 +23,10 @@ from infinity_emb.config import ServerConfig
 from infinity_emb.server.body_limit import read_body
 from infinity_emb.server.callers import caller_of
 from infinity_emb.server.error_shape import note_shape
-from infinity_emb.server.schemas.task import TaskRequest
+from infinity_emb.server.schemas.task import JsonBody, TaskRequest
 from infinity_emb.server.validation import body_error
 
-Schema = TypeVar("Schema", bound=TaskRequest)
+Schema = TypeVar("Schema", bound=JsonBody)
 
 MAX_CONTAINERS = 2**17
 
@@ -50,20 +50,21 @@ class JsonRoute(APIRoute):
             schema = next((each for each in schemas if not each.told_by.isdisjoint(members)), schemas[0])
             _note_schema(request, schema)
             body = fit_schema(schema, members)
-            set_caller(caller_of(request, body))
+            if isinstance(body, TaskRequest):
+                set_caller(caller_of(request, body))
             response: Response = await endpoint(body=body, request=request)
             return response
 
         return answer
 
 
-def body_schemas(endpoint: Callable[..., object]) -> Sequence[type[TaskRequest]]:
+def body_schemas(endpoint: Callable[..., object]) -> Sequence[type[JsonBody]]:
     """What the body of a handler may be."""
     annotation = get_type_hints(endpoint)["body"]
     return get_args(annotation) or [annotation]
 
 
-def _note_schema(request: Request, schema: type[TaskRequest]) -> None:
+def _note_schema(request: Request, schema: type[JsonBody]) -> None:
     """For the answer to an error."""
     request.state.input_member = schema.input_member
     note_shape(request, schema.error_shape)

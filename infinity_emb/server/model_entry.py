@@ -41,6 +41,7 @@ def describe_model(engine: AsyncEmbeddingEngine, created: int) -> dict[str, obje
         "pooling": info.pooling,
         "revision": info.revision,
         "source": info.source,
+        "loaded": engine.is_loaded,
     }
 
 

@@ -25,6 +25,10 @@ GAUGES: dict[str, tuple[str, Reading]] = {
         "Requests that were accepted and are not answered yet.",
         lambda engine: engine.overload_status().results_absolute,
     ),
+    "infinity_model_loaded": (
+        "1 while the model is in memory, 0 while it is given up or being loaded.",
+        lambda engine: engine.is_loaded,
+    ),
     "infinity_cache_memory_bytes": (
         "What the cache in memory takes.",
         lambda engine: engine.cache_stats.memory_bytes,
@@ -50,6 +54,18 @@ COUNTERS: dict[str, tuple[str, Reading]] = {
     "infinity_refused_requests": (
         "Requests that were answered with 429, as there was no room for them.",
         lambda engine: engine.num_refused_requests,
+    ),
+    "infinity_late_requests": (
+        "Requests that were answered with 504, as their time was over.",
+        lambda engine: engine.num_late_requests,
+    ),
+    "infinity_cancelled_requests": (
+        "Requests whose clients hung up.",
+        lambda engine: engine.num_cancelled_requests,
+    ),
+    "infinity_dropped_items": (
+        "Texts that waited and were not computed, as their request had ended.",
+        lambda engine: engine.stats.num_dropped_items,
     ),
     "infinity_retried_items": (
         "Texts that were computed once more: after a death of the device thread, or in float32.",

@@ -47,6 +47,7 @@ async def test_models_have_infinitys_members_and_ours(client: httpx.AsyncClient)
         "pooling": "none",
         "revision": None,
         "source": "built in",
+        "loaded": True,
     }
 
 

@@ -50,6 +50,7 @@ class ModelEntry(BaseModel):
     pooling: str
     revision: str | None
     source: str
+    loaded: bool = Field(description="Whether it is in memory; the next request loads one that is not.")
 
 
 class ModelList(BaseModel):

@@ -57,8 +57,8 @@ Priority = Annotated[
 ]
 
 
-class TaskRequest(BaseModel):
-    """A request to a model."""
+class JsonBody(BaseModel):
+    """What a route takes."""
 
     # The member that errors about one of the inputs are about.
     input_member: ClassVar[str] = "input"
@@ -66,6 +66,10 @@ class TaskRequest(BaseModel):
     told_by: ClassVar[frozenset[str]] = frozenset()
     # How its dialect writes errors; None is the server's own way.
     error_shape: ClassVar[ErrorShape | None] = None
+
+
+class TaskRequest(JsonBody):
+    """A request to a model."""
 
     model: str | None = Field(None, description=MODEL)
     user: str | None = Field(None, description="Ignored.")

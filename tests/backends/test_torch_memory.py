@@ -1,0 +1,136 @@
+"""What becomes of a model that does not fit into memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infinity_emb.backends import torch_loading
+from infinity_emb.backends.registry import load_model
+from infinity_emb.backends.torch_device import free_bytes, is_out_of_memory
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import ModelTooLarge, StartupError
+from infinity_emb.model_files import weights_bytes
+from tests.small_models.embedders import save_small_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model"), "bert")
+
+
+def args_of(folder: Path) -> EngineArgs:
+    return EngineArgs(model_name_or_path=str(folder), device="cpu", model_warmup=False)
+
+
+def test_weights_that_are_larger_than_what_is_free_are_not_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux would hand out the memory, and end the process later."""
+    size_bytes = weights_bytes(folder)
+    assert size_bytes == (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(torch_loading, "free_bytes", lambda _: size_bytes)
+    load_model(args_of(folder))
+    monkeypatch.setattr(torch_loading, "free_bytes", lambda _: size_bytes - 1)
+    monkeypatch.setattr(torch_loading, "_load_on", lambda *_: pytest.fail("nothing is loaded"))
+    with pytest.raises(ModelTooLarge, match=r"does not fit into the memory of cpu, where 0 MB are free"):
+        load_model(args_of(folder))
+
+
+def test_where_the_system_does_not_say_what_is_free_it_is_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_loading, "free_bytes", lambda _: None)
+    assert load_model(args_of(folder)).info.device == "cpu"
+
+
+def test_memory_that_runs_out_while_loading_is_given_back_and_said_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    def fail(*_: Any) -> None:
+        weights = torch.zeros(1000)
+        kept.append(weakref.ref(weights))
+        try:
+            torch.empty(2**60)
+        except RuntimeError as exc:
+            raise StartupError("model could not be loaded") from exc
+
+    monkeypatch.setattr(torch_loading, "load_sentence_transformers_model", fail)
+    with pytest.raises(ModelTooLarge, match="does not fit"):
+        load_model(args_of(folder))
+    gc.collect()
+    assert kept[0]() is None
+
+
+def test_a_model_that_fails_for_another_reason_is_not_called_too_large(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StartupError("model could not be loaded")
+
+    monkeypatch.setattr(torch_loading, "load_sentence_transformers_model", fail)
+    with pytest.raises(StartupError) as caught:
+        load_model(args_of(folder))
+    assert type(caught.value) is StartupError
+
+
+def _raised(error: Exception, cause: Exception | None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as exc:  # noqa: BLE001 - whatever was given
+        return exc
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), None, True),
+        (MemoryError(), None, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), None, True),
+        (StartupError("failed"), torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("shapes do not match"), None, False),
+        (StartupError("DefaultCPUAllocator: can't allocate memory"), None, False),
+        (StartupError("failed"), RuntimeError("other"), False),
+    ],
+)
+def test_it_is_known_what_means_that_memory_is_full(
+    error: Exception, cause: Exception | None, expected: bool
+) -> None:
+    assert is_out_of_memory(_raised(error, cause)) is expected
+
+
+def test_what_is_free_of_the_cpus_memory_is_known_on_linux() -> None:
+    free = free_bytes(CPU)
+    assert (free is not None) is Path("/proc/meminfo").exists()
+    assert free is None or 0 < free < 2**50
+
+
+def test_one_model_is_loaded_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers changes the number format that torch takes by default, for all threads."""
+    num_loading, most = 0, 0
+
+    def load(*_: Any) -> None:
+        nonlocal num_loading, most
+        num_loading += 1
+        most = max(most, num_loading)
+        time.sleep(0.02)
+        num_loading -= 1
+
+    monkeypatch.setattr(torch_loading, "_load_on", load)
+    threads = [threading.Thread(target=load_model, args=(args_of(folder),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
