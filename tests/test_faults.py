@@ -9,12 +9,15 @@ import itertools
 import random
 import re
 import signal
+from base64 import b64decode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.server_process import DEADLINE_S, FAKE, Server, StartServer
@@ -189,6 +192,55 @@ async def counters_of_or_none(client: httpx.AsyncClient) -> Counter[str]:
         return await counters_of(client)
     except httpx.TransportError:
         return Counter()
+
+
+def test_a_real_model_that_is_killed_under_load_comes_back_with_its_cache_and_the_same_vectors(
+    serve: StartServer, tmp_path: Path
+) -> None:
+    flags = ["v2", "--host", "127.0.0.1", "--no-model-warmup", "--vector-disk-cache"]
+    texts = [f"a text of its own, number {number}" for number in range(400)]
+
+    async def vectors_of(client: httpx.AsyncClient, number: int) -> list[str]:
+        """As base64: the same bits, or others."""
+        body = {"input": texts[number : number + 8], "encoding_format": "base64"}
+        response = await client.post("/embeddings", json=body)
+        assert response.status_code == 200, response.text
+        return [member["embedding"] for member in response.json()["data"]]
+
+    async def load_and_kill() -> dict[int, list[str]]:
+        answers: dict[int, list[str]] = {}
+
+        async def one_client(client: httpx.AsyncClient, first: int) -> None:
+            with suppress(httpx.TransportError):
+                for number in range(first, len(texts), 32):
+                    answers[number] = await vectors_of(client, number)
+
+        async with client_of(server) as client:
+            asking = [asyncio.create_task(one_client(client, 8 * place)) for place in range(4)]
+            while len(answers) < 20:
+                await asyncio.sleep(0.01)
+            server.process.kill()
+            await asyncio.gather(*asking)
+        return answers
+
+    async def ask_again(answers: dict[int, list[str]]) -> None:
+        async with client_of(again) as client:
+            for number, expected in answers.items():
+                vectors = await vectors_of(client, number)
+                for vector, one in zip(vectors, expected, strict=True):
+                    difference = np.abs(
+                        np.frombuffer(b64decode(vector), "<f4") - np.frombuffer(b64decode(one), "<f4")
+                    )
+                    assert difference.max() <= 1e-6
+            counters = await counters_of(client)
+            assert counters["infinity_cache_disk_hits_total"] > 0, "some had been written before the end"
+            assert counters["infinity_cache_dropped_total"] == 0
+
+    server = serve(*flags, "--port", "0", INFINITY_HOME=str(tmp_path))
+    answers = run(load_and_kill())
+    assert server.stop()[0] == -signal.SIGKILL
+    again = serve(*flags, "--port", "0", INFINITY_HOME=str(tmp_path))
+    run(ask_again(answers))
 
 
 def test_clients_that_hang_up_take_their_work_with_them(serve: StartServer) -> None:
