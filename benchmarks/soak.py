@@ -15,8 +15,8 @@ import asyncio
 import contextlib
 import random
 import re
-import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -214,22 +214,31 @@ def run(minutes: float) -> list[tuple[str, bool]]:
     flags = ["--engine", "debugengine", "--engine", "debugengine", "--engine", "torch"]
     for name, path in MODELS.items():
         flags += ["--model-id", path or str(bundled_model_folder()), "--served-model-name", name]
-    server = Server([*flags, "--batch-size", "32", "--max-queue-wait-s", "20"], log=subprocess.DEVNULL)
-    try:
-        soak = Soak(f"http://127.0.0.1:{server.port}", server.pid)
-        warm_up = Soak(soak.url, soak.pid)
-        asyncio.run(warm_up.run(5.0))
-        before = soak.sample()
-        asyncio.run(soak.run(60 * minutes))
-        time.sleep(1.0)  # for sockets to close
-        report = judge(soak, before, soak.sample())
-        with httpx.Client(base_url=soak.url, timeout=PATIENCE_S) as client:
-            for name in MODELS:
-                answer = client.post("/embeddings", json={"model": name, "input": "afterwards"})
-                report.append((f"{name} answers afterwards: {answer.status_code}", answer.status_code == 200))
-    finally:
-        exit_code = server.close()
-    report.append((f"ended on SIGTERM with code {exit_code}", exit_code == 0))
+    with tempfile.TemporaryFile() as log:
+        server = Server([*flags, "--batch-size", "32", "--max-queue-wait-s", "20"], log=log.fileno())
+        try:
+            report = _watch(server, 60 * minutes)
+        except (httpx.HTTPError, TimeoutError):
+            log.seek(0)
+            sys.stderr.buffer.write(log.read()[-20_000:])  # what the server said at the end
+            raise
+        finally:
+            exit_code = server.close()
+    return [*report, (f"ended on SIGTERM with code {exit_code}", exit_code == 0)]
+
+
+def _watch(server: Server, seconds: float) -> list[tuple[str, bool]]:
+    soak = Soak(f"http://127.0.0.1:{server.port}", server.pid)
+    warm_up = Soak(soak.url, soak.pid)
+    asyncio.run(warm_up.run(5.0))
+    before = soak.sample()
+    asyncio.run(soak.run(seconds))
+    time.sleep(1.0)  # for sockets to close
+    report = judge(soak, before, soak.sample())
+    with httpx.Client(base_url=soak.url, timeout=PATIENCE_S) as client:
+        for name in MODELS:
+            answer = client.post("/embeddings", json={"model": name, "input": "afterwards"})
+            report.append((f"{name} answers afterwards: {answer.status_code}", answer.status_code == 200))
     return report
 
 

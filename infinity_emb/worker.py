@@ -260,6 +260,7 @@ class WorkerPool:
 
     def _next_batch(self, replica: _Replica) -> list[Item]:
         """The next batch; empty when none waits and one is in flight, or when the pool is closed."""
+        replica.busy_since_s = time.monotonic() if replica.in_flight else None
         with self._changed:
             replica.taken = [item for each in replica.in_flight for item in each.batch]
             self._num_idle += 1
@@ -308,7 +309,6 @@ class WorkerPool:
             self._resolve(chosen(batch, is_finite), time.monotonic() - started_s)
             self._retry_in_full_precision(replica, chosen(batch, ~is_finite))
             replica.num_deaths_in_a_row = 0
-        replica.busy_since_s = time.monotonic() if in_flight else None
 
     def _retry_or_fail(self, replica: _Replica, batch: list[Item], failure: Exception) -> None:
         """Halve a failed batch until the item that is to blame fails alone."""

@@ -835,6 +835,21 @@ def test_a_pool_that_waits_for_work_is_not_taken_for_one_that_hangs() -> None:
         end(pool)
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_pool_that_waits_after_a_failed_batch_is_not_taken_for_one_that_hangs(fault: str) -> None:
+    answers = Answers([1])
+    device = Device(**FAULTS[fault](1))
+    pool = WorkerPool([device], max_batch_tokens=100, max_batch_items=1, batch_timeout_s=0.02)
+    pool.start()
+    try:
+        answers.submit_all(pool)
+        answers.wait()
+        assert not threading.Event().wait(0.1), "five times as long as a batch may take"
+        assert pool.is_alive
+    finally:
+        end(pool)
+
+
 @pytest.mark.parametrize("where", ["on_launch", "on_collect"])
 @pytest.mark.parametrize("error", [DeviceOutOfMemory("is too large"), MemoryError()])
 def test_what_does_not_fit_into_memory_is_computed_in_smaller_batches(where: str, error: Exception) -> None:
