@@ -2,7 +2,7 @@
 # make test   everything that CI runs: check, then all tests
 # make check  formatting, lint, types, import floors
 # make bench  speed as ratios to sentence-transformers, in one run
-# make bench-NAME  another of benchmarks/: kinds of models, the cache, dialects, overload, a soak, gpu
+# make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, a soak, gpu
 # make test-clients  what people use as clients, all of them, each in an environment of its own
 # make docs   write docs/settings.md again
 # make coverage-page  write docs/coverage.md again, from the models that mteb lists

@@ -127,13 +127,13 @@ class EngineArgs:
     )
     onnx_file: str = option(
         "",
-        "ONNX file of the model's repository, as `onnx/model_O3.onnx`. The default is its float32 file, or one"
-        " of the `--dtype`. A float32 file that does not answer as torch does is made anew.",
+        "ONNX file of the model's repository, as `onnx/model_O3.onnx`. The default is its float32 file, or"
+        " one of the `--dtype`. A float32 file that does not answer as torch does is made anew.",
     )
     onnx_provider: str = option(
         "auto",
         "What onnxruntime computes with; auto follows `--device`, and takes a GPU before the CPU.",
-        choices=("auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "coreml", "openvino", "directml"),
+        choices=("auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "coreml", "openvino", "dml"),
     )
     onnx_disable_optimize: bool = option(False, "Let onnxruntime compute ONNX graphs as they are written.")
     onnx_do_not_prefer_quantized: bool = option(

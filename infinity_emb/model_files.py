@@ -94,6 +94,15 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
     ]
 
 
+def weights_bytes(folder: pathlib.Path) -> int:
+    """What the weights take on disk, of those files that torch reads."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    needed = [
+        name for name in select_needed_files(files) if name.endswith(".safetensors") or _is_pickle(name)
+    ]
+    return sum(files[name].stat().st_size for name in needed)
+
+
 def _is_foreign(name: str) -> bool:
     folders = posixpath.dirname(name).lower().split("/")
     return any(folder in _FOREIGN_FOLDERS or folder.startswith("checkpoint-") for folder in folders)

@@ -22,6 +22,7 @@ def model_version(args: EngineArgs, info: ModelInfo) -> str:
             args.model_name_or_path,
             info.revision or fingerprint(Path(args.model_name_or_path)),
             str(args.engine),
+            args.onnx_file,
             args.trust_remote_code,
             str(info.kind),
             info.dtype,

@@ -22,9 +22,9 @@ ENV_PREFIX = "INFINITY_"
 # Variables that are no options: each module that keeps files reads its own.
 ENV_NAMES_OF_FOLDERS = {
     "HF_HOME": "Model files from the hub; `~/.cache/huggingface` where it is not set.",
-    "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model, and the file"
-    " of `--vector-disk-cache`; `HF_HOME`, `XDG_CACHE_HOME` or `~/.cache` where it is not set, and there"
-    " `infinity_emb/calibration` and `infinity_emb/vectors`.",
+    "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model, the file of"
+    " `--vector-disk-cache`, and ONNX graphs; `HF_HOME`, `XDG_CACHE_HOME` or `~/.cache` where it is not set,"
+    " and there `infinity_emb/calibration`, `infinity_emb/vectors` and `infinity_emb/onnx`.",
 }
 # Variables of infinity_emb 0.0.77 for things that this version does not do; set in many compose files.
 ENV_NAMES_WITHOUT_EFFECT = {
@@ -160,7 +160,14 @@ def unknown_env_names(environ: Mapping[str, str], *configs: type) -> dict[str, s
         and name not in ENV_NAMES_WITHOUT_EFFECT
         and not _KUBERNETES_NAME.fullmatch(name)
     ]
-    return {name: next(iter(difflib.get_close_matches(name, known, n=1)), None) for name in unknown}
+    return {name: _nearest(name, known) for name in unknown}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """By what stands behind the prefix, which would make all of them alike."""
+    endings = {each.removeprefix(ENV_PREFIX): each for each in known}
+    matches = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), endings, n=1)
+    return endings[matches[0]] if matches else None
 
 
 def settle_options(config: Any) -> None:

@@ -44,6 +44,7 @@ LIMITS = {
     "float32": Limits(vector=2e-5, cosine=0.99999, score=1e-5),
     "float16": Limits(vector=2e-2, cosine=0.999, score=2e-2),
     "bfloat16": Limits(vector=1e-1, cosine=0.99, score=1e-1),
+    "int8": Limits(vector=1e-1, cosine=0.995, score=1e-1),
 }
 
 

@@ -158,7 +158,7 @@ def test_engine_args_turn_what_is_given_into_the_declared_type(
     [
         ({"dtype": "flaot16"}, "--dtype 'flaot16' is not one of .*; did you mean 'float16'?"),
         ({"dtype": "Float16"}, "--dtype 'Float16' is not one of .*; did you mean 'float16'?"),
-        ({"engine": "zzz"}, "--engine 'zzz' is not one of torch, ctranslate2, optimum, neuron, debugengine$"),
+        ({"engine": "zzz"}, "--engine 'zzz' is not one of torch, .*, optimum, onnx, neuron, debugengine$"),
         ({"model_kind": "rerank"}, "--model-kind 'rerank' is not one of auto, .*; did you mean 'reranker'?"),
         ({"embedding_dtype": "int4"}, "--embedding-dtype 'int4' is not one of float32, float16, int8, uint8"),
         ({"batch_size": 0}, "--batch-size 0 is under the limit of 1"),

@@ -54,6 +54,7 @@ FLOORS: dict[str, int] = {
     "model_kind": 2,
     "model_version": 2,
     "pipeline_tokenizing": 2,
+    "repository_files": 2,
     "token_ids": 2,
     "tokenizing": 2,
     "vocabulary": 2,
@@ -70,6 +71,7 @@ FLOORS: dict[str, int] = {
     "engine": 4,
     "engine_array": 4,
     "media_inputs": 4,
+    "residence": 4,
     "running_model": 4,
     # F5 server
     "server": 5,
@@ -104,20 +106,36 @@ ENGINES: dict[str, set[str]] = {
         "backends.torch_reference",
         "backends.torch_vocabulary",
     },
+    "onnx": {
+        "backends.onnx_backend",
+        "backends.onnx_export",
+        "backends.onnx_files",
+        "backends.onnx_network",
+        "backends.onnx_probe",
+        "backends.onnx_session",
+    },
     "static": {"backends.static", "backends.static_backend", "backends.static_table"},
     "fake": {"backends.fake", "backends.fake_vocabulary"},
 }
+# An engine that computes the network alone has the pipeline around it from another one.
+BUILT_ON = {"onnx": "torch"}
 SHARED_BY_ENGINES = {"backends", "backends.base", "backends.registry", "backends.warmup"}
 
 # Foreign package → where it may be imported: in modules whose names begin so, where it ends in `.` or `_`.
-TORCH = ("backends.torch_", "backends.packed_attention", "backends.packed_heads", "backends.m3_heads")
+TORCH = (
+    "backends.torch_",
+    "backends.packed_attention",
+    "backends.packed_heads",
+    "backends.m3_heads",
+    "backends.onnx_",
+)
 HOMES: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
     "torch": TORCH,
     "transformers": TORCH,
     "sentence_transformers": TORCH,
     "tokenizers": ("tokenizing", "backends.static", "backends.torch_vocabulary"),
-    "huggingface_hub": ("model_files",),
+    "huggingface_hub": ("model_files", "repository_files"),
     "tiktoken": ("token_ids",),
     "tqdm": ("progress",),
     # Images and audio: decoded in one place; torch models are handed images in a form of their own.
@@ -142,7 +160,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli.",),
     "click": ("cli.",),
     "rich": ("cli.",),
-    "onnxruntime": (),
+    "onnxruntime": ("backends.onnx_",),
     "ctranslate2": (),
     "ray": (),
 }
@@ -265,9 +283,9 @@ def test_engines_do_not_import_each_other() -> None:
     sideways = [
         each
         for each in OWN
-        for modules in ENGINES.values()
+        for engine, modules in ENGINES.items()
         if each.module in modules and each.target.startswith("backends.")
-        if each.target not in modules | SHARED_BY_ENGINES
+        if each.target not in modules | SHARED_BY_ENGINES | ENGINES.get(BUILT_ON.get(engine, ""), set())
     ]
     assert not sideways, "these backends import a module of another engine:\n" + listed(sideways)
 

@@ -125,7 +125,7 @@ def test_a_value_that_does_not_parse_names_its_variable(monkeypatch: pytest.Monk
 
 def test_an_unknown_name_says_which_there_are() -> None:
     with pytest.raises(
-        AttributeError, match=r"no option 'ports'; there are: anonymous_usage_stats, .* port,"
+        AttributeError, match=r"no option 'ports'; there are: admin_key, anonymous_usage_stats, .* port,"
     ):
         Environment().ports  # noqa: B018
 

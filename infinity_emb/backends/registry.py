@@ -11,13 +11,14 @@ from typing import cast
 
 from infinity_emb.backends.base import LoadedModel, Reference
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import ModelTooLarge, StartupError
 from infinity_emb.model_files import ModelFiles, resolve_model_files
 from infinity_emb.primitives import InferenceEngine, ModelKind
 
 # And the extra that brings what the module imports.
 _MODULES = {
     InferenceEngine.torch: ("infinity_emb.backends.torch_loading", "torch"),
+    InferenceEngine.optimum: ("infinity_emb.backends.onnx_backend", "optimum"),
     InferenceEngine.debugengine: ("infinity_emb.backends.fake", None),
 }
 _STATIC_MODULE = "infinity_emb.backends.static"
@@ -27,7 +28,8 @@ def load_model(args: EngineArgs) -> LoadedModel:
     """Load a model with the engine that `args` names.
 
     Raises StartupError for an engine that this version does not have or whose extra is not installed, for a
-    model that is nowhere to be found, and for everything that the engine refuses.
+    model that is nowhere to be found, and for everything that the engine refuses. Raises ModelTooLarge where
+    there is no memory for it.
     """
     if args.engine not in _MODULES:
         available = ", ".join(_MODULES)
@@ -41,7 +43,12 @@ def load_model(args: EngineArgs) -> LoadedModel:
             f"--engine {args.engine} needs a package that is not installed ({exc});"
             f" install it with: pip install 'infinity-emb[{extra}]'"
         ) from exc
-    return cast(LoadedModel, module.load_model(args, files))
+    try:
+        return cast(LoadedModel, module.load_model(args, files))
+    except MemoryError as exc:
+        raise ModelTooLarge(
+            f"there is no memory for model {args.model_name_or_path!r}; unload another one first"
+        ) from exc
 
 
 def load_reference(args: EngineArgs) -> Reference:

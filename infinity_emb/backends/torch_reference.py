@@ -23,6 +23,7 @@ from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BackendFailed, BadInput
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import choose_kind
+from infinity_emb.primitives import InferenceEngine
 
 
 class Reference:
@@ -107,7 +108,8 @@ def _one_line(exc: Exception) -> str:
 
 
 def load_reference(args: EngineArgs, files: ModelFiles) -> Reference:
-    """The model that `args` names, on the device that they name. Raises StartupError."""
+    """The model that `args` names, on the device that they name for torch. Raises StartupError."""
     kind = choose_kind(args, files.path)
-    device = choose_devices(args)[0]
+    # Another engine's devices may be none that torch knows.
+    device = choose_devices(args)[0] if args.engine is InferenceEngine.torch else torch.device("cpu")
     return Reference(load_sentence_transformers_model(args, files, kind, device, torch.float32))

@@ -40,7 +40,7 @@ class CommandLine:
         self._monkeypatch = monkeypatch
         for name in os.environ.keys() - CLEAN_ENVIRON.keys():
             monkeypatch.delenv(name)
-        monkeypatch.setattr(commands, "configure_logging", lambda level: None)
+        monkeypatch.setattr(commands, "configure_logging", lambda level, log_format="text": None)
         monkeypatch.setattr(commands, "serve", self._serve)
         monkeypatch.setattr(commands, "preload", self._preload)
 

@@ -1,0 +1,105 @@
+"""Which ONNX file of a model's repository is computed: by the number format, and by what the CPU can.
+
+Float32 unless another format is asked for: a quantised file is quicker and answers other numbers. Knows
+nothing of onnxruntime or torch, nor of what the files hold.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from infinity_emb.errors import StartupError
+from infinity_emb.primitives import Dtype
+
+# Where repositories keep them: sentence-transformers and optimum in a folder of their own, some at the top.
+_FOLDERS = ("onnx", "")
+_BASE_NAMES: dict[Dtype, tuple[str, ...]] = {
+    Dtype.float32: ("model.onnx",),
+    # O4 is what sentence-transformers calls float16 for GPUs.
+    Dtype.float16: ("model_O4.onnx", "model_fp16.onnx"),
+    Dtype.int8: ("model_quantized.onnx", "model_int8.onnx", "model_uint8.onnx"),
+}
+# sentence-transformers names quantised files by the instructions that they are for; first the quickest.
+_INT8_NAMES_BY_FEATURE = {
+    "avx512_vnni": "model_qint8_avx512_vnni.onnx",
+    "avx512f": "model_qint8_avx512.onnx",
+    "avx2": "model_quint8_avx2.onnx",
+    "asimd": "model_qint8_arm64.onnx",
+}
+# How a file's name tells its format; 4 bits and mixtures of formats are quantised too.
+_FORMATS = (
+    (re.compile(r"u?int[48]|quantized|q4|bnb4"), Dtype.int8),
+    (re.compile(r"fp16|float16|_o4"), Dtype.float16),
+)
+
+
+class OnnxFile(NamedTuple):
+    """One file of a repository, its number format, and why it was chosen."""
+
+    name: str
+    dtype: Dtype
+    reason: str
+
+
+def choose_file(
+    names: Iterable[str], *, asked_for: str, dtype: Dtype, features: frozenset[str]
+) -> OnnxFile | None:
+    """The file to compute, or None where the repository has none of that format.
+
+    names: all files of the repository.
+    asked_for: the file that the user names, by its path or its last part; "" leaves the choice here.
+    features: what `cpu_features` tells.
+    Raises StartupError for a name that no file has, or several.
+    """
+    present = [name for name in names if name.endswith(".onnx")]
+    if asked_for:
+        name = _find_named(present, asked_for)
+        return OnnxFile(name, format_of(name), "asked for")
+    for base_name in _names_of(dtype, features):
+        for folder in _FOLDERS:
+            name = posixpath.join(folder, base_name)
+            if name in present:
+                return OnnxFile(name, dtype, f"the repository's {dtype} file")
+    return None
+
+
+def _find_named(present: Sequence[str], asked_for: str) -> str:
+    found = [name for name in present if asked_for in (name, posixpath.basename(name))]
+    if asked_for in found:
+        return asked_for
+    if len(found) != 1:
+        problem = "fits several files" if found else "is not in the repository"
+        listed = ", ".join(found or present) or "none"
+        raise StartupError(f"--onnx-file {asked_for!r} {problem}; there are: {listed}")
+    return found[0]
+
+
+def _names_of(dtype: Dtype, features: frozenset[str]) -> list[str]:
+    by_feature = [name for feature, name in _INT8_NAMES_BY_FEATURE.items() if feature in features]
+    return [*(by_feature if dtype is Dtype.int8 else ()), *_BASE_NAMES.get(dtype, ())]
+
+
+def format_of(name: str) -> Dtype:
+    """float32, float16 or int8, as a file's name tells; all that is quantised counts as int8."""
+    base_name = posixpath.basename(name).lower()
+    return next((dtype for pattern, dtype in _FORMATS if pattern.search(base_name)), Dtype.float32)
+
+
+def parts_of(names: Iterable[str], chosen: str) -> list[str]:
+    """The file and those that hold its weights: a graph over 2 GB keeps them beside itself."""
+    beside = re.compile(re.escape(chosen) + r"[_.]data(_\d+)?")
+    return [chosen, *(name for name in names if beside.fullmatch(name))]
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the kernel says the CPU can, in its words; nothing where there is no such file."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(found.group(1).split() if found else ())

@@ -1,0 +1,76 @@
+"""Texts that a model's own network has answered, for a graph that is to answer the same.
+
+Knows nothing of where a graph comes from, nor of how near it has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor
+
+from infinity_emb.backends.onnx_network import OnnxNetwork
+from infinity_emb.errors import StartupError
+from infinity_emb.primitives import ModelKind
+
+# Of different lengths, so that padding is compared as well.
+_TEXTS = (
+    "The quick brown fox: 3.14 EUR, isn't it?",
+    "Größe, naïve café, 東京; snake_case() over two\nlines. " * 6,
+    "rivers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the module's network was given and what it answered.
+
+    features: as the module takes them, on the CPU.
+    rows: (T, H) of the tokens that are no padding, or (B, L) scores; float32.
+    """
+
+    transformer: Transformer
+    features: Mapping[str, Any]
+    rows: Tensor
+
+    @classmethod
+    def of(cls, transformer: Transformer, kind: ModelKind) -> Probe:
+        """Ask the network that is in the module now."""
+        inputs: list[Any] = [{"text": text} for text in _TEXTS]
+        if kind is ModelKind.reranker:
+            inputs = [(_TEXTS[0], text) for text in _TEXTS]
+        features = transformer.preprocess(inputs)
+        return cls(transformer, features, _rows(transformer, features))
+
+    def difference(self, network: OnnxNetwork) -> float:
+        """How far the two answers that differ most are apart, of the largest or of 1; infinite for NaN.
+
+        Raises StartupError for a graph that cannot compute.
+        """
+        original: Any = self.transformer.model
+        stand_in: Any = network  # it has what the module uses of a network of torch
+        moved = {
+            name: each.to(network.device) if isinstance(each, Tensor) else each
+            for name, each in self.features.items()
+        }
+        self.transformer.model = stand_in
+        try:
+            found = _rows(self.transformer, moved)
+        except Exception as exc:  # whatever onnxruntime raises on its first inputs
+            reason = " ".join(str(exc).split())[:300]
+            raise StartupError(f"the graph cannot compute ({type(exc).__name__}: {reason})") from exc
+        finally:
+            self.transformer.model = original
+        if found.shape != self.rows.shape or not torch.isfinite(found).all():
+            return float("inf")
+        return float((found - self.rows).abs().max() / self.rows.abs().max().clamp(min=1))
+
+
+@torch.inference_mode()
+def _rows(transformer: Transformer, features: Mapping[str, Any]) -> Tensor:
+    answer: Tensor = transformer.forward(dict(features))[transformer.module_output_name].float().cpu()
+    return answer[features["attention_mask"].bool().cpu()] if answer.ndim == 3 else answer

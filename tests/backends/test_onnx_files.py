@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infinity_emb.backends.onnx_files import OnnxFile, choose_file, cpu_features, format_of, parts_of
+from infinity_emb.errors import StartupError
+from infinity_emb.primitives import Dtype
+
+# As sentence-transformers' own repositories have them.
+NAMES = [
+    "config.json",
+    "model.safetensors",
+    "onnx/model.onnx",
+    "onnx/model_O1.onnx",
+    "onnx/model_O3.onnx",
+    "onnx/model_O4.onnx",
+    "onnx/model_qint8_arm64.onnx",
+    "onnx/model_qint8_avx512.onnx",
+    "onnx/model_qint8_avx512_vnni.onnx",
+    "onnx/model_quint8_avx2.onnx",
+]
+# As transformers.js has them.
+OTHER_NAMES = ["onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_q4.onnx", "onnx/model_quantized.onnx"]
+
+
+def choose(
+    names: list[str], *features: str, asked_for: str = "", dtype: Dtype = Dtype.float32
+) -> OnnxFile | None:
+    return choose_file(names, asked_for=asked_for, dtype=dtype, features=frozenset(features))
+
+
+def name_of(file: OnnxFile | None) -> str | None:
+    return None if file is None else file.name
+
+
+@pytest.mark.parametrize("names", [NAMES, OTHER_NAMES])
+def test_the_exact_file_is_the_default_whatever_the_cpu_can(names: list[str]) -> None:
+    chosen = choose(names, "avx2", "avx512f", "avx512_vnni")
+    assert chosen == OnnxFile("onnx/model.onnx", Dtype.float32, "the repository's float32 file")
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (["avx2", "avx512f", "avx512_vnni"], "onnx/model_qint8_avx512_vnni.onnx"),
+        (["avx2", "avx512f"], "onnx/model_qint8_avx512.onnx"),
+        (["avx2"], "onnx/model_quint8_avx2.onnx"),
+        (["asimd"], "onnx/model_qint8_arm64.onnx"),
+        ([], None),
+    ],
+)
+def test_of_quantised_files_the_one_for_this_cpu_is_taken(features: list[str], expected: str | None) -> None:
+    assert name_of(choose(NAMES, *features, dtype=Dtype.int8)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype", "expected"),
+    [
+        (OTHER_NAMES, Dtype.int8, "onnx/model_quantized.onnx"),
+        (OTHER_NAMES, Dtype.float16, "onnx/model_fp16.onnx"),
+        (NAMES, Dtype.float16, "onnx/model_O4.onnx"),
+        (["model.onnx"], Dtype.float32, "model.onnx"),
+        (["model.onnx", "onnx/model.onnx"], Dtype.float32, "onnx/model.onnx"),
+        (["onnx/model_O3.onnx", "onnx/model_quantized.onnx"], Dtype.float32, None),
+        (["sub/model.onnx", "model.onnx.txt"], Dtype.float32, None),
+        ([], Dtype.float32, None),
+    ],
+)
+def test_a_format_is_found_by_the_names_that_people_use(
+    names: list[str], dtype: Dtype, expected: str | None
+) -> None:
+    assert name_of(choose(names, dtype=dtype)) == expected
+
+
+@pytest.mark.parametrize("asked_for", ["onnx/model_O3.onnx", "model_O3.onnx"])
+def test_a_file_that_is_named_is_taken(asked_for: str) -> None:
+    chosen = choose(NAMES, asked_for=asked_for, dtype=Dtype.int8)
+    assert chosen == OnnxFile("onnx/model_O3.onnx", Dtype.float32, "asked for")
+
+
+def test_a_path_is_taken_for_itself_where_another_ends_like_it() -> None:
+    assert name_of(choose(["model.onnx", "onnx/model.onnx"], asked_for="model.onnx")) == "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("names", "asked_for", "message"),
+    [
+        (["onnx/model.onnx"], "model_O9.onnx", "is not in the repository; there are: onnx/model.onnx$"),
+        ([], "model.onnx", "is not in the repository; there are: none$"),
+        (["a/m.onnx", "b/m.onnx"], "m.onnx", "fits several files; there are: a/m.onnx, b/m.onnx$"),
+        (["config.json"], "config.json", "is not in the repository"),
+    ],
+)
+def test_a_name_that_is_no_one_file_is_refused(names: list[str], asked_for: str, message: str) -> None:
+    with pytest.raises(StartupError, match=f"--onnx-file '{asked_for}' {message}"):
+        choose(names, asked_for=asked_for)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("onnx/model.onnx", Dtype.float32),
+        ("onnx/model_O3.onnx", Dtype.float32),
+        ("model_optimized.onnx", Dtype.float32),
+        ("onnx/model_O4.onnx", Dtype.float16),
+        ("model_fp16.onnx", Dtype.float16),
+        ("model_quantized.onnx", Dtype.int8),
+        ("model_qint8_avx512.onnx", Dtype.int8),
+        ("model_uint8.onnx", Dtype.int8),
+        ("model_q4f16.onnx", Dtype.int8),
+        ("model_bnb4.onnx", Dtype.int8),
+        ("int8/model.onnx", Dtype.float32),
+    ],
+)
+def test_a_file_s_name_tells_its_format(name: str, expected: Dtype) -> None:
+    assert format_of(name) == expected
+
+
+def test_weights_beside_a_graph_belong_to_it() -> None:
+    names = [
+        "m/model.onnx",
+        "m/model.onnx_data",
+        "m/model.onnx_data_1",
+        "m/model.onnx.data",
+        "m/model_O1.onnx",
+    ]
+    others = ["model.onnx_data", "m/model.onnx_data.txt"]
+    assert parts_of(names + others, "m/model.onnx") == names[:4]
+
+
+def test_the_cpu_s_features_are_the_kernel_s_words(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: none\n")
+    assert cpu_features(cpuinfo) == {"fpu", "avx2", "avx512f"}
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert cpu_features(cpuinfo) == {"fp", "asimd"}
+    assert cpu_features(tmp_path / "none") == frozenset()
