@@ -77,9 +77,16 @@ async def run_open_load(requests: list[bytes], *, port: int, per_s: float, durat
 
     async def send(request: bytes) -> None:
         sent_s = time.perf_counter() - started_s
-        reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        status = await _read_status(reader)
+        while True:
+            is_used = bool(idle)
+            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            try:
+                status = await _read_status(reader)
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):
+                if not is_used:  # one that lay idle may have been closed by then
+                    raise
         answers.append(Answer(sent_s, time.perf_counter() - started_s, status))
         idle.append((reader, writer))
 
