@@ -112,6 +112,8 @@ class Residence:
         Where that fails the model stays away until somebody enters.
         """
         await self._settled()
+        if self._is_stopping:
+            raise self._shutting_down()
         change = self._begin(self._reload(drain_timeout_s))
         await asyncio.wait([change])
         if change.cancelled():

@@ -388,3 +388,20 @@ def test_a_request_that_waits_for_the_end_of_an_unloading_does_not_bring_the_mod
         assert {each for each in set(threading.enumerate()) - before if "replica" in each.name} == set()
 
     run(main())
+
+
+def test_a_reload_that_waits_for_the_end_of_an_unloading_does_not_bring_the_model_back_into_a_stop() -> None:
+    async def main() -> None:
+        engine = fake_engine("load_delay_s=0.05")
+        await engine.astart()
+        be_idle(engine)  # the unloading has begun
+        reloading = asyncio.create_task(engine.areload())
+        await asyncio.sleep(0)
+        await engine.astop()
+        with pytest.raises(EngineNotReady, match="shutting down"):
+            await reloading
+        await engine.astart()
+        assert await length_of(engine, "abc") == 3
+        await engine.astop()
+
+    run(main())
