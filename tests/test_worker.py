@@ -822,23 +822,11 @@ def test_a_batch_that_never_returns_ends_the_pool_and_leaves_nobody_waiting() ->
     assert set(answers.num_done.values()) == {1}, "rows that come too late are dropped"
 
 
-def test_a_pool_that_waits_for_work_is_not_taken_for_one_that_hangs() -> None:
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_pool_that_waits_for_work_is_not_taken_for_one_that_hangs(fault: str | None) -> None:
+    """After a batch that was answered, and after one that failed."""
     answers = Answers([1])
-    pool = WorkerPool([Device()], max_batch_tokens=100, max_batch_items=1, batch_timeout_s=0.02)
-    pool.start()
-    try:
-        answers.submit_all(pool)
-        answers.wait()
-        assert not threading.Event().wait(0.1), "five times as long as a batch may take"
-        assert pool.is_alive
-    finally:
-        end(pool)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_pool_that_waits_after_a_failed_batch_is_not_taken_for_one_that_hangs(fault: str) -> None:
-    answers = Answers([1])
-    device = Device(**FAULTS[fault](1))
+    device = Device(**FAULTS[fault](1)) if fault else Device()
     pool = WorkerPool([device], max_batch_tokens=100, max_batch_items=1, batch_timeout_s=0.02)
     pool.start()
     try:

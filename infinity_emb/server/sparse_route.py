@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from infinity_emb.embedding import EmbedOptions
 from infinity_emb.server.api_route import ApiRoute, Task
-from infinity_emb.server.dialects.tei_timing import Stopwatch, count_characters
+from infinity_emb.server.dialects.tei_timing import Stopwatch
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import sparse_response
 from infinity_emb.server.error_docs import TEI_ERRORS
@@ -49,5 +49,4 @@ class SparseRoute(Task):
         answer = await watch.time(cancel_on_disconnect(request, engine.encode(body.inputs, options)))
         assert answer.sparse is not None, "an engine answers what it was asked for"
         response = await sparse_response(answer.sparse)
-        num_characters = count_characters(body.inputs)
-        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)
+        return watch.stamp(response, engine, body.inputs, num_tokens=answer.num_tokens)

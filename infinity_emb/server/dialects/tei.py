@@ -24,7 +24,7 @@ from infinity_emb.postprocess import check_dimensions, unit_rows
 from infinity_emb.primitives import EmbeddingDtype, ModelInfo, ModelKind, Truncation
 from infinity_emb.scoring import cosine_scores
 from infinity_emb.server.api_route import ApiRoute, Handler, Task
-from infinity_emb.server.dialects.tei_timing import Stopwatch, count_characters
+from infinity_emb.server.dialects.tei_timing import Stopwatch
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import encode_list, json_response
 from infinity_emb.server.error_docs import TEI_ERRORS
@@ -101,8 +101,7 @@ class TeiRoutes(Task):
         cut = np.ascontiguousarray(_rows_of(answer)[:, : body.dimensions])  # (N, dimensions)
         scaled = cut if body.normalize is False else unit_rows(cut)
         response = json_response(await encode_list(lambda index: scaled[index], len(scaled), scaled.size))
-        num_characters = count_characters(body.inputs)
-        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)
+        return watch.stamp(response, engine, body.inputs, num_tokens=answer.num_tokens)
 
     async def tei_predict(
         self,
@@ -121,8 +120,7 @@ class TeiRoutes(Task):
         labelled, num_tokens = await watch.time(cancel_on_disconnect(request, classifying))
         answers = [[{"score": each["score"], "label": each["label"]} for each in row] for row in labelled]
         response = json_response(answers if body.inputs.is_batch else answers[0])
-        num_characters = count_characters(body.inputs.texts_or_pairs)
-        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=num_tokens)
+        return watch.stamp(response, engine, body.inputs.texts_or_pairs, num_tokens=num_tokens)
 
     async def tei_similarity(
         self,
@@ -140,8 +138,7 @@ class TeiRoutes(Task):
         answer = await watch.time(cancel_on_disconnect(request, engine.encode(texts, options)))
         rows = _rows_of(answer)  # (N + 1, D)
         response = json_response(cosine_scores(rows[-1], rows[:-1]))
-        num_characters = count_characters(texts)
-        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=answer.num_tokens)
+        return watch.stamp(response, engine, texts, num_tokens=answer.num_tokens)
 
     async def tei_rerank(self, body: TeiRerankRequest, request: Request) -> Response:
         """Texts by how well they answer a query, best first; a list without anything around it."""
@@ -166,8 +163,9 @@ class TeiRoutes(Task):
                 for each in ranked
             ]
         )
-        num_characters = count_characters((body.query, text) for text in body.texts)
-        return watch.stamp(response, engine, num_characters=num_characters, num_tokens=num_tokens)
+        return watch.stamp(
+            response, engine, ((body.query, text) for text in body.texts), num_tokens=num_tokens
+        )
 
     async def tei_any(
         self, body: Annotated[TeiAnyRequest, Body(openapi_examples=TEI_ANY_EXAMPLES)], request: Request

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from infinity_emb.backends.base import Ids
 from infinity_emb.engine import AsyncEmbeddingEngine
 
 AnswerT = TypeVar("AnswerT")
+Counted: TypeAlias = "str | Ids | tuple[str, str]"
 
 
 class Stopwatch:
@@ -33,22 +34,22 @@ class Stopwatch:
         return answer
 
     def stamp(
-        self, response: Response, engine: AsyncEmbeddingEngine, *, num_characters: int, num_tokens: int
+        self, response: Response, engine: AsyncEmbeddingEngine, inputs: Iterable[Counted], *, num_tokens: int
     ) -> Response:
-        """The same response with the headers, times in whole milliseconds."""
+        """The same response with the headers: what was read, and times in whole milliseconds."""
         total_s = time.perf_counter() - self._started_at
         response.headers.update(
             {
                 "x-compute-type": engine.info.device,
                 "x-compute-time": f"{1000 * self._compute_s:.0f}",
                 "x-total-time": f"{1000 * total_s:.0f}",
-                "x-compute-characters": str(num_characters),
+                "x-compute-characters": str(_count_characters(inputs)),
                 "x-compute-tokens": str(num_tokens),
             }
         )
         return response
 
 
-def count_characters(inputs: Iterable[str | Ids | tuple[str, str]]) -> int:
+def _count_characters(inputs: Iterable[Counted]) -> int:
     """Of texts and pairs of texts, without prompts; a token id counts as one."""
     return sum(len(each) if isinstance(each, str) else sum(map(len, each)) for each in inputs)

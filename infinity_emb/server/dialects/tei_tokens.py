@@ -17,7 +17,7 @@ from starlette.responses import Response
 from infinity_emb.embedding import EmbedOptions
 from infinity_emb.server.api_route import ApiRoute, Task
 from infinity_emb.server.dialects.tei import tei_route, truncation_of
-from infinity_emb.server.dialects.tei_timing import Stopwatch, count_characters
+from infinity_emb.server.dialects.tei_timing import Stopwatch
 from infinity_emb.server.disconnect import cancel_on_disconnect
 from infinity_emb.server.encode import encode_list, json_response
 from infinity_emb.server.inputs import check_ids_allowed
@@ -74,10 +74,7 @@ class TeiTokenRoutes(Task):
         assert rows is not None, "an engine answers what it was asked for"
         num_values = sum(each.size for each in rows)
         content = await encode_list(lambda index: np.ascontiguousarray(rows[index]), len(rows), num_values)
-        num_characters = count_characters(body.inputs)
-        return watch.stamp(
-            json_response(content), engine, num_characters=num_characters, num_tokens=answer.num_tokens
-        )
+        return watch.stamp(json_response(content), engine, body.inputs, num_tokens=answer.num_tokens)
 
     async def tei_tokenize(
         self,
