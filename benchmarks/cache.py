@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.rounds import Row, report
 from benchmarks.texts import load_texts
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.config import DEFAULT_MODEL
@@ -120,12 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["INFINITY_HOME"] = folder
-        bench = Bench(args.model or list(MODELS))
-        run_rounds(bench.rows, bench.measure, args.rounds)
-        bench.close()
-    print(machine())
-    print_rows(bench.rows)
-    print(json.dumps({"machine": machine(), **ratios_of(bench.rows)}))
+        report(Bench(args.model or list(MODELS)), args.rounds)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from typing import Any
 
-import numpy as np
-
 from benchmarks.http_load import make_request, run_load
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.rounds import Row, report
 from benchmarks.serve import NUM_PASSAGES, PASSAGES_PER_REQUEST, Server
 from benchmarks.texts import bundled_model_folder, load_texts
 
@@ -75,6 +72,10 @@ class Bench:
             for name in list(requests[0])[1:]
         }
 
+    def close(self) -> None:
+        """End the server."""
+        self.server.close()
+
     def measure(self) -> dict[str, float]:
         """One round: each dialect's time over our own route's, for all passages."""
         values = {}
@@ -95,15 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    bench = Bench()
-    try:
-        run_rounds(bench.rows, bench.measure, options.rounds)
-    finally:
-        bench.server.close()
-    print(f"{machine()}; {options.rounds} rounds of {NUM_PASSAGES} passages")
-    print_rows(bench.rows)
-    worst = float(np.max([row.median for row in bench.rows.values()]))
-    print(json.dumps({**ratios_of(bench.rows), "worst": worst}))
+    report(Bench(), options.rounds, about=f"{options.rounds} rounds of {NUM_PASSAGES} passages")
 
 
 if __name__ == "__main__":

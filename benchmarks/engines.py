@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 
 from benchmarks.peers import Peer
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.rounds import Row, report
 from benchmarks.texts import bundled_model_folder, load_texts
 
 # Engine → the library that it needs.
@@ -59,14 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    bench = Bench()
-    try:
-        run_rounds(bench.rows, bench.measure, rounds)
-    finally:
-        bench.close()
-    print(f"\n{machine()}\n")
-    print_rows(bench.rows)
-    print("\n" + json.dumps({"machine": machine(), "ratios": ratios_of(bench.rows)}))
+    report(Bench(), rounds)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.http_load import make_requests, run_load
 from benchmarks.peers import Peer
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.rounds import Row, report
 from benchmarks.serve import PASSAGES_PER_REQUEST, Server
 from benchmarks.texts import bundled_model_folder, load_texts
 
@@ -116,13 +115,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        try:
-            run_rounds(bench.rows, bench.measure, rounds)
-        finally:
-            bench.close()
-    print(f"\n{machine()}; {NUM_QUERIES} queries with {len(bench.documents)} documents each\n")
-    print_rows(bench.rows)
-    print("\n" + json.dumps({"machine": machine(), "ratios": ratios_of(bench.rows)}))
+        report(bench, rounds, about=f"{NUM_QUERIES} queries with {len(bench.documents)} documents each")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 
 import numpy as np
 
 from benchmarks.http_load import Answer, make_requests, run_load, run_open_load
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
+from benchmarks.rounds import Row, report
 from benchmarks.serve import NUM_PASSAGES, NUM_SHORT, PASSAGES_PER_REQUEST, Server
 from benchmarks.texts import bundled_model_folder, load_texts
 
@@ -46,6 +45,10 @@ class Bench:
             self.rows[f"{kind}_refused_ms"] = Row("    median time to a 429, ms", "milliseconds")
             self.rows[f"{kind}_refused_p99_ms"] = Row("    99th percentile of it, ms", "milliseconds")
             self.rows[f"{kind}_accepted_s"] = Row("    median time to an answer, s", f"about {MAX_WAIT_S}")
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.close()
 
     def measure(self) -> dict[str, float]:
         """One round: the value of each row."""
@@ -92,14 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
-    bench = Bench(options.seconds)
-    try:
-        run_rounds(bench.rows, bench.measure, options.rounds)
-    finally:
-        bench.server.close()
-    print(f"{machine()}; {options.rounds} rounds")
-    print_rows(bench.rows)
-    print(json.dumps(ratios_of(bench.rows)))
+    report(Bench(options.seconds), options.rounds, about=f"{options.rounds} rounds")
 
 
 if __name__ == "__main__":

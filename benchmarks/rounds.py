@@ -1,15 +1,17 @@
-"""Rounds in which everything that is compared takes a turn, and the table of what came out.
+"""Rounds in which everything that is compared takes a turn, and the report of what came out.
 
 Knows nothing of what is measured.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -29,6 +31,33 @@ class Row:
     def __str__(self) -> str:
         spread = f"{min(self.values):.2f} … {max(self.values):.2f}"
         return f"{self.name:<62} {self.median:>8.2f}  {spread:<16} {self.goal}"
+
+
+class Bench(Protocol):
+    """Peers, and what is measured of them."""
+
+    @property
+    def rows(self) -> Mapping[str, Row]: ...
+
+    def measure(self) -> Mapping[str, float]:
+        """One round: the value of each row."""
+
+    def close(self) -> object:
+        """End the peers."""
+
+
+def report(bench: Bench, num_rounds: int, *, about: str = "") -> None:
+    """Run the rounds, close the bench in any case, print the table, and the same as JSON.
+
+    about: what was measured, beside the machine.
+    """
+    try:
+        run_rounds(bench.rows, bench.measure, num_rounds)
+    finally:
+        bench.close()
+    print(f"\n{machine()}{about and '; '}{about}\n")
+    print_rows(bench.rows)
+    print("\n" + json.dumps({"machine": machine(), "ratios": ratios_of(bench.rows)}))
 
 
 def run_rounds(rows: Mapping[str, Row], measure: Callable[[], Mapping[str, float]], num_rounds: int) -> None:
