@@ -106,19 +106,24 @@ ENGINES: dict[str, set[str]] = {
         "backends.torch_reference",
         "backends.torch_vocabulary",
     },
+    "network": {
+        "backends.network_loading",
+        "backends.network_probe",
+        "backends.network_stand_in",
+    },
     "onnx": {
         "backends.onnx_backend",
         "backends.onnx_export",
         "backends.onnx_files",
+        "backends.onnx_graph",
         "backends.onnx_network",
-        "backends.onnx_probe",
         "backends.onnx_session",
     },
     "static": {"backends.static", "backends.static_backend", "backends.static_table"},
     "fake": {"backends.fake", "backends.fake_vocabulary"},
 }
-# An engine that computes the network alone has the pipeline around it from another one.
-BUILT_ON = {"onnx": "torch"}
+# An engine that computes the network alone has the pipeline around it from torch, through `network`.
+BUILT_ON = {"network": {"torch"}, "onnx": {"network", "torch"}}
 SHARED_BY_ENGINES = {"backends", "backends.base", "backends.registry", "backends.warmup"}
 
 # Foreign package → where it may be imported: in modules whose names begin so, where it ends in `.` or `_`.
@@ -127,6 +132,7 @@ TORCH = (
     "backends.packed_attention",
     "backends.packed_heads",
     "backends.m3_heads",
+    "backends.network_",
     "backends.onnx_",
 )
 HOMES: dict[str, tuple[str, ...]] = {
@@ -285,7 +291,8 @@ def test_engines_do_not_import_each_other() -> None:
         for each in OWN
         for engine, modules in ENGINES.items()
         if each.module in modules and each.target.startswith("backends.")
-        if each.target not in modules | SHARED_BY_ENGINES | ENGINES.get(BUILT_ON.get(engine, ""), set())
+        if each.target
+        not in modules.union(SHARED_BY_ENGINES, *(ENGINES[name] for name in BUILT_ON.get(engine, ())))
     ]
     assert not sideways, "these backends import a module of another engine:\n" + listed(sideways)
 

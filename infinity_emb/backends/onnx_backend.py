@@ -8,36 +8,28 @@ queues or HTTP.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.network_loading import difference_to_torch, load_with_stand_in
+from infinity_emb.backends.network_probe import Probe
 from infinity_emb.backends.onnx_export import engine_folder, exported_graph
 from infinity_emb.backends.onnx_files import OnnxFile, choose_file, cpu_features, parts_of
 from infinity_emb.backends.onnx_network import OnnxNetwork
-from infinity_emb.backends.onnx_probe import Probe
 from infinity_emb.backends.onnx_session import Provider, choose_provider, open_session, provider_options
 from infinity_emb.backends.torch_device import Choice
-from infinity_emb.backends.torch_loading import PlacedModel, load_within_memory, open_model
-from infinity_emb.backends.torch_models import load_sentence_transformers_model, transformers_of
+from infinity_emb.backends.torch_loading import load_within_memory
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_kind import choose_kind
 from infinity_emb.primitives import Dtype
 from infinity_emb.repository_files import fetch_file, list_files
 
 logger = logging.getLogger("infinity_emb")
 
-# How far a float32 graph may be from torch, of the largest number in an answer or of 1.
-MAX_DIFFERENCE = 1e-4
-_TASKS = ("feature-extraction", "fill-mask", "sequence-classification")
 _NUMBER_FORMATS = {Dtype.float32: torch.float32, Dtype.float16: torch.float16, Dtype.int8: torch.int8}
 
 
@@ -87,14 +79,9 @@ class _Loader:
     def load(self, devices: list[torch.device]) -> LoadedModel:
         """With a replica on each of the devices."""
         args, files = self._args, self._files
-        kind = choose_kind(args, files.path)
-        model = load_sentence_transformers_model(args, files, kind, torch.device("cpu"), torch.float32)
-        transformer = _only_transformer(model, args)
-        network: Any
-        network, dtype = self._choose_network(Probe.of(transformer, kind), devices[0])
-        transformer.model = network  # and torch's weights are let go
-        model.to(devices[0])
-        loaded = open_model(args, files, devices, PlacedModel(model, kind, dtype))
+        loaded = load_with_stand_in(
+            args, files, devices, lambda probe: self._choose_network(probe, devices[0])
+        )
         device = loaded.info.device if self._provider.name == "cpu" else self._provider.name
         return replace(loaded, info=replace(loaded.info, device=device))
 
@@ -141,36 +128,9 @@ class _Loader:
         if self._provider.name == "tensorrt":
             dtype = self._dtype  # it halves a float32 graph by itself
         network = OnnxNetwork(session, probe.transformer, device, _NUMBER_FORMATS[dtype])
-        found = probe.difference(network)
         # Whoever names a file, or a coarser format, has said that its numbers are wanted.
         is_exact = dtype is Dtype.float32 and not args.onnx_file
-        if math.isinf(found) or (is_exact and found > MAX_DIFFERENCE):
-            raise StartupError(
-                f"{origin} of model {args.model_name_or_path!r} differs from torch by {found:.0e}, the limit"
-                f" is {MAX_DIFFERENCE:.0e}; use --engine torch"
-            )
-        reason = f"{origin}, difference to torch {found:.0e}"
+        difference = difference_to_torch(network, probe, args, origin=origin, is_exact=is_exact)
+        reason = f"{origin}, difference to torch {difference:.0e}"
         logger.info("%s computes %s", self._provider.onnx_name, reason)
         return network, Choice(str(dtype), reason)
-
-
-def _only_transformer(model: BaseModel, args: EngineArgs) -> Transformer:
-    """The one network that texts go through. Raises StartupError for a model that has no such one."""
-    found = transformers_of(model)
-    reason = None
-    if len(found) != 1:
-        reason = f"it has {len(found)} networks"
-    elif "text" not in found[0].modality_config or found[0].modality_config["text"]["method"] != "forward":
-        reason = "its texts do not go through the network's own forward"
-    elif found[0].transformer_task not in _TASKS:
-        reason = f"its task is {found[0].transformer_task}"
-    elif "task" in found[0]._declared_forward_params:
-        reason = "what its network computes depends on the task"
-    elif set(found[0].modality_config) != {"text"}:
-        reason = "it takes more than texts"
-    if reason is not None:
-        raise StartupError(
-            f"model {args.model_name_or_path!r} is not for --engine {args.engine}: {reason};"
-            " use --engine torch"
-        )
-    return found[0]

@@ -22,7 +22,7 @@ import transformers
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from infinity_emb.backends.onnx_network import output_name_of
+from infinity_emb.backends.network_stand_in import output_name_of
 from infinity_emb.calibration import cache_folder
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError

@@ -18,7 +18,8 @@ from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends import onnx_backend, onnx_export
 from infinity_emb.backends.base import InputOptions, LoadedModel
-from infinity_emb.backends.onnx_network import OnnxNetwork, _as_feed
+from infinity_emb.backends.onnx_graph import input_of
+from infinity_emb.backends.onnx_network import OnnxNetwork
 from infinity_emb.backends.onnx_session import choose_provider
 from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
@@ -437,8 +438,8 @@ def test_lack_of_memory_is_told_from_other_failures(
 def test_inputs_that_a_tokenizer_does_not_make_come_from_the_tokens() -> None:
     """Segment ids are 0, and positions count what is no padding, on whichever side that is."""
     features = {"input_ids": torch.ones(2, 4), "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])}
-    assert torch.equal(_as_feed("token_type_ids", features), torch.zeros(2, 4))
-    positions = _as_feed("position_ids", features)
+    assert torch.equal(input_of("token_type_ids", features), torch.zeros(2, 4))
+    positions = input_of("position_ids", features)
     assert positions[0, 2:].tolist() == [0, 1]
     assert positions[1, :3].tolist() == [0, 1, 2]
 

@@ -1,6 +1,6 @@
-"""Texts that a model's own network has answered, for a graph that is to answer the same.
+"""Texts that a model's own network has answered, for a stand-in that is to answer the same.
 
-Knows nothing of where a graph comes from, nor of how near it has to be.
+Knows nothing of where a stand-in comes from, nor of how near it has to be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from infinity_emb.backends.onnx_network import OnnxNetwork
+from infinity_emb.backends.network_stand_in import StandIn
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import ModelKind
 
@@ -46,10 +46,10 @@ class Probe:
         features = transformer.preprocess(inputs)
         return cls(transformer, features, _rows(transformer, features))
 
-    def difference(self, network: OnnxNetwork) -> float:
+    def difference(self, network: StandIn) -> float:
         """How far the two answers that differ most are apart, of the largest or of 1; infinite for NaN.
 
-        Raises StartupError for a graph that cannot compute.
+        Raises StartupError for a stand-in that cannot compute.
         """
         original: Any = self.transformer.model
         stand_in: Any = network  # it has what the module uses of a network of torch
@@ -60,9 +60,9 @@ class Probe:
         self.transformer.model = stand_in
         try:
             found = _rows(self.transformer, moved)
-        except Exception as exc:  # whatever onnxruntime raises on its first inputs
+        except Exception as exc:  # whatever its library raises on its first inputs
             reason = " ".join(str(exc).split())[:300]
-            raise StartupError(f"the graph cannot compute ({type(exc).__name__}: {reason})") from exc
+            raise StartupError(f"it cannot compute ({type(exc).__name__}: {reason})") from exc
         finally:
             self.transformer.model = original
         if found.shape != self.rows.shape or not torch.isfinite(found).all():

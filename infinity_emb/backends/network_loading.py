@@ -1,0 +1,93 @@
+"""Load a model whose network another library computes; what is around the network stays the torch engine's.
+
+That is tokenizing, padded groups of similar length, and the modules that pool, project and normalise. Knows
+nothing of the libraries: each engine hands in how its stand-in is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Transformer
+
+from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.network_probe import Probe
+from infinity_emb.backends.network_stand_in import StandIn
+from infinity_emb.backends.torch_device import Choice
+from infinity_emb.backends.torch_loading import PlacedModel, open_model
+from infinity_emb.backends.torch_models import load_sentence_transformers_model, transformers_of
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import StartupError
+from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_kind import choose_kind
+
+# How far a float32 stand-in may be from torch, of the largest number in an answer or of 1.
+MAX_DIFFERENCE = 1e-4
+_TASKS = ("feature-extraction", "fill-mask", "sequence-classification")
+
+
+def load_with_stand_in(
+    args: EngineArgs,
+    files: ModelFiles,
+    devices: list[torch.device],
+    make: Callable[[Probe], tuple[StandIn, Choice]],
+) -> LoadedModel:
+    """Load with torch, exchange the network, and open.
+
+    devices: where the modules around the network compute, one per replica.
+    make: is handed the network on the CPU in float32, with texts that it has answered; returns what computes
+    instead, its number format, and why.
+    Raises StartupError for a model that has more than one network or whose network takes more than tokens.
+    """
+    kind = choose_kind(args, files.path)
+    model = load_sentence_transformers_model(args, files, kind, torch.device("cpu"), torch.float32)
+    transformer = _only_transformer(model, args)
+    network: Any
+    network, dtype = make(Probe.of(transformer, kind))
+    transformer.model = network  # and torch's weights are let go
+    model.to(devices[0])
+    return open_model(args, files, devices, PlacedModel(model, kind, dtype))
+
+
+def _only_transformer(model: BaseModel, args: EngineArgs) -> Transformer:
+    """The one network that texts go through. Raises StartupError for a model that has no such one."""
+    found = transformers_of(model)
+    reason = None
+    if len(found) != 1:
+        reason = f"it has {len(found)} networks"
+    elif "text" not in found[0].modality_config or found[0].modality_config["text"]["method"] != "forward":
+        reason = "its texts do not go through the network's own forward"
+    elif found[0].transformer_task not in _TASKS:
+        reason = f"its task is {found[0].transformer_task}"
+    elif "task" in found[0]._declared_forward_params:
+        reason = "what its network computes depends on the task"
+    elif set(found[0].modality_config) != {"text"}:
+        reason = "it takes more than texts"
+    if reason is not None:
+        raise StartupError(
+            f"model {args.model_name_or_path!r} is not for --engine {args.engine}: {reason};"
+            " use --engine torch"
+        )
+    return found[0]
+
+
+def difference_to_torch(
+    network: StandIn, probe: Probe, args: EngineArgs, *, origin: str, is_exact: bool
+) -> float:
+    """How far the two are apart, of the largest number in an answer or of 1.
+
+    origin: what computes, for the message.
+    is_exact: whether more than MAX_DIFFERENCE is too much; that it computes numbers at all is asked of each.
+    Raises StartupError where it is too far, or cannot compute.
+    """
+    found = probe.difference(network)
+    if math.isinf(found) or (is_exact and found > MAX_DIFFERENCE):
+        raise StartupError(
+            f"{origin} of model {args.model_name_or_path!r} differs from torch by {found:.0e}, the limit"
+            f" is {MAX_DIFFERENCE:.0e}; use --engine torch"
+        )
+    return found

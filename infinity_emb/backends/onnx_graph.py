@@ -1,0 +1,46 @@
+"""What an ONNX graph asks for and what it answers, by the names that exporters give them.
+
+Whatever library computes it, its inputs are made of the same tokens. Knows nothing of those libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinity_emb.errors import StartupError
+
+# What a graph may ask for; all are made from the tokens alone.
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+# Other names for the row of each token, as sentence-transformers and optimum export it.
+_NAMES_OF_ROWS = ("last_hidden_state", "token_embeddings")
+
+
+def check_inputs(names: Iterable[str]) -> None:
+    """Raises StartupError for a graph that asks for what is not made from tokens."""
+    if unknown := sorted(set(names) - set(INPUT_NAMES)):
+        raise StartupError(f"the graph asks for {', '.join(unknown)}, which texts do not have")
+
+
+def find_output(names: Iterable[str], *, wanted: str) -> str:
+    """The output that holds `wanted`, as `output_name_of` tells it. Raises StartupError where none does."""
+    accepted = _NAMES_OF_ROWS if wanted in _NAMES_OF_ROWS else (wanted,)
+    names = list(names)
+    for name in accepted:
+        if name in names:
+            return name
+    raise StartupError(f"the graph answers {', '.join(names)}, and the model needs {' or '.join(accepted)}")
+
+
+def input_of(name: str, features: Mapping[str, Any]) -> Tensor:
+    """An input of the graph, (B, S), made from the tokens where the tokenizer does not make it."""
+    given = features.get(name)
+    if given is None and name == "token_type_ids":
+        given = torch.zeros_like(features["input_ids"])
+    if given is None and name == "position_ids":
+        given = (features["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    assert isinstance(given, Tensor), f"the pipeline gives no {name}"
+    return given
