@@ -82,6 +82,7 @@ class Admission:
     waiting: Callable[[], Waiting]
     num_items: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANE_WEIGHTS, 0))
     num_refused: int = 0
+    _has_refused: bool = False  # and nothing was found since that would be taken
     _speed: Speed = field(default_factory=Speed)
 
     @property
@@ -102,12 +103,29 @@ class Admission:
         wait_s = self.estimated_wait_s(lane)
         complaint = self._complaint(num_items, wait_s)
         if complaint:
-            self.num_refused += 1
-            raise Overloaded(
-                f"model {self.name} is currently overloaded: {complaint}; try again later",
-                retry_after_s=self._retry_after_s(wait_s),
-            )
+            raise self._refuse(complaint, wait_s)
         self.num_items[lane] += num_items
+
+    def check_room(self) -> None:
+        """Raises Overloaded where the next request would be refused whatever it is, and counts it as refused.
+
+        Only looks after something was refused: where there is room, this costs nothing.
+        """
+        if not self._has_refused:
+            return
+        wait_s = self.estimated_wait_s("interactive")
+        complaint = self._complaint(1, wait_s)
+        if complaint:
+            raise self._refuse(complaint, wait_s)
+        self._has_refused = False
+
+    def _refuse(self, complaint: str, wait_s: float) -> Overloaded:
+        self.num_refused += 1
+        self._has_refused = True
+        return Overloaded(
+            f"model {self.name} is currently overloaded: {complaint}; try again later",
+            retry_after_s=self._retry_after_s(wait_s),
+        )
 
     def give_back(self, num_items: int, lane: Lane) -> None:
         """They have ended."""

@@ -179,6 +179,13 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
         """Whether the next request would be refused."""
         return self._running.is_overloaded()
 
+    def check_room(self) -> None:
+        """Raises Overloaded, and counts a request as refused, where the next one would be, whatever it is.
+
+        For a server that is to find out before it reads what the request says.
+        """
+        self._running.check_room()
+
     def overload_status(self) -> OverloadStatus:
         """How full the queue is."""
         return self._running.overload_status()

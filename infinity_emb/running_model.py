@@ -259,6 +259,11 @@ class RunningModel:
         """Whether the next request would be refused."""
         return self._admission.is_full()
 
+    def check_room(self) -> None:
+        """Raises Overloaded where the next request would be refused, whatever it is."""
+        if self.is_running:
+            self._admission.check_room()
+
     def overload_status(self) -> OverloadStatus:
         """How full the queue is."""
         num_waiting = self._pool.num_waiting

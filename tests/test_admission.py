@@ -51,6 +51,29 @@ def test_a_request_is_taken_whole_or_refused_whole() -> None:
     assert admission.num_refused == 1
 
 
+def test_a_full_model_says_so_before_it_knows_the_request_and_counts_it() -> None:
+    admission = Devices().admission(max_items=10)
+    admission.take(10, "bulk")
+    with pytest.raises(Overloaded):
+        admission.take(1, "bulk")
+    for num_refused in (2, 3):
+        with pytest.raises(Overloaded, match="10 of 10 inputs wait already"):
+            admission.check_room()
+        assert admission.num_refused == num_refused
+    admission.give_back(1, "bulk")
+    admission.check_room()
+    assert admission.num_refused == 3
+
+
+def test_a_model_with_room_for_little_is_not_full() -> None:
+    admission = Devices().admission(max_items=10)
+    admission.take(9, "bulk")
+    with pytest.raises(Overloaded):
+        admission.take(2, "bulk")
+    admission.check_room()
+    admission.take(1, "bulk")
+
+
 def test_a_request_that_will_never_fit_is_not_told_to_come_again() -> None:
     with pytest.raises(BadInput, match="11 inputs, more than the 10"):
         Devices().admission(max_items=10).take(11, "bulk")
@@ -161,6 +184,18 @@ class AdmissionMachine(RuleBasedStateMachine):
         else:
             assert has_room
             self.taken.append((num_items, lane))
+
+    @rule()
+    def look_whether_there_is_room(self) -> None:
+        """It may only be silent of a full model where nothing has been refused since there was room."""
+        num_refused = self.admission.num_refused
+        try:
+            self.admission.check_room()
+        except Overloaded:
+            assert self.admission.is_full()
+            assert self.admission.num_refused == num_refused + 1
+        else:
+            assert self.admission.num_refused == num_refused
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())

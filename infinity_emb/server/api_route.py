@@ -16,9 +16,10 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from infinity_emb.server.direct_routes import DirectRoute
 from infinity_emb.server.error_docs import TASK_ERRORS, UNAUTHORIZED, Documented
 from infinity_emb.server.error_shape import ErrorShape
-from infinity_emb.server.json_route import JsonRoute, body_schemas
+from infinity_emb.server.json_route import JsonRoute, answer_of, body_schemas
 from infinity_emb.server.members import check_num_members
 from infinity_emb.server.served_engines import ServedEngines
 
@@ -143,6 +144,16 @@ def add_api_routes(
                 include_in_schema=number == 0,
                 route_class_override=JsonRoute if route.takes_json else APIRoute,
             )
+
+
+def direct_routes(routes: Iterable[ApiRoute], *, prefix: str) -> list[DirectRoute]:
+    """Those that take JSON, at all their paths."""
+    return [
+        DirectRoute(path, answer_of(route.answer))
+        for route in routes
+        if route.takes_json
+        for path in route.paths(prefix)
+    ]
 
 
 def error_shapes(routes: Iterable[ApiRoute], *, prefix: str) -> dict[str, ErrorShape]:

@@ -24,7 +24,7 @@ from infinity_emb.config import EngineArgs, ServerConfig, given_options
 from infinity_emb.engine_array import AsyncEngineArray
 from infinity_emb.server.admin_route import ADMIN_PATH, AdminRoute
 from infinity_emb.server.api_keys import ApiKeys
-from infinity_emb.server.api_route import ApiRoute, add_api_routes, error_shapes
+from infinity_emb.server.api_route import ApiRoute, add_api_routes, direct_routes, error_shapes
 from infinity_emb.server.auth import ApiKeyMiddleware
 from infinity_emb.server.classify_route import ClassifyRoute
 from infinity_emb.server.dialects.cohere import CohereRoutes
@@ -33,6 +33,7 @@ from infinity_emb.server.dialects.ollama import OllamaRoutes
 from infinity_emb.server.dialects.tei import TeiRoutes
 from infinity_emb.server.dialects.tei_tokens import TeiTokenRoutes
 from infinity_emb.server.dialects.vllm import VllmRoutes
+from infinity_emb.server.direct_routes import DirectRoutesMiddleware
 from infinity_emb.server.docs_page import DocsPage
 from infinity_emb.server.embeddings_route import EmbeddingsRoute
 from infinity_emb.server.error_shape import ErrorShape
@@ -73,6 +74,9 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
         open_paths=_open_paths(config, docs),
         shapes=error_shapes(routes, prefix=config.url_prefix),
     )
+    direct = Middleware(
+        DirectRoutesMiddleware, routes=direct_routes([*routes, *admin_routes], prefix=config.url_prefix)
+    )
     app = ServerApp(
         title=TITLE,
         summary=SUMMARY,
@@ -82,12 +86,12 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan_of(served, preload_only=config.preload_only),
-        middleware=[*_middlewares(config, HTTPMetrics(registry)), *auth],
+        middleware=[*_middlewares(config, HTTPMetrics(registry)), *auth, direct],
         exception_handlers=HANDLERS,
     )
     # Set afterwards: FastAPI deprecates the argument, and the server behind `create_server` is not ours.
     app.root_path = config.proxy_root_path
-    app.state.config = config
+    app.state.config, app.state.served = config, served
     add_api_routes(
         app.router,
         routes,

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from infinity_emb.server.api_keys import ApiKeys
 from infinity_emb.server.error_shape import ErrorShape, Failure, note_shape
 from infinity_emb.server.errors import failure_response
+from infinity_emb.server.paths import path_within
 
 _MESSAGE = "the {} key is missing or wrong; send the header 'Authorization: Bearer <key>'"
 
@@ -51,7 +52,7 @@ class ApiKeyMiddleware:
             await self._app(scope, receive, send)
             return
         message = _MESSAGE.format("admin" if self._is_admin(scope) else "API")
-        note_shape(Request(scope), self._error_shapes.get(_path_of(scope)))
+        note_shape(Request(scope), self._error_shapes.get(path_within(scope)))
         response = failure_response(
             scope,
             Failure(401, message, HTTPException(401)),
@@ -62,12 +63,12 @@ class ApiKeyMiddleware:
 
     def _is_open(self, scope: Scope) -> bool:
         # At `/` a model answers what is posted.
-        return scope.get("method") != "POST" and _path_of(scope) in self._open_paths
+        return scope.get("method") != "POST" and path_within(scope) in self._open_paths
 
     def _is_admin(self, scope: Scope) -> bool:
         if self._admin_keys is None:
             return False
-        path = _path_of(scope)
+        path = path_within(scope)
         return path == self._admin_path or path.startswith(f"{self._admin_path}/")
 
     def _has_key(self, scope: Scope) -> bool:
@@ -79,13 +80,6 @@ class ApiKeyMiddleware:
             # Whose fair share of a device the request takes; the key itself goes no further.
             scope.setdefault("state", {})["client"] = hashlib.blake2b(key, digest_size=8).hexdigest()
         return key is not None
-
-
-def _path_of(scope: Scope) -> str:
-    """As the router reads it, so that no path is another one there."""
-    path: str = scope["path"]
-    root = scope.get("root_path", "")
-    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
 def _given_keys(scope: Scope) -> Iterator[bytes]:

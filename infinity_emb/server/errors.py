@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -155,11 +155,17 @@ def kind_of(error: type[Exception]) -> ErrorKind:
     return next(TABLE[each] for each in error.__mro__ if each in TABLE)
 
 
-HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+Handler: TypeAlias = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+HANDLERS: dict[int | type[Exception], Handler] = {
     ServingError: answer_serving_error,
     HTTPException: answer_http_exception,
     RequestValidationError: answer_validation_error,
 }
+
+
+def handler_of(error: Exception) -> Handler | None:
+    """That of the first class of the MRO that has one; None for what nobody raised on purpose."""
+    return next((HANDLERS[each] for each in type(error).__mro__ if each in HANDLERS), None)
 
 
 class UnexpectedErrorMiddleware:

@@ -24,9 +24,12 @@ from infinity_emb.server.body_limit import read_body
 from infinity_emb.server.callers import caller_of
 from infinity_emb.server.error_shape import note_shape
 from infinity_emb.server.schemas.task import JsonBody, TaskRequest
+from infinity_emb.server.served_engines import ServedEngines
 from infinity_emb.server.validation import body_error
 
 Schema = TypeVar("Schema", bound=JsonBody)
+
+Answer = Callable[[Request], Coroutine[Any, Any, Response]]
 
 MAX_CONTAINERS = 2**17
 
@@ -38,24 +41,31 @@ class JsonRoute(APIRoute):
     else of the first.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
-        schemas = body_schemas(endpoint)
+    def get_route_handler(self) -> Answer:
+        return answer_of(self.endpoint)
 
-        async def answer(request: Request) -> Response:
-            _note_schema(request, schemas[0])
-            check_content_type(request.headers.get("content-type"))
-            config: ServerConfig = request.app.state.config
-            members = parse_body(await read_body(request, config.max_body_bytes))
-            schema = next((each for each in schemas if not each.told_by.isdisjoint(members)), schemas[0])
-            _note_schema(request, schema)
-            body = fit_schema(schema, members)
-            if isinstance(body, TaskRequest):
-                set_caller(caller_of(request, body))
-            response: Response = await endpoint(body=body, request=request)
-            return response
 
-        return answer
+def answer_of(endpoint: Callable[..., Any]) -> Answer:
+    """What reads a body and calls the endpoint with it."""
+    schemas = body_schemas(endpoint)
+
+    async def answer(request: Request) -> Response:
+        _note_schema(request, schemas[0])
+        check_content_type(request.headers.get("content-type"))
+        config: ServerConfig = request.app.state.config
+        members = parse_body(await read_body(request, config.max_body_bytes))
+        schema = next((each for each in schemas if not each.told_by.isdisjoint(members)), schemas[0])
+        _note_schema(request, schema)
+        if issubclass(schema, TaskRequest) and schema.needs_room:
+            served: ServedEngines = request.app.state.served
+            served.check_room(members.get("model"))  # a refusal must cost less than what it is refused for
+        body = fit_schema(schema, members)
+        if isinstance(body, TaskRequest):
+            set_caller(caller_of(request, body))
+        response: Response = await endpoint(body=body, request=request)
+        return response
+
+    return answer
 
 
 def body_schemas(endpoint: Callable[..., object]) -> Sequence[type[JsonBody]]:

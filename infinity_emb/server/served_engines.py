@@ -9,12 +9,19 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from infinity_emb.config import EngineArgs
 from infinity_emb.engine import AsyncEmbeddingEngine
 from infinity_emb.engine_array import AsyncEngineArray, Resolved
-from infinity_emb.errors import EngineNotReady, LoadFailed, ModelTooLarge, NameInUse, StartupError
+from infinity_emb.errors import (
+    EngineNotReady,
+    LoadFailed,
+    ModelTooLarge,
+    NameInUse,
+    StartupError,
+    UnknownModel,
+)
 from infinity_emb.primitives import Capability
 from infinity_emb.residence import load_on_own_thread
 
@@ -54,6 +61,19 @@ class ServedEngines:
         if model is None:
             return Resolved(self.array.first_with(capability), None)
         return self.array.resolve(model)
+
+    def check_room(self, model: object) -> None:
+        """Raises Overloaded where a request would be refused, whatever it says besides.
+
+        model: as it names one; of any type. It may turn out to be wrong later, where there is room.
+        """
+        if self._array is None:
+            return
+        with suppress(UnknownModel):
+            if len(self._array) == 1:
+                self._array[0].check_room()
+            elif isinstance(model, str):
+                self._array.resolve(model).engine.check_room()
 
     async def load(self, args: EngineArgs) -> AsyncEmbeddingEngine:
         """Load one more model and serve it; the event loop stays free.

@@ -64,6 +64,7 @@ class OllamaShowRequest(TaskRequest):
 
     input_member: ClassVar[str] = "model"
     error_shape: ClassVar[ErrorShape | None] = shape_error
+    needs_room: ClassVar[bool] = False
 
 
 _TEXT = "Munich is in Germany."

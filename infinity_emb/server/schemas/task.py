@@ -71,6 +71,9 @@ class JsonBody(BaseModel):
 class TaskRequest(JsonBody):
     """A request to a model."""
 
+    # Whether a model takes it in, and refuses it where too much waits.
+    needs_room: ClassVar[bool] = True
+
     model: str | None = Field(None, description=MODEL)
     user: str | None = Field(None, description="Ignored.")
     priority: Priority = None
