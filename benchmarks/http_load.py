@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import json
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,10 @@ async def run_load(requests: list[bytes], *, port: int, num_clients: int) -> tup
 
 
 class Answer(NamedTuple):
-    """When a request was sent and answered, in seconds since the load began, and the status."""
+    """When a request was sent and answered, in seconds since the load began, and the status.
+
+    The status is 0 where the connection ended without an answer.
+    """
 
     sent_s: float
     answered_s: float
@@ -69,35 +72,77 @@ class Answer(NamedTuple):
 async def run_open_load(requests: list[bytes], *, port: int, per_s: float, duration_s: float) -> list[Answer]:
     """Send so many requests a second, over and over, whether or not earlier ones are answered.
 
-    Each that is under way has a connection of its own.
+    Each that is under way has a connection of its own. There is no task and no stream behind a request: a
+    generator that costs as much as what it sends would measure itself.
     """
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    loop = asyncio.get_running_loop()
+    idle: list[_OpenConnection] = []
     answers: list[Answer] = []
     started_s = time.perf_counter()
 
     async def send(request: bytes) -> None:
-        sent_s = time.perf_counter() - started_s
-        while True:
-            is_used = bool(idle)
-            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request)
-            try:
-                status = await _read_status(reader)
-                break
-            except (asyncio.IncompleteReadError, ConnectionError):
-                if not is_used:  # one that lay idle may have been closed by then
-                    raise
-        answers.append(Answer(sent_s, time.perf_counter() - started_s, status))
-        idle.append((reader, writer))
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                connection.send(request)
+                return
+        _, connection = await loop.create_connection(
+            lambda: _OpenConnection(idle, answers, started_s), "127.0.0.1", port
+        )
+        connection.send(request)
 
-    tasks = []
-    for number in range(int(per_s * duration_s)):
+    num_requests = int(per_s * duration_s)
+    for number in range(num_requests):
         await asyncio.sleep(max(0.0, started_s + number / per_s - time.perf_counter()))
-        tasks.append(asyncio.create_task(send(requests[number % len(requests)])))
-    await asyncio.gather(*tasks)
-    for _, writer in idle:
-        writer.close()
+        await send(requests[number % len(requests)])
+    while len(answers) < num_requests:
+        await asyncio.sleep(0.05)
+    for connection in idle:
+        connection.close()
     return answers
+
+
+class _OpenConnection(asyncio.Protocol):
+    """One request after another; between them it lies in `idle`, with its answer in `answers`."""
+
+    def __init__(self, idle: list[_OpenConnection], answers: list[Answer], started_s: float) -> None:
+        self.is_open = False
+        self._idle = idle
+        self._answers = answers
+        self._started_s = started_s
+        self._sent_s: float | None = None
+        self._received = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.is_open = True
+
+    def send(self, request: bytes) -> None:
+        self._sent_s = time.perf_counter()
+        self._transport.write(request)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, blank_line, body = self._received.partition(b"\r\n\r\n")
+        if not blank_line or len(body) < _content_length(head):
+            return
+        self._received = b""
+        self._note(_status_in(head))
+        self._idle.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        if self._sent_s is not None:
+            self._note(0)
+
+    def _note(self, status: int) -> None:
+        assert self._sent_s is not None
+        now_s = time.perf_counter()
+        self._answers.append(Answer(self._sent_s - self._started_s, now_s - self._started_s, status))
+        self._sent_s = None
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> None:
@@ -109,8 +154,15 @@ async def _read_answer(reader: asyncio.StreamReader) -> None:
 async def _read_status(reader: asyncio.StreamReader) -> int:
     """Of one answer, which is read to its end."""
     head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-    await reader.readexactly(length)
+    await reader.readexactly(_content_length(head))
+    return _status_in(head)
+
+
+def _content_length(head: bytes) -> int:
+    return int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+
+
+def _status_in(head: bytes) -> int:
     return int(head.split(b" ", 2)[1])
 
 

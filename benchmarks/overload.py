@@ -14,6 +14,7 @@ import argparse
 import asyncio
 
 import numpy as np
+import uvloop
 
 from benchmarks.http_load import Answer, make_requests, run_load, run_open_load
 from benchmarks.rounds import Row, report
@@ -63,7 +64,7 @@ class Bench:
         took_s, _ = asyncio.run(run_load(requests, port=self.server.port, num_clients=num_clients))
         peak_per_s = len(requests) / took_s
         duration_s = self._seconds + SECONDS_TO_FILL
-        answers = asyncio.run(
+        answers = uvloop.run(
             run_open_load(
                 requests, port=self.server.port, per_s=TIMES_THE_PEAK * peak_per_s, duration_s=duration_s
             )
