@@ -26,6 +26,7 @@ from infinity_emb.backends.base import Backend, Launched, check_answers, finite_
 from infinity_emb.batching import WaitingQueue, split_batch
 from infinity_emb.errors import BackendFailed, DeviceOutOfMemory, EngineNotReady, ServingError
 from infinity_emb.pending import Item, PendingRequest, chosen, encoded_of, mark_answered, unanswered
+from infinity_emb.watchdog import watch
 
 logger = logging.getLogger("infinity_emb")
 
@@ -166,7 +167,14 @@ class WorkerPool:
         for number, replica in enumerate(self._replicas):
             _start_thread(f"infinity-replica-{number}", self._run, replica)
         if self._batch_timeout_s < threading.TIMEOUT_MAX:
-            _start_thread("infinity-watchdog", self._watch, self._is_over)
+            _start_thread(
+                "infinity-watchdog",
+                watch,
+                self._is_over,
+                self._batch_timeout_s,
+                self._replicas_at_work,
+                self._give_up,
+            )
 
     def forget_backends(self) -> bool:
         """Keep nothing of the models, until `start` brings others; False while a thread has not ended."""
@@ -442,21 +450,15 @@ class WorkerPool:
         if is_first:
             self._on_death()
 
-    def _watch(self, is_over: threading.Event) -> None:
-        """Wake when the present batches would be overdue; one that is will never return."""
-        pause_s = self._batch_timeout_s
-        while not is_over.wait(pause_s):
-            pause_s = self._batch_timeout_s
-            for replica in self._replicas:
-                started_s = replica.busy_since_s
-                left_s = (
-                    pause_s if started_s is None else started_s + self._batch_timeout_s - time.monotonic()
-                )
-                if left_s <= 0:
-                    replica.busy_since_s = None  # one report is enough
-                    self._die(TimeoutError(f"a batch took over {self._batch_timeout_s:g} s"), replica)
-                else:
-                    pause_s = min(pause_s, left_s)
+    def _replicas_at_work(self) -> list[tuple[_Replica, float]]:
+        """With the time at which the batch began that each is at."""
+        began = [(replica, replica.busy_since_s) for replica in self._replicas]
+        return [(replica, since_s) for replica, since_s in began if since_s is not None]
+
+    def _give_up(self, replica: _Replica) -> None:
+        """Its batch will never return."""
+        replica.busy_since_s = None  # one report is enough
+        self._die(TimeoutError(f"a batch took over {self._batch_timeout_s:g} s"), replica)
 
     def _end_thread(self) -> None:
         with self._changed:

@@ -137,6 +137,27 @@ def test_a_device_that_hangs_fails_what_waits_and_ends_the_process(serve: StartS
     assert "Traceback" not in rest
 
 
+def test_a_server_that_stood_still_goes_on_and_answers_everything(serve: StartServer) -> None:
+    """As when its machine sleeps: event loop, devices and watchdog all miss more than a batch may take."""
+    server = serve("v2", *FAKE, "--model-id", "debug?delay_s=0.05", "--batch-timeout-s", "1")
+
+    async def main() -> None:
+        async with client_of(server) as client:
+            asking = asyncio.create_task(ask_many(client, texts_with("", every=2), 200))
+            while (await counters_of(client))["infinity_items_total"] < 20:
+                await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(3)
+            assert not asking.done()
+            server.process.send_signal(signal.SIGCONT)
+            assert set(await asking) == {200}
+            assert (await client.get("/ready")).status_code == 200
+            assert (await counters_of(client))["infinity_restarts_total"] == 0
+
+    run(main())
+    assert server.stop(signal.SIGTERM)[0] == 0
+
+
 def test_a_thread_that_keeps_dying_ends_the_process(serve: StartServer) -> None:
     server = serve("v2", *FAKE, "--model-id", "debug?die_on=poison")
 
