@@ -26,6 +26,7 @@ from infinity_emb.server.admin_route import ADMIN_PATH, AdminRoute
 from infinity_emb.server.api_keys import ApiKeys
 from infinity_emb.server.api_route import ApiRoute, add_api_routes, direct_routes, error_shapes
 from infinity_emb.server.auth import ApiKeyMiddleware
+from infinity_emb.server.body_limit import BodyReader
 from infinity_emb.server.classify_route import ClassifyRoute
 from infinity_emb.server.dialects.cohere import CohereRoutes
 from infinity_emb.server.dialects.nim import NIM_HEALTH_PATHS, NimHealthRoutes, NimRoutes
@@ -91,7 +92,10 @@ def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
     )
     # Set afterwards: FastAPI deprecates the argument, and the server behind `create_server` is not ours.
     app.root_path = config.proxy_root_path
-    app.state.config, app.state.served = config, served
+    app.state.served = served
+    app.state.bodies = BodyReader(
+        max_body_bytes=config.max_body_bytes, max_total_bytes=config.max_total_body_bytes
+    )
     add_api_routes(
         app.router,
         routes,

@@ -19,8 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infinity_emb.caller import set_caller
-from infinity_emb.config import ServerConfig
-from infinity_emb.server.body_limit import read_body
+from infinity_emb.server.body_limit import BodyReader
 from infinity_emb.server.callers import caller_of
 from infinity_emb.server.error_shape import note_shape
 from infinity_emb.server.schemas.task import JsonBody, TaskRequest
@@ -32,6 +31,7 @@ Schema = TypeVar("Schema", bound=JsonBody)
 Answer = Callable[[Request], Coroutine[Any, Any, Response]]
 
 MAX_CONTAINERS = 2**17
+MAX_VALUES = 2**21
 
 
 class JsonRoute(APIRoute):
@@ -52,8 +52,8 @@ def answer_of(endpoint: Callable[..., Any]) -> Answer:
     async def answer(request: Request) -> Response:
         _note_schema(request, schemas[0])
         check_content_type(request.headers.get("content-type"))
-        config: ServerConfig = request.app.state.config
-        members = parse_body(await read_body(request, config.max_body_bytes))
+        bodies: BodyReader = request.app.state.bodies
+        members = parse_body(await bodies.read(request))
         schema = next((each for each in schemas if not each.told_by.isdisjoint(members)), schemas[0])
         _note_schema(request, schema)
         if issubclass(schema, TaskRequest) and schema.needs_room:
@@ -88,27 +88,35 @@ def check_content_type(content_type: str | None) -> None:
         raise HTTPException(415, f"{given} is not JSON; set the header 'Content-Type: application/json'")
 
 
-def check_num_containers(raw: bytes) -> None:
-    """Raises RequestValidationError for JSON of more lists and objects than a request has a use for.
+def check_size(raw: bytes) -> None:
+    """Raises RequestValidationError for JSON of more values than a request has a use for.
 
-    Megabytes of `[],[],` would hold the event loop for many seconds: each member is an object of Python's,
-    and each is looked at.
+    Megabytes of `[],[],` or `1,1,` would hold the event loop for seconds: each value is an object of
+    Python's, and each is looked at.
     """
-    if _num_brackets(raw) > MAX_CONTAINERS:
-        without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
-        num_containers = _num_brackets(b"".join(without_escapes.split(b'"')[::2]))  # what is in no text
-        if num_containers > MAX_CONTAINERS:
-            message = f"the body has {num_containers} lists and objects, the limit is {MAX_CONTAINERS}"
-            raise body_error("json_invalid", f"{message}; send fewer inputs in one request")
+    if _is_small(raw):
+        return
+    without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside_of_texts = b"".join(without_escapes.split(b'"')[::2])
+    if not _is_small(outside_of_texts):
+        message = (
+            f"the body has {_num_containers(outside_of_texts)} lists and objects, and about"
+            f" {outside_of_texts.count(b',')} values; the limits are {MAX_CONTAINERS} and {MAX_VALUES}"
+        )
+        raise body_error("json_invalid", f"{message}; send fewer inputs in one request")
 
 
-def _num_brackets(raw: bytes) -> int:
+def _is_small(raw: bytes) -> bool:
+    return _num_containers(raw) <= MAX_CONTAINERS and raw.count(b",") <= MAX_VALUES
+
+
+def _num_containers(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
     """A JSON object. Raises RequestValidationError."""
-    check_num_containers(raw)
+    check_size(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinity_emb.server.app import ServerApp
-from infinity_emb.server.json_route import MAX_CONTAINERS, parse_body
+from infinity_emb.server.json_route import MAX_CONTAINERS, MAX_VALUES, parse_body
 from tests.server.tiny_server import build_debug_app, client_of, debug_args
 
 pytestmark = pytest.mark.anyio
@@ -103,13 +103,27 @@ async def test_lists_and_objects_are_counted_and_a_large_body_of_them_is_refused
     body = b'{"input":' + many(member, 16 * MIB) + b"}"
     response = await client.post("/embeddings", content=body, headers=JSON)
     assert response.status_code == 422
-    assert f"lists and objects, the limit is {MAX_CONTAINERS}" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "lists and objects" in message
+    assert f"the limits are {MAX_CONTAINERS} and {MAX_VALUES}" in message
+
+
+@pytest.mark.parametrize("member", [b"1", b'""', b"null", rb'"\","'])
+async def test_values_are_counted_and_a_large_body_of_them_is_refused_unread(
+    member: bytes, client: httpx.AsyncClient
+) -> None:
+    """32 MiB of `1,` held the event loop for a second."""
+    body = b'{"input":' + many(member, 16 * MIB) + b"}"
+    response = await client.post("/embeddings", content=body, headers=JSON)
+    assert response.status_code == 422
+    assert "about" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    "text", ["[{" * MAX_CONTAINERS, '["\\' * MAX_CONTAINERS, "\\" * 9 + "[" * 2 * MAX_CONTAINERS]
+    "text",
+    ["[{" * MAX_CONTAINERS, '["\\' * MAX_CONTAINERS, "\\" * 9 + "[" * 2 * MAX_CONTAINERS, "," * MAX_VALUES],
 )
-def test_brackets_in_a_text_are_no_lists(text: str) -> None:
+def test_brackets_and_commas_in_a_text_are_no_values(text: str) -> None:
     members = {"input": [text, text], "[": "{"}
     assert parse_body(json.dumps(members).encode()) == members
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -190,6 +191,31 @@ async def test_a_stream_over_the_limit_is_a_413_before_its_end() -> None:
         response = await client.post("/embeddings", content=endless(), headers=JSON)
     assert response.status_code == 413
     assert num_sent == 11
+
+
+async def test_bodies_under_way_have_a_size_together_and_make_room_when_they_end() -> None:
+    """Each is within its own limit; who finds no room is told to come again."""
+    app = build_debug_app(max_body_bytes=1000, max_total_body_bytes=1500)
+    may_end = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"input": "' + b"a" * 900
+        await may_end.wait()
+        yield b'"}'
+
+    async with client_of(app) as client:
+        first = asyncio.create_task(client.post("/embeddings", content=slow(), headers=JSON))
+        while app.state.bodies.num_held_bytes < 900:
+            await asyncio.sleep(0.01)
+        assert (await embed(client, "a" * 500)).status_code == 200
+        refused = await embed(client, "a" * 700)
+        assert refused.status_code == 503
+        assert "more than 1500 bytes together" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "1"
+        may_end.set()
+        assert (await first).status_code == 200
+        assert app.state.bodies.num_held_bytes == 0
+        assert (await embed(client, "a" * 700)).status_code == 200
 
 
 async def test_a_body_in_pieces_is_put_together(client: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_an_event_loop_that_was_held_answers_each_request_once_and_drops_what_is_late() -> None:
-    """The device goes on meanwhile; who gave itself less time than that is told so, the others have answers."""
+    """The device goes on meanwhile; who gave itself less time is told so, the others have answers."""
     app = build_debug_app(debug_args("debug?delay_s=0.05", batch_size=2))
     async with client_of(app) as client:
         patient = [asyncio.create_task(embed(client, f"text {number}")) for number in range(12)]
