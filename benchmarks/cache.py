@@ -30,7 +30,8 @@ ARMS = {
 }
 MODELS = {
     "fake": ({"model_name_or_path": "debug", "engine": "debugengine"}, 16),
-    "bundled": ({"model_name_or_path": DEFAULT_MODEL, "device": "cpu"}, 1),
+    # Each engine would find a batch size of its own, and the arms would differ in that.
+    "bundled": ({"model_name_or_path": DEFAULT_MODEL, "device": "cpu", "max_batch_tokens": 1024}, 1),
 }
 NUM_TEXTS, NUM_SLICES, NUM_CLIENTS, TEXTS_PER_REQUEST = 768, 6, 4, 32
 
