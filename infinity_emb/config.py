@@ -71,7 +71,11 @@ class EngineArgs:
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model. Whoever wrote the model then runs code here."
     )
-    engine: InferenceEngine = option(InferenceEngine.torch, "Library that computes.")
+    engine: InferenceEngine = option(
+        InferenceEngine.torch,
+        "Library that computes; auto measures at the first start which of those installed is the fastest for"
+        " this model on this machine, among those that answer as torch does.",
+    )
     model_kind: ModelKind = option(
         ModelKind.auto,
         "What the model is served as; auto is what its files say. A language model that reranks by yes or no"
@@ -125,11 +129,12 @@ class EngineArgs:
         "Name in the API, and behind commas its aliases: `name,alias`. The default is the last two parts of"
         " the model id. With one model it may be given several times: the others are aliases.",
     )
-    onnx_file: str = option(
+    graph_file: str = option(
         "",
-        "ONNX file of the model's repository, as `onnx/model_O3.onnx`. The default is its float32 file, or"
-        " one of the `--dtype`. A float32 file that does not answer as torch does is made anew.",
+        "ONNX or OpenVINO file of the model's repository, as `onnx/model_O3.onnx`. The default is its float32"
+        " file, or one of the `--dtype`. A float32 file that does not answer as torch does is made anew.",
     )
+    onnx_file: str = option("", "Another name for `--graph-file`.")
     onnx_provider: str = option(
         "auto",
         "What onnxruntime computes with; auto follows `--device`, and takes a GPU before the CPU.",
@@ -202,6 +207,11 @@ class EngineArgs:
         if vector_disk_cache_path is not None:
             object.__setattr__(self, "vector_disk_cache", bool(vector_disk_cache_path))
         settle_options(self)
+        if self.onnx_file and self.graph_file not in ("", self.onnx_file):
+            raise StartupError(
+                f"--graph-file {self.graph_file!r} and --onnx-file {self.onnx_file!r} are two files; give one"
+            )
+        object.__setattr__(self, "graph_file", self.graph_file or self.onnx_file)
         if not self.served_model_name:
             object.__setattr__(self, "served_model_name", _short_name(self.model_name_or_path))
 

@@ -23,8 +23,10 @@ ENV_PREFIX = "INFINITY_"
 ENV_NAMES_OF_FOLDERS = {
     "HF_HOME": "Model files from the hub; `~/.cache/huggingface` where it is not set.",
     "INFINITY_HOME": "What int8 and uint8 vectors take their ranges from, found once per model, the file of"
-    " `--vector-disk-cache`, and ONNX graphs; `HF_HOME`, `XDG_CACHE_HOME` or `~/.cache` where it is not set,"
-    " and there `infinity_emb/calibration`, `infinity_emb/vectors` and `infinity_emb/onnx`.",
+    " `--vector-disk-cache`, what `onnx`, `openvino` and `ctranslate2` make of a model, and what"
+    " `--engine auto` chose; `HF_HOME`, `XDG_CACHE_HOME` or `~/.cache` where it is not set, and there"
+    " `infinity_emb/calibration`, `infinity_emb/vectors`, `infinity_emb/engines` and those engines' own"
+    " folders.",
 }
 # Variables of infinity_emb 0.0.77 for things that this version does not do; set in many compose files.
 ENV_NAMES_WITHOUT_EFFECT = {

@@ -41,8 +41,10 @@ class InferenceEngine(_NameEnum):
     ctranslate2 = "ctranslate2"
     optimum = "optimum"
     onnx = optimum  # what it computes with: the package optimum has no part in it
+    openvino = "openvino"
     neuron = "neuron"
     debugengine = "debugengine"
+    auto = "auto"  # the fastest of those installed, by measurement
 
 
 class ModelKind(_NameEnum):
@@ -57,10 +59,11 @@ class ModelKind(_NameEnum):
 
 
 class Device(_NameEnum):
-    """Where it computes; ROCm builds of torch call their devices `cuda`."""
+    """Where it computes; ROCm builds of torch call their devices `cuda`, and Intel's GPUs are `xpu`."""
 
     cpu = "cpu"
     cuda = "cuda"
+    xpu = "xpu"
     mps = "mps"
     tensorrt = "tensorrt"
     xla = "xla"
@@ -189,3 +192,5 @@ class ModelInfo:
     tasks: tuple[str, ...] = ()  # names that choose a part of the model: routes, adapters
     revision: str | None
     source: str
+    engine: str = ""  # the library that computes; `backends.registry` says it
+    engine_reason: str = "asked for"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_engine_args_turn_what_is_given_into_the_declared_type(
     [
         ({"dtype": "flaot16"}, "--dtype 'flaot16' is not one of .*; did you mean 'float16'?"),
         ({"dtype": "Float16"}, "--dtype 'Float16' is not one of .*; did you mean 'float16'?"),
-        ({"engine": "zzz"}, "--engine 'zzz' is not one of torch, .*, optimum, onnx, neuron, debugengine$"),
+        ({"engine": "zzz"}, "--engine 'zzz' is not one of torch, .*, openvino, neuron, debugengine, auto$"),
         ({"model_kind": "rerank"}, "--model-kind 'rerank' is not one of auto, .*; did you mean 'reranker'?"),
         ({"embedding_dtype": "int4"}, "--embedding-dtype 'int4' is not one of float32, float16, int8, uint8"),
         ({"batch_size": 0}, "--batch-size 0 is under the limit of 1"),
@@ -283,6 +284,14 @@ def test_each_of_several_models_has_aliases_behind_commas() -> None:
 def test_an_alias_that_another_model_has_is_refused() -> None:
     with pytest.raises(StartupError, match="two models are served as 'y'"):
         engine_args_per_model({"model_name_or_path": ["a", "b"], "served_model_name": ["x,y", "z,y"]})
+
+
+def test_onnx_file_is_another_name_for_graph_file() -> None:
+    assert EngineArgs(onnx_file="a.onnx").graph_file == "a.onnx"
+    assert replace(EngineArgs(onnx_file="a.onnx"), batch_size=2).graph_file == "a.onnx"
+    assert EngineArgs(graph_file="a.xml").graph_file == "a.xml"
+    with pytest.raises(StartupError, match=r"--graph-file 'a\.xml' and --onnx-file 'a\.onnx' are two files"):
+        EngineArgs(graph_file="a.xml", onnx_file="a.onnx")
 
 
 def test_a_name_that_is_given_in_python_is_one_name() -> None:

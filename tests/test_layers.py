@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "config": 0,
     # F1 rules
     "admission": 1,
+    "agreement": 1,
     "backends.base": 1,
     "batching": 1,
     "media_hosts": 1,
@@ -60,6 +61,7 @@ FLOORS: dict[str, int] = {
     "vocabulary": 2,
     # F3 worker
     "pending": 3,
+    "watchdog": 3,
     "worker": 3,
     # F4 engine
     "calibrator": 4,
@@ -89,6 +91,12 @@ FLOORS: dict[str, int] = {
 
 # The modules of one engine do not know those of another; those that all engines share stand in neither.
 ENGINES: dict[str, set[str]] = {
+    "auto": {
+        "backends.auto",
+        "backends.auto_choice",
+        "backends.auto_measure",
+        "backends.auto_memory",
+    },
     "torch": {
         "backends.m3_heads",
         "backends.packed_attention",
@@ -98,12 +106,15 @@ ENGINES: dict[str, set[str]] = {
         "backends.torch_device",
         "backends.torch_doors",
         "backends.torch_inputs",
+        "backends.torch_int8",
         "backends.torch_layout",
         "backends.torch_loading",
         "backends.torch_models",
         "backends.torch_outputs",
         "backends.torch_prepare",
+        "backends.torch_quantized",
         "backends.torch_reference",
+        "backends.torch_smoothing",
         "backends.torch_vocabulary",
     },
     "network": {
@@ -111,20 +122,53 @@ ENGINES: dict[str, set[str]] = {
         "backends.network_probe",
         "backends.network_stand_in",
     },
+    "graph": {
+        "backends.graph_files",
+        "backends.graph_inputs",
+        "backends.graph_loading",
+        "backends.onnx_export",
+    },
     "onnx": {
         "backends.onnx_backend",
-        "backends.onnx_export",
-        "backends.onnx_files",
-        "backends.onnx_graph",
         "backends.onnx_network",
         "backends.onnx_session",
+    },
+    "openvino": {
+        "backends.openvino_backend",
+        "backends.openvino_compiling",
+        "backends.openvino_device",
+        "backends.openvino_library",
+        "backends.openvino_network",
+    },
+    "ctranslate2": {
+        "backends.ct2_backend",
+        "backends.ct2_bert",
+        "backends.ct2_conversion",
+        "backends.ct2_encoder",
+        "backends.ct2_network",
+        "backends.ct2_spec",
+        "backends.ct2_t5",
     },
     "static": {"backends.static", "backends.static_backend", "backends.static_table"},
     "fake": {"backends.fake", "backends.fake_vocabulary"},
 }
-# An engine that computes the network alone has the pipeline around it from torch, through `network`.
-BUILT_ON = {"network": {"torch"}, "onnx": {"network", "torch"}}
-SHARED_BY_ENGINES = {"backends", "backends.base", "backends.registry", "backends.warmup"}
+# An engine that computes the network alone has the pipeline around it from torch, through `network`;
+# `auto` asks torch for the names of devices.
+BUILT_ON = {
+    "auto": {"torch"},
+    "network": {"torch"},
+    "graph": {"network", "torch"},
+    "onnx": {"graph", "network", "torch"},
+    "openvino": {"graph", "network", "torch"},
+    "ctranslate2": {"network", "torch"},
+}
+SHARED_BY_ENGINES = {
+    "backends",
+    "backends.base",
+    "backends.made_once",
+    "backends.registry",
+    "backends.warmup",
+}
 
 # Foreign package → where it may be imported: in modules whose names begin so, where it ends in `.` or `_`.
 TORCH = (
@@ -133,7 +177,10 @@ TORCH = (
     "backends.packed_heads",
     "backends.m3_heads",
     "backends.network_",
+    "backends.graph_",
     "backends.onnx_",
+    "backends.openvino_",
+    "backends.ct2_",
 )
 HOMES: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
@@ -166,8 +213,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("cli.",),
     "click": ("cli.",),
     "rich": ("cli.",),
+    "torchao": ("backends.torch_quantized",),
     "onnxruntime": ("backends.onnx_",),
-    "ctranslate2": (),
+    "openvino": ("backends.openvino_",),
+    "ctranslate2": ("backends.ct2_",),
     "ray": (),
 }
 

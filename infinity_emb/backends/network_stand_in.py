@@ -32,7 +32,7 @@ class StandIn(torch.nn.Module):
         self.number_format = number_format
         self.output_name = output_name_of(transformer)
         table: Any = transformer.model.get_input_embeddings()
-        self._num_words = int(table.weight.shape[0])
+        self.num_words = int(table.weight.shape[0])
 
     def is_backend_compatible(self) -> bool:
         """Whether its attention can be exchanged, as transformers asks."""
@@ -40,7 +40,7 @@ class StandIn(torch.nn.Module):
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """A table with a row for each word that the network knows, and nothing in it."""
-        return torch.nn.Embedding(self._num_words, 1, device="meta")
+        return torch.nn.Embedding(self.num_words, 1, device="meta")
 
     def forward(self, **features: Any) -> dict[str, Tensor]:
         """The one output that the module reads, by the name that it has in transformers.
@@ -56,6 +56,16 @@ class StandIn(torch.nn.Module):
         Rows of tokens that the mask leaves out may hold anything finite. Raises torch.OutOfMemoryError for
         lack of memory, which leads to smaller batches.
         """
+
+
+def check_ids(ids: Tensor, limit: int, kind: str) -> None:
+    """For libraries that read whatever lies beside their table. Raises IndexError for ids without a row.
+
+    kind: `token` or `segment`, for the message.
+    """
+    lowest, highest = (int(each) for each in ids.aminmax())
+    if lowest < 0 or highest >= limit:
+        raise IndexError(f"{kind} ids from {lowest} to {highest}, the network knows 0 to {limit - 1}")
 
 
 def output_name_of(transformer: Transformer) -> str:

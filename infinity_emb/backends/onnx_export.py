@@ -8,10 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import re
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,23 +18,15 @@ import transformers
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
+from infinity_emb.backends.made_once import MadeOnce, folder_name, folder_of_engine
 from infinity_emb.backends.network_stand_in import output_name_of
-from infinity_emb.calibration import cache_folder
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_version import fingerprint
-
-logger = logging.getLogger("infinity_emb")
 
 # Raised when what is exported changes, so that graphs of before are made anew.
 _EXPORT_VERSION = 1
 _GRAPH_NAME = "model.onnx"
 _EXAMPLE_SHAPE = (2, 9)  # any but 1, which would be taken for a number that does not change
-
-
-def _cache_folder() -> Path:
-    return cache_folder(os.environ).with_name("onnx")
 
 
 def engine_folder(graph: Path) -> Path:
@@ -48,56 +36,34 @@ def engine_folder(graph: Path) -> Path:
     """
     stat = graph.stat()
     key = repr((str(graph.resolve()), stat.st_size, stat.st_mtime_ns))
-    return _cache_folder() / "tensorrt" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return folder_of_engine("onnx") / "tensorrt" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def exported_graph(transformer: Transformer, args: EngineArgs, files: ModelFiles) -> Path:
     """The graph of a network, from the cache or made now.
 
     transformer: on the CPU, in float32.
-    Processes that start together each make a whole folder, and the first one stays.
     Raises StartupError for a network that torch cannot export.
     """
-    folder = _cache_folder() / _folder_name(transformer, args, files)
-    graph = folder / _GRAPH_NAME
-    if graph.exists():
-        return graph
-    logger.info("exporting %s to ONNX once; this takes seconds to minutes", args.model_name_or_path)
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.draft")
-    try:
-        draft.mkdir(parents=True)
-        _export(transformer, draft / _GRAPH_NAME)
-        with contextlib.suppress(OSError):  # a folder that is not empty: somebody else was first
-            os.replace(draft, folder)
-    except OSError as exc:
-        raise StartupError(
-            f"the ONNX graph of model {args.model_name_or_path!r} cannot be written to {folder.parent}"
-            f" ({exc}); set INFINITY_HOME to a folder that can be written and has room"
-        ) from exc
-    except Exception as exc:  # whatever an architecture makes the exporter raise
-        reason = " ".join(str(exc).split())[:300]
-        raise StartupError(
-            f"model {args.model_name_or_path!r} cannot be exported to ONNX ({type(exc).__name__}: {reason});"
-            " use --engine torch"
-        ) from exc
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return graph
+    return MadeOnce(
+        model=args.model_name_or_path,
+        deed="exported to ONNX",
+        folder=folder_of_engine("onnx") / _folder_name(transformer, args, files),
+        main_file=_GRAPH_NAME,
+        make=lambda folder: _export(transformer, folder / _GRAPH_NAME),
+    ).path()
 
 
 def _folder_name(transformer: Transformer, args: EngineArgs, files: ModelFiles) -> str:
-    """Another one for whatever may make another graph."""
-    key = (
+    return folder_name(
+        args,
+        files,
         _EXPORT_VERSION,
-        args.model_name_or_path,
-        files.revision or fingerprint(files.path),
         transformer.transformer_task,
         output_name_of(transformer),
         torch.__version__,
         transformers.__version__,
     )
-    name = re.sub(r"[^\w.-]+", "-", args.model_name_or_path, flags=re.ASCII)[-60:]
-    return f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 
 
 class _OneOutput(torch.nn.Module):

@@ -13,8 +13,8 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
+from infinity_emb.backends.graph_inputs import check_inputs, find_output, input_of
 from infinity_emb.backends.network_stand_in import StandIn
-from infinity_emb.backends.onnx_graph import check_inputs, find_output, input_of
 
 # What its allocators say, on a CPU and on a GPU.
 _OUT_OF_MEMORY = re.compile(r"Failed to allocate memory|Available memory of \d+ is smaller|bad_?\s?alloc")

@@ -7,6 +7,8 @@ Knows nothing else of what the modules do. A module here has `load_model(args, f
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from dataclasses import replace
 from typing import cast
 
 from infinity_emb.backends.base import LoadedModel, Reference
@@ -19,8 +21,13 @@ from infinity_emb.primitives import InferenceEngine, ModelKind
 _MODULES = {
     InferenceEngine.torch: ("infinity_emb.backends.torch_loading", "torch"),
     InferenceEngine.optimum: ("infinity_emb.backends.onnx_backend", "optimum"),
+    InferenceEngine.ctranslate2: ("infinity_emb.backends.ct2_backend", "ct2"),
+    InferenceEngine.openvino: ("infinity_emb.backends.openvino_backend", "openvino"),
     InferenceEngine.debugengine: ("infinity_emb.backends.fake", None),
+    InferenceEngine.auto: ("infinity_emb.backends.auto", "torch"),
 }
+# The library of an engine that has another name.
+_LIBRARIES = {InferenceEngine.optimum: "onnxruntime"}
 _STATIC_MODULE = "infinity_emb.backends.static"
 
 
@@ -34,8 +41,16 @@ def load_model(args: EngineArgs) -> LoadedModel:
     if args.engine not in _MODULES:
         available = ", ".join(_MODULES)
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
+    _, extra = _MODULES[args.engine]
+    return load_from(args, None if extra is None else _find_files(args))
+
+
+def load_from(args: EngineArgs, files: ModelFiles | None) -> LoadedModel:
+    """The same, where the files are found already.
+
+    files: None for an engine that reads none.
+    """
     module_name, extra = _MODULES[args.engine]
-    files = None if extra is None else _find_files(args)
     try:
         module = importlib.import_module(_STATIC_MODULE if _is_static(args, files) else module_name)
     except ImportError as exc:
@@ -44,11 +59,34 @@ def load_model(args: EngineArgs) -> LoadedModel:
             f" install it with: pip install 'infinity-emb[{extra}]'"
         ) from exc
     try:
-        return cast(LoadedModel, module.load_model(args, files))
+        model = cast(LoadedModel, module.load_model(args, files))
     except MemoryError as exc:
         raise ModelTooLarge(
             f"there is no memory for model {args.model_name_or_path!r}; unload another one first"
         ) from exc
+    if model.info.engine:  # chosen by measurement
+        return model
+    # A static table is computed without any library, whatever is asked for.
+    name = InferenceEngine.torch if args.engine is InferenceEngine.auto else args.engine
+    return replace(model, info=replace(model.info, engine=str(name)))
+
+
+def installed_engines() -> dict[InferenceEngine, str]:
+    """The engines whose library is installed, each with that library's name; torch first.
+
+    Nothing is imported to find out.
+    """
+    candidates = [
+        engine
+        for engine, (_, extra) in _MODULES.items()
+        if extra is not None and engine is not InferenceEngine.auto
+    ]
+    libraries = {engine: _LIBRARIES.get(engine, engine.value) for engine in candidates}
+    return {
+        engine: libraries[engine]
+        for engine in sorted(candidates, key=lambda each: each is not InferenceEngine.torch)
+        if importlib.util.find_spec(libraries[engine]) is not None
+    }
 
 
 def load_reference(args: EngineArgs) -> Reference:

@@ -16,9 +16,9 @@ import torch
 from onnx import TensorProto, helper
 from sentence_transformers.base.modules import Transformer
 
-from infinity_emb.backends import onnx_backend, onnx_export
+from infinity_emb.backends import graph_loading, onnx_backend, onnx_export
 from infinity_emb.backends.base import InputOptions, LoadedModel
-from infinity_emb.backends.onnx_graph import input_of
+from infinity_emb.backends.graph_inputs import input_of
 from infinity_emb.backends.onnx_network import OnnxNetwork
 from infinity_emb.backends.onnx_session import choose_provider
 from infinity_emb.backends.registry import load_model
@@ -223,7 +223,7 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(onnx_backend, "exported_graph", lambda *given: graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
     model = load_model(args_of(with_files(model=wrong_graph)))
     assert "is not served: onnx/model.onnx (the repository's float32 file) of model" in caplog.text
     assert np.array_equal(vector_of(model), vector_of(exported))
@@ -232,7 +232,7 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over(
 def test_an_export_that_answers_otherwise_than_torch_is_refused(
     monkeypatch: pytest.MonkeyPatch, folder: Path, wrong_graph: Path
 ) -> None:
-    monkeypatch.setattr(onnx_backend, "exported_graph", lambda *given: wrong_graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: wrong_graph)
     with pytest.raises(StartupError, match=r"differs from torch by .* limit is 1e-04; use --engine torch"):
         load_model(args_of(folder))
 
@@ -240,12 +240,12 @@ def test_an_export_that_answers_otherwise_than_torch_is_refused(
 def test_a_broken_file_is_passed_over_unless_it_is_named(
     with_files: Callable[..., Path], graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_backend, "exported_graph", lambda *given: graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
     folder = with_files()
     (folder / "onnx" / "model.onnx").write_bytes(b"no graph")
     assert load_model(args_of(folder)).info.dtype_reason.startswith("a graph exported")
     with pytest.raises(StartupError, match="cannot load"):
-        load_model(args_of(folder, onnx_file="model.onnx"))
+        load_model(args_of(folder, graph_file="model.onnx"))
 
 
 def test_a_quantised_file_that_is_broken_is_not_replaced_by_an_exact_one(
@@ -267,9 +267,9 @@ def test_a_named_file_may_differ_but_not_answer_nothing(
     onnx.save(made, nothing)
     folder = with_files(model=graph, model_O3=wrong_graph, model_O2=nothing)
     with pytest.raises(StartupError, match=r"model_O2.onnx .* differs from torch by inf"):
-        load_model(args_of(folder, onnx_file="model_O2.onnx"))
+        load_model(args_of(folder, graph_file="model_O2.onnx"))
     # All its rows are equal, which padding does not change.
-    assert "asked for" in load_model(args_of(folder, onnx_file="model_O3.onnx")).info.dtype_reason
+    assert "asked for" in load_model(args_of(folder, graph_file="model_O3.onnx")).info.dtype_reason
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -301,7 +301,7 @@ def test_a_quantised_file_is_computed_when_it_is_asked_for(
     folder = with_files(model=graph, model_quantized=quantised_graph)
     exact = load_model(args_of(folder))
     assert exact.info.dtype == "float32"
-    for options in ({"dtype": "int8"}, {"onnx_file": "model_quantized.onnx"}):
+    for options in ({"dtype": "int8"}, {"graph_file": "model_quantized.onnx"}):
         model = load_model(args_of(folder, **options))
         assert model.info.dtype == "int8"
         found, expected = vector_of(model), vector_of(exported)
@@ -314,7 +314,7 @@ def test_a_quantised_file_is_computed_when_it_is_asked_for(
 
 def test_a_number_format_without_a_file_is_refused(folder: Path, exported: LoadedModel) -> None:
     for dtype in ("float16", "int8"):
-        with pytest.raises(StartupError, match=f"--dtype {dtype} needs an ONNX file of that format"):
+        with pytest.raises(StartupError, match=f"--dtype {dtype} needs a file .onnx of that format"):
             load_model(args_of(folder, dtype=dtype))
     with pytest.raises(StartupError, match="--dtype bfloat16 is not for --engine optimum"):
         load_model(args_of(folder, dtype="bfloat16"))
@@ -325,8 +325,9 @@ def test_tensorrt_halves_a_float32_graph() -> None:
     provider = onnx_backend.Provider("tensorrt", "T", "wheel", "cuda")
     assert onnx_backend._choose_dtype(given, provider) == "float16"
     assert onnx_backend._choose_dtype(given, choose_provider(given)) == "float32"
-    loader = onnx_backend._Loader(given, ModelFiles(Path("none"), "folder", None), provider, given.dtype)
-    assert loader._choose_file([]) is None, "asked for float32, which can be exported; not for float16"
+    files = ModelFiles(Path("none"), "folder", None)
+    loader = onnx_backend._graph_loader(given, files, provider, torch.device("cpu"))
+    assert loader.choose_file([]) is None, "asked for float32, which can be exported; not for float16"
 
 
 def test_tensorrt_builds_anew_for_a_graph_that_changed(home: Path, tmp_path: Path) -> None:

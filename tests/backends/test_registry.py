@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from infinity_emb.backends import registry
+from infinity_emb.backends import fake, registry
+from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.fake import FakeBackend
-from infinity_emb.backends.registry import load_model
+from infinity_emb.backends.registry import installed_engines, load_model
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import InferenceEngine
@@ -27,6 +31,12 @@ def save_modules(folder: Path, name: str) -> str:
     return str(folder)
 
 
+def loads_from(source: str) -> Callable[..., LoadedModel]:
+    """A `load_model` whose models tell where they come from."""
+    model = fake.load_model(args_for("debugengine"))
+    return lambda args, files: replace(model, info=replace(model.info, source=source))
+
+
 def test_the_engine_that_is_named_loads_the_model() -> None:
     assert isinstance(load_model(args_for("debugengine")).replicas[0], FakeBackend)
 
@@ -34,7 +44,7 @@ def test_the_engine_that_is_named_loads_the_model() -> None:
 def test_an_engine_that_this_version_does_not_have_is_refused_with_those_that_it_has() -> None:
     absent = [engine for engine in InferenceEngine if engine not in registry._MODULES]
     for engine in absent:
-        known = "torch, optimum, debugengine"
+        known = ", ".join(registry._MODULES)
         with pytest.raises(StartupError, match=f"--engine {engine} is not available.*{known}"):
             load_model(args_for(engine))
 
@@ -69,12 +79,40 @@ def test_a_static_embedder_is_loaded_without_torch_and_all_else_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first_module: str, kind: str, loader: str
 ) -> None:
     name = "infinity_emb.backends.torch_loading"
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(load_model=lambda args, files: "torch_loading"))
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(load_model=loads_from("torch_loading")))
     static = importlib.import_module("infinity_emb.backends.static")
-    monkeypatch.setattr(static, "load_model", lambda args, files: "static")
+    monkeypatch.setattr(static, "load_model", loads_from("static"))
     args = EngineArgs(model_name_or_path=save_modules(tmp_path, first_module), model_kind=kind)  # type: ignore[arg-type]
 
-    assert str(load_model(args)) == loader
+    assert load_model(args).info.source == loader
+
+
+def test_a_model_tells_the_engine_that_loaded_it() -> None:
+    info = load_model(args_for("debugengine")).info
+    assert (info.engine, info.engine_reason) == ("debugengine", "asked for")
+
+
+def test_a_static_embedder_needs_no_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    static = importlib.import_module("infinity_emb.backends.static")
+    monkeypatch.setattr(static, "load_model", loads_from("static"))
+    monkeypatch.setitem(sys.modules, "infinity_emb.backends.auto", None)
+    args = EngineArgs(model_name_or_path=save_modules(tmp_path, "StaticEmbedding"), engine="auto")  # type: ignore[arg-type]
+
+    info = load_model(args).info
+    assert (info.source, info.engine) == ("static", "torch")
+
+
+def test_engines_are_installed_where_their_libraries_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch comes first; neither the fake engine nor `auto` itself is among them."""
+    present = {"torch", "onnxruntime"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in present else None)
+    assert installed_engines() == {
+        InferenceEngine.torch: "torch",
+        InferenceEngine.optimum: "onnxruntime",
+    }
+    assert next(iter(installed_engines())) is InferenceEngine.torch
+    present.remove("torch")
+    assert list(installed_engines()) == [InferenceEngine.optimum]
 
 
 @pytest.mark.model

@@ -172,9 +172,9 @@ def test_a_port_in_use_is_told_before_any_model_is_loaded() -> None:
     [
         (["--dtype", "flaot16"], 1, "error: --dtype 'flaot16' is not one of"),
         (
-            ["--engine", "ctranslate2", "--port", "0"],
+            ["--engine", "neuron", "--port", "0"],
             1,
-            "error: --engine ctranslate2 is not available in this version",
+            "error: --engine neuron is not available in this version",
         ),
         ([*FAKE, "--model-id", "debug?typo=1"], 1, "error: debugengine knows no fault ['typo']"),
         (["--modle-id", "a"], 2, "--modle-id"),

@@ -23,7 +23,7 @@ from tests.parity.references import load_embedder, load_reranker, one_by_one
 from tests.parity.serving import Served, engine_args
 from tests.small_models import random_texts, save_small_classifier, save_small_model
 
-REAL_ENGINES = ("torch", "optimum")
+REAL_ENGINES = ("torch", "optimum", "ctranslate2", "openvino")
 FAKE_ENGINE = "debugengine"
 Array = np.ndarray[Any, np.dtype[Any]]
 

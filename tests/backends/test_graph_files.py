@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from infinity_emb.backends.onnx_files import OnnxFile, choose_file, cpu_features, format_of, parts_of
+from infinity_emb.backends.graph_files import (
+    ONNX,
+    OPENVINO,
+    FileKind,
+    GraphFile,
+    choose_file,
+    cpu_features,
+    format_of,
+    parts_of,
+)
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import Dtype
 
@@ -26,19 +36,23 @@ OTHER_NAMES = ["onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_q4.onnx", 
 
 
 def choose(
-    names: list[str], *features: str, asked_for: str = "", dtype: Dtype = Dtype.float32
-) -> OnnxFile | None:
-    return choose_file(names, asked_for=asked_for, dtype=dtype, features=frozenset(features))
+    names: list[str],
+    *features: str,
+    kinds: Sequence[FileKind] = (ONNX,),
+    asked_for: str = "",
+    dtype: Dtype = Dtype.float32,
+) -> GraphFile | None:
+    return choose_file(names, kinds, asked_for=asked_for, dtype=dtype, features=frozenset(features))
 
 
-def name_of(file: OnnxFile | None) -> str | None:
+def name_of(file: GraphFile | None) -> str | None:
     return None if file is None else file.name
 
 
 @pytest.mark.parametrize("names", [NAMES, OTHER_NAMES])
 def test_the_exact_file_is_the_default_whatever_the_cpu_can(names: list[str]) -> None:
     chosen = choose(names, "avx2", "avx512f", "avx512_vnni")
-    assert chosen == OnnxFile("onnx/model.onnx", Dtype.float32, "the repository's float32 file")
+    assert chosen == GraphFile("onnx/model.onnx", Dtype.float32, "the repository's float32 file")
 
 
 @pytest.mark.parametrize(
@@ -74,10 +88,40 @@ def test_a_format_is_found_by_the_names_that_people_use(
     assert name_of(choose(names, dtype=dtype)) == expected
 
 
+# As sentence-transformers exports them.
+OPENVINO_NAMES = ["openvino/openvino_model.xml", "openvino/openvino_model.bin"]
+QUANTISED = "openvino/openvino_model_qint8_quantized.xml"
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype", "expected"),
+    [
+        (NAMES + OPENVINO_NAMES, Dtype.float32, "openvino/openvino_model.xml"),
+        (["openvino_model.xml"], Dtype.float32, "openvino_model.xml"),
+        (NAMES, Dtype.float32, "onnx/model.onnx"),
+        ([*NAMES, *OPENVINO_NAMES, QUANTISED], Dtype.int8, QUANTISED),
+        ([*NAMES, *OPENVINO_NAMES], Dtype.int8, "onnx/model_quint8_avx2.onnx"),
+        (["config.xml"], Dtype.float32, None),
+    ],
+)
+def test_the_first_kind_is_preferred_where_the_repository_has_it(
+    names: list[str], dtype: Dtype, expected: str | None
+) -> None:
+    assert name_of(choose(names, "avx2", kinds=(OPENVINO, ONNX), dtype=dtype)) == expected
+
+
+def test_a_file_of_a_kind_that_is_not_read_is_not_in_the_repository() -> None:
+    with pytest.raises(StartupError, match=r"is not in the repository; there are: onnx/model\.onnx$"):
+        choose(["onnx/model.onnx", QUANTISED], asked_for=QUANTISED)
+    assert choose([QUANTISED], kinds=(OPENVINO, ONNX), asked_for=QUANTISED) == GraphFile(
+        QUANTISED, Dtype.int8, "asked for"
+    )
+
+
 @pytest.mark.parametrize("asked_for", ["onnx/model_O3.onnx", "model_O3.onnx"])
 def test_a_file_that_is_named_is_taken(asked_for: str) -> None:
     chosen = choose(NAMES, asked_for=asked_for, dtype=Dtype.int8)
-    assert chosen == OnnxFile("onnx/model_O3.onnx", Dtype.float32, "asked for")
+    assert chosen == GraphFile("onnx/model_O3.onnx", Dtype.float32, "asked for")
 
 
 def test_a_path_is_taken_for_itself_where_another_ends_like_it() -> None:
@@ -94,7 +138,7 @@ def test_a_path_is_taken_for_itself_where_another_ends_like_it() -> None:
     ],
 )
 def test_a_name_that_is_no_one_file_is_refused(names: list[str], asked_for: str, message: str) -> None:
-    with pytest.raises(StartupError, match=f"--onnx-file '{asked_for}' {message}"):
+    with pytest.raises(StartupError, match=f"--graph-file '{asked_for}' {message}"):
         choose(names, asked_for=asked_for)
 
 
@@ -128,6 +172,12 @@ def test_weights_beside_a_graph_belong_to_it() -> None:
     ]
     others = ["model.onnx_data", "m/model.onnx_data.txt"]
     assert parts_of(names + others, "m/model.onnx") == names[:4]
+
+
+def test_openvino_s_weights_lie_beside_its_graph() -> None:
+    names = [QUANTISED, QUANTISED.replace(".xml", ".bin"), *OPENVINO_NAMES]
+    assert parts_of(names, OPENVINO_NAMES[0]) == OPENVINO_NAMES
+    assert parts_of(names, QUANTISED) == names[:2]
 
 
 def test_the_cpu_s_features_are_the_kernel_s_words(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""An encoder of CTranslate2: on which device, in which number format, with how many threads.
+
+Knows nothing of models or of torch: it is handed a folder.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import ctranslate2
+
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import StartupError
+from infinity_emb.hardware import num_usable_cpus
+from infinity_emb.primitives import Device, Dtype
+
+# In CTranslate2's words, first the best: what is added up behind products of int8 is of another format.
+_COMPUTE_TYPES: dict[Dtype, tuple[str, ...]] = {
+    Dtype.float32: ("float32",),
+    Dtype.float16: ("float16",),
+    Dtype.bfloat16: ("bfloat16",),
+    Dtype.int8: ("int8_float16", "int8_float32"),
+}
+# What its allocators say; it has no class for it.
+_OUT_OF_MEMORY = re.compile(
+    r"failed to allocated? memory|out of memory|ALLOC_FAILED|MemoryAllocation|bad_?alloc", re.IGNORECASE
+)
+
+
+class Target(NamedTuple):
+    """Where an encoder computes and how.
+
+    device: `cpu` or `cuda`.
+    device_index: which of the GPUs; 0 for a CPU.
+    num_replicas: how many batches it may compute at once; on a CPU they share the weights.
+    compute_type: CTranslate2's name for `dtype`.
+    """
+
+    device: str
+    device_index: int
+    num_replicas: int
+    dtype: Dtype
+    compute_type: str
+
+
+def choose_target(args: EngineArgs) -> Target:
+    """By `--device`, `--device-id` and `--dtype`.
+
+    Raises StartupError for what CTranslate2 or this machine does not have.
+    """
+    device = _choose_device(args)
+    ids = args.device_id or (0,)
+    if device == "cpu":
+        return Target(device, 0, len(ids), *_choose_format(args, device, 0))
+    if len(ids) > 1:
+        raise StartupError(
+            f"--device-id has {len(ids)} devices, and --engine {args.engine} serves a model on one of them;"
+            " start a server for each, or use --engine torch"
+        )
+    num_devices = ctranslate2.get_cuda_device_count()
+    if ids[0] >= num_devices:
+        raise StartupError(f"--device-id {ids[0]} is not here: there are {num_devices} devices, from 0")
+    return Target(device, ids[0], 1, *_choose_format(args, device, ids[0]))
+
+
+def _choose_device(args: EngineArgs) -> str:
+    if args.device not in (Device.auto, Device.cpu, Device.cuda):
+        raise StartupError(f"--device {args.device} is not for --engine {args.engine}; use cuda, cpu or auto")
+    has_cuda = ctranslate2.get_cuda_device_count() > 0
+    if args.device is Device.cuda and not has_cuda:
+        raise StartupError(
+            f"--device cuda is not available: CTranslate2 {ctranslate2.__version__} sees no such device;"
+            " check the driver, or use --device cpu"
+        )
+    return "cuda" if has_cuda and args.device is not Device.cpu else "cpu"
+
+
+def _choose_format(args: EngineArgs, device: str, index: int) -> tuple[Dtype, str]:
+    """The number format and CTranslate2's name for it, which it would not take on another device."""
+    supported = ctranslate2.get_supported_compute_types(device, index)
+    if args.dtype is Dtype.auto:
+        candidates = (Dtype.float16, Dtype.float32) if device == "cuda" else (Dtype.float32,)
+    else:
+        candidates = (args.dtype,)
+    for dtype in candidates:
+        for compute_type in _COMPUTE_TYPES.get(dtype, ()):
+            if compute_type in supported:
+                return dtype, compute_type
+    available = [dtype for dtype, names in _COMPUTE_TYPES.items() if supported.intersection(names)]
+    raise StartupError(
+        f"--dtype {args.dtype} is not what CTranslate2 {ctranslate2.__version__} computes on this {device};"
+        f" use {', '.join(map(str, available))}, or --engine torch"
+    )
+
+
+def num_threads(args: EngineArgs, num_replicas: int) -> int:
+    """Of each batch. CTranslate2 gives them out once and for all, so replicas divide the cores evenly."""
+    return max(1, (args.threads or num_usable_cpus()) // num_replicas)
+
+
+def open_encoder(folder: Path, target: Target, args: EngineArgs) -> ctranslate2.Encoder:
+    """Load a converted network.
+
+    Raises StartupError where it cannot be loaded, and MemoryError.
+    """
+    try:
+        return ctranslate2.Encoder(
+            str(folder),
+            target.device,
+            device_index=target.device_index,
+            compute_type=target.compute_type,
+            inter_threads=target.num_replicas,
+            intra_threads=num_threads(args, target.num_replicas),
+        )
+    except (RuntimeError, ValueError) as exc:
+        if is_out_of_memory(exc):
+            raise MemoryError(str(exc)) from exc
+        reason = " ".join(str(exc).split())[:400]
+        raise StartupError(f"CTranslate2 cannot load {folder} on {target.device}: {reason}") from exc
+
+
+def is_out_of_memory(exc: Exception) -> bool:
+    """Whether an error of CTranslate2 says that the device's memory is full."""
+    return isinstance(exc, MemoryError) or _OUT_OF_MEMORY.search(str(exc)) is not None

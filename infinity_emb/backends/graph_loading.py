@@ -1,0 +1,103 @@
+"""From a model to the graph that computes its network: the repository's own file, or an export from torch.
+
+A float32 graph is compared with torch at every start. Knows nothing of the libraries that compute graphs:
+each engine hands in how one is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from infinity_emb.backends.graph_files import FileKind, GraphFile, choose_file, cpu_features, parts_of
+from infinity_emb.backends.network_loading import difference_to_torch
+from infinity_emb.backends.network_probe import Probe
+from infinity_emb.backends.network_stand_in import StandIn
+from infinity_emb.backends.onnx_export import exported_graph
+from infinity_emb.backends.torch_device import Choice
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import StartupError
+from infinity_emb.model_files import ModelFiles
+from infinity_emb.primitives import Dtype
+from infinity_emb.repository_files import fetch_file, list_files
+
+logger = logging.getLogger("infinity_emb")
+
+NUMBER_FORMATS = {
+    Dtype.float32: torch.float32,
+    Dtype.float16: torch.float16,
+    Dtype.bfloat16: torch.bfloat16,
+    Dtype.int8: torch.int8,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphLoader:
+    """How one model's graph is found and opened.
+
+    kinds: the graphs that the library reads, first its own.
+    dtype: number format that is computed in.
+    halves_float32: whether that is half precision, and the library makes it of a float32 graph by itself.
+    computed_by: who computes, for the log.
+    open_graph: a graph's file, what the module around it asks for, and the format → what computes it. Raises
+    StartupError for a graph that it cannot open.
+    """
+
+    args: EngineArgs
+    files: ModelFiles
+    kinds: tuple[FileKind, ...]
+    dtype: Dtype
+    halves_float32: bool
+    computed_by: str
+    open_graph: Callable[[Path, Probe, Dtype], StandIn]
+
+    def choose_network(self, probe: Probe) -> tuple[StandIn, Choice]:
+        """That of the repository's file, or of an exported graph; and its number format, and why."""
+        names = list_files(self.args.model_name_or_path, self.files)
+        file = self.choose_file(names)
+        if file is not None:
+            origin = f"{file.name} ({file.reason})"
+            try:
+                return self._open(self._fetch(file, names), origin, file.dtype, probe)
+            except StartupError as exc:
+                if file.dtype is not Dtype.float32 or self.args.graph_file:
+                    raise
+                logger.warning("exporting the model from torch, as its own file is not served: %s", exc)
+        graph = exported_graph(probe.transformer, self.args, self.files)
+        return self._open(graph, "a graph exported from torch", Dtype.float32, probe)
+
+    def choose_file(self, names: list[str]) -> GraphFile | None:
+        """Of the repository's files, or None to export. Raises StartupError for a format that has no file."""
+        args = self.args
+        wanted = Dtype.float32 if self.halves_float32 else self.dtype
+        file = choose_file(
+            names, self.kinds, asked_for=args.graph_file, dtype=wanted, features=cpu_features()
+        )
+        if file is None and wanted is not Dtype.float32:
+            suffixes = " or ".join(kind.suffix for kind in self.kinds)
+            raise StartupError(
+                f"--dtype {wanted} needs a file {suffixes} of that format, and {args.model_name_or_path!r}"
+                " has none; leave it out, or name a file by --graph-file, or use --engine torch"
+            )
+        return file
+
+    def _fetch(self, file: GraphFile, names: list[str]) -> Path:
+        graph, *_ = (
+            fetch_file(self.args.model_name_or_path, self.files, name) for name in parts_of(names, file.name)
+        )
+        return graph
+
+    def _open(self, path: Path, origin: str, file_dtype: Dtype, probe: Probe) -> tuple[StandIn, Choice]:
+        """Raises StartupError for a graph that cannot compute, or that answers otherwise than torch."""
+        dtype = self.dtype if self.halves_float32 and file_dtype is Dtype.float32 else file_dtype
+        network = self.open_graph(path, probe, dtype)
+        # Whoever names a file, or a coarser format, has said that its numbers are wanted.
+        is_exact = dtype is Dtype.float32 and not self.args.graph_file
+        difference = difference_to_torch(network, probe, self.args, origin=origin, is_exact=is_exact)
+        reason = f"{origin}, difference to torch {difference:.0e}"
+        logger.info("%s computes %s", self.computed_by, reason)
+        return network, Choice(str(dtype), reason)

@@ -1,0 +1,127 @@
+"""What an engine makes of a model before it can compute it: a folder in the cache, once for each revision.
+
+Knows nothing of what is made, nor of who computes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from infinity_emb.calibration import cache_folder
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import StartupError
+from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_version import fingerprint
+
+T = TypeVar("T")
+
+logger = logging.getLogger("infinity_emb")
+
+
+def folder_of_engine(name: str) -> Path:
+    """Where an engine keeps what it makes."""
+    return cache_folder(os.environ).with_name(name)
+
+
+def folder_name(args: EngineArgs, files: ModelFiles, *others: object) -> str:
+    """Another one for each model, revision and whatever else may make something else of it.
+
+    others: told apart by how they print.
+    """
+    key = (args.model_name_or_path, files.revision or fingerprint(files.path), *others)
+    name = re.sub(r"[^\w.-]+", "-", args.model_name_or_path, flags=re.ASCII)[-60:]
+    return f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeOnce:
+    """A folder of files that are made of a model.
+
+    model: its name, for messages.
+    deed: what is done to the model, for messages: `exported to ONNX`.
+    main_file: the one of the files that is opened.
+    make: writes all files into an empty folder that it is handed.
+    """
+
+    model: str
+    deed: str
+    folder: Path
+    main_file: str
+    make: Callable[[Path], None]
+
+    def path(self) -> Path:
+        """Of the main file, from the cache or made now.
+
+        Processes that start together each make a whole folder, and the first one stays.
+        Raises StartupError for what cannot be made or written.
+        """
+        if self._path.exists():
+            return self._path
+        logger.info("model %s is %s once; this takes seconds to minutes", self.model, self.deed)
+        draft = self._name_beside()
+        try:
+            draft.mkdir(parents=True)
+            self.make(draft)
+            self._put_in_place(draft)
+        except OSError as exc:
+            raise StartupError(
+                f"model {self.model!r}, {self.deed}, cannot be written to {self.folder.parent}"
+                f" ({exc}); set INFINITY_HOME to a folder that can be written and has room"
+            ) from exc
+        except Exception as exc:  # whatever an architecture makes the library raise
+            reason = " ".join(str(exc).split())[:300]
+            raise StartupError(
+                f"model {self.model!r} cannot be {self.deed} ({type(exc).__name__}: {reason});"
+                " use --engine torch"
+            ) from exc
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return self._path
+
+    def opened(self, open_it: Callable[[Path], T]) -> T:
+        """What `open_it` makes of the main file. One from the cache that it refuses is made again.
+
+        open_it: raises StartupError where it refuses. Raises what it raises, and what `path` does.
+        """
+        was_there = self._path.exists()
+        try:
+            return open_it(self.path())
+        except StartupError as exc:
+            if not was_there:
+                raise
+            logger.warning("model %s is %s again: %s", self.model, self.deed, exc)
+        self._discard()
+        return open_it(self.path())
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / self.main_file
+
+    def _put_in_place(self, draft: Path) -> None:
+        try:
+            os.replace(draft, self.folder)
+        except OSError:  # a folder that is not empty: somebody else was first
+            if self._path.exists():
+                return
+            self._discard()  # or somebody has deleted a part of it
+            os.replace(draft, self.folder)
+
+    def _name_beside(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}.draft")
+
+    def _discard(self) -> None:
+        """In one step, so that nobody who starts now finds half of it."""
+        away = self._name_beside()
+        with contextlib.suppress(OSError):  # somebody else has discarded it, or nobody may
+            os.replace(self.folder, away)
+        shutil.rmtree(away, ignore_errors=True)

@@ -1,0 +1,311 @@
+"""Which graph OpenVINO computes, and that it answers as sentence-transformers does."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.base.modules import Transformer
+
+from infinity_emb.backends import graph_loading, onnx_export
+from infinity_emb.backends.base import InputOptions, LoadedModel
+from infinity_emb.backends.openvino_compiling import compile_graph
+from infinity_emb.backends.openvino_device import properties
+from infinity_emb.backends.openvino_library import core, openvino
+from infinity_emb.backends.openvino_network import OpenVinoNetwork
+from infinity_emb.backends.registry import load_model
+from infinity_emb.config import EngineArgs
+from infinity_emb.errors import DeviceOutOfMemory, StartupError
+from infinity_emb.primitives import Dtype
+from tests.parity.references import load_embedder, vectors
+from tests.small_models import VOCABULARY_SIZE, random_texts, save_small_model, save_small_yes_no_reranker
+
+# transformers' default configurations name start and end tokens outside of the small vocabularies.
+pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
+
+TEXTS = random_texts(24, max_words=200)
+FILE = "openvino/openvino_model.xml"
+QUANTISED_FILE = "openvino/openvino_model_qint8_quantized.xml"
+
+
+def args_of(folder: Path, **options: Any) -> EngineArgs:
+    options = {"engine": "openvino", "device": "cpu", "model_warmup": False, "threads": 2} | options
+    return EngineArgs(model_name_or_path=str(folder), **options)
+
+
+def rows_of(model: LoadedModel, texts: list[str] = TEXTS, *, replica: int = 0) -> Any:
+    batch = model.prepare(texts, InputOptions())
+    return model.replicas[replica].launch(batch).collect()["dense"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: Any) -> Iterator[Path]:
+    folder: Path = tmp_path_factory.mktemp("home")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFINITY_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def folder(home: Path, tmp_path_factory: Any) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model"), "bert")
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> LoadedModel:
+    """The model, whose graph is in the cache from now on."""
+    return load_model(args_of(folder, device_id=(0, 1)))
+
+
+@pytest.fixture(scope="module")
+def graph(home: Path, exported: LoadedModel) -> Path:
+    (found,) = (home / "infinity_emb" / "onnx").rglob("model.onnx")
+    return found
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise AssertionError("a graph is exported")
+
+    monkeypatch.setattr(onnx_export, "_export", fail)
+
+
+@pytest.fixture
+def with_files(folder: Path, tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """A copy of the model, with graphs of OpenVINO in it: path → graph."""
+
+    def make(graphs: dict[str, Any]) -> Path:
+        copy = tmp_path / "model"
+        shutil.copytree(folder, copy)
+        for name, made in graphs.items():
+            (copy / name).parent.mkdir(exist_ok=True)
+            openvino.save_model(made, copy / name, compress_to_fp16=False)
+        return copy
+
+    return make
+
+
+def scaled(graph: Path, factor: float) -> Any:
+    """The graph with its output times a number."""
+    opset: Any = openvino.opset13
+    model = core().read_model(graph)
+    result = model.get_results()[0]
+    rows = opset.multiply(result.input_value(0), opset.constant(np.float32(factor)))
+    rows.output(0).set_names({"last_hidden_state"})
+    return openvino.Model([opset.result(rows)], model.get_parameters())
+
+
+def quantised(graph: Path) -> Any:
+    """The graph with the weights of its products in 8 bits, one scale for each channel."""
+    opset: Any = openvino.opset13
+    model = core().read_model(graph)
+    for node in model.get_ops():
+        source = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
+        if source is None or source.get_type_name() != "Constant" or source.data.ndim != 2:
+            continue
+        scales = np.abs(source.data).max(axis=0, keepdims=True) / 127
+        integers = opset.constant(np.round(source.data / scales).astype(np.int8))
+        restored = opset.multiply(opset.convert(integers, "f32"), opset.constant(scales))
+        node.input(1).replace_source_output(restored.output(0))
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "distilbert", "mpnet", "modernbert"])
+def test_texts_of_mixed_lengths_have_sentence_transformers_vectors(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """BERT's and RoBERTa's are compared in tests/contract."""
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path / "home"))
+    path = save_small_model(tmp_path / "model", model_type)
+    found = rows_of(load_model(args_of(path)))
+    assert np.abs(found - vectors(load_embedder(path).encode, TEXTS)).max() <= 2e-5
+
+
+def test_several_threads_each_get_their_own_rows(exported: LoadedModel) -> None:
+    """Both replicas at once, and one from two threads."""
+    expected = rows_of(exported)
+    with ThreadPoolExecutor(4) as pool:
+        starts = [number % 7 for number in range(32)]
+        futures = [
+            pool.submit(rows_of, exported, TEXTS[start : start + 9], replica=start % 2) for start in starts
+        ]
+        for start, future in zip(starts, futures, strict=True):
+            assert np.abs(future.result() - expected[start : start + 9]).max() <= 1e-5
+
+
+def test_what_computes_and_how_near_it_is_to_torch_is_told(exported: LoadedModel) -> None:
+    info = exported.info
+    assert (info.engine, info.device, info.dtype, info.attention) == ("openvino", "cpu", "float32", "padded")
+    assert info.dtype_reason.startswith("a graph exported from torch, difference to torch")
+
+
+def test_the_second_start_exports_and_compiles_nothing(
+    folder: Path, home: Path, exported: LoadedModel, no_export: None
+) -> None:
+    before = sorted(home.rglob("*.blob"))
+    again = load_model(args_of(folder))
+    assert np.abs(rows_of(again) - rows_of(exported)).max() <= 1e-6
+    assert sorted(home.rglob("*.blob")) == before
+
+
+def test_onnx_s_export_is_openvino_s(folder: Path, exported: LoadedModel, no_export: None) -> None:
+    model = load_model(args_of(folder, engine="onnx"))
+    assert np.abs(rows_of(model) - rows_of(exported)).max() <= 1e-5
+
+
+def test_the_repository_s_openvino_file_goes_before_its_onnx_file(
+    with_files: Callable[..., Path], graph: Path, exported: LoadedModel, no_export: None
+) -> None:
+    path = with_files({FILE: core().read_model(graph)})
+    (path / "onnx").mkdir()
+    shutil.copy(graph, path / "onnx")
+    shutil.copy(graph.with_name("model.onnx.data"), path / "onnx")
+    model = load_model(args_of(path))
+    assert model.info.dtype_reason.startswith(f"{FILE} (the repository's float32 file), difference to torch")
+    assert np.abs(rows_of(model) - rows_of(exported)).max() <= 1e-6
+    (path / FILE).unlink()
+    model = load_model(args_of(path))
+    assert model.info.dtype_reason.startswith("onnx/model.onnx (the repository's float32 file), difference")
+
+
+def test_a_file_that_answers_otherwise_than_torch_is_passed_over_unless_it_is_named(
+    with_files: Callable[..., Path],
+    graph: Path,
+    exported: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
+    path = with_files({FILE: scaled(graph, 1.01)})
+    model = load_model(args_of(path))
+    assert f"is not served: {FILE} (the repository's float32 file) of model" in caplog.text
+    assert np.abs(rows_of(model) - rows_of(exported)).max() <= 1e-6
+    for option in ("graph_file", "onnx_file"):
+        assert "asked for" in load_model(args_of(path, **{option: "openvino_model.xml"})).info.dtype_reason
+
+
+def test_an_export_that_answers_otherwise_than_torch_is_refused(
+    with_files: Callable[..., Path], folder: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = with_files({FILE: scaled(graph, 1.01)}) / FILE
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: wrong)
+    with pytest.raises(StartupError, match=r"differs from torch by .* limit is 1e-04; use --engine torch"):
+        load_model(args_of(folder))
+
+
+def test_a_quantised_file_is_computed_when_it_is_asked_for(
+    with_files: Callable[..., Path], graph: Path, exported: LoadedModel, no_export: None
+) -> None:
+    path = with_files({FILE: core().read_model(graph), QUANTISED_FILE: quantised(graph)})
+    assert load_model(args_of(path)).info.dtype == "float32"
+    model = load_model(args_of(path, dtype="int8"))
+    assert model.info.dtype == "int8"
+    assert model.info.dtype_reason.startswith(QUANTISED_FILE)
+    found, expected = rows_of(model), rows_of(exported)
+    assert np.abs(found - expected).max() > 0
+    assert np.sum(found * expected, axis=1).min() > 0.99
+
+
+def test_int8_without_a_file_of_openvino_is_refused(
+    with_files: Callable[..., Path], graph: Path, no_export: None
+) -> None:
+    path = with_files({FILE: core().read_model(graph)})
+    (path / "onnx").mkdir()
+    shutil.copy(graph, path / "onnx" / "model_quantized.onnx")
+    with pytest.raises(
+        StartupError, match=r"--dtype int8 needs a file \.xml of that .*or use --engine torch"
+    ):
+        load_model(args_of(path, dtype="int8"))
+
+
+def test_half_precision_is_computed_or_refused_as_the_cpu_can(folder: Path, exported: LoadedModel) -> None:
+    if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(StartupError, match="--dtype bfloat16 is not what CPU computes here"):
+            load_model(args_of(folder, dtype="bfloat16"))
+        return
+    model = load_model(args_of(folder, dtype="bfloat16"))
+    assert model.info.dtype == "bfloat16"
+    assert 1e-6 < np.abs(rows_of(model) - rows_of(exported)).max() < 0.05
+
+
+def test_what_it_cannot_compute_names_the_engine_that_can(home: Path, tmp_path: Path) -> None:
+    path = save_small_yes_no_reranker(tmp_path / "rerank", "qwen3")
+    with pytest.raises(StartupError, match=r"not for --engine openvino: its task is .*; use --engine torch"):
+        load_model(args_of(path))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (MemoryError(), DeviceOutOfMemory),
+        (RuntimeError("Exception from src/inference: std::bad_alloc"), DeviceOutOfMemory),
+        (RuntimeError("Check 'ptr' failed: Failed to allocate 3145728000 bytes"), DeviceOutOfMemory),
+        (RuntimeError("[GPU] clEnqueueMapBuffer, error code: -5 CL_OUT_OF_RESOURCES"), DeviceOutOfMemory),
+        (RuntimeError("Exception from src/inference: shapes do not match"), RuntimeError),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_failures(
+    exported: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    expected: type[Exception],
+) -> None:
+    def fail(*given: Any, **options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(openvino.InferRequest, "start_async", fail)
+    with pytest.raises(expected) as found:
+        rows_of(exported)
+    assert isinstance(found.value, DeviceOutOfMemory) == (expected is DeviceOutOfMemory)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_after_a_batch_that_failed_the_next_one_is_computed(
+    folder: Path, graph: Path, num_threads: int
+) -> None:
+    """OpenVINO's graph on the CPU goes on failing, or answers nothing at all."""
+    told = properties(args_of(folder, threads=num_threads), "CPU", Dtype.float32, num_replicas=1)
+    compiling = functools.partial(compile_graph, graph, "CPU", told)
+    network = OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
+    ids = torch.full((2, 9), 7)
+    features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = network.compute(features)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="mismatch"):
+            network.compute(features | {"token_type_ids": torch.zeros((2, 8), dtype=torch.int64)})
+        assert torch.equal(network.compute(features), expected)
+
+
+def test_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Path) -> None:
+    """OpenVINO would read whatever lies beside its table."""
+    told = properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
+    compiling = functools.partial(compile_graph, graph, "CPU", told)
+    network = OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
+    for wrong in (-1, VOCABULARY_SIZE):
+        ids = torch.tensor([[2, wrong, 3]])
+        with pytest.raises(IndexError, match=rf"token ids from .* network knows 0 to {VOCABULARY_SIZE - 1}"):
+            network.compute({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def test_a_graph_of_another_kind_is_refused(folder: Path) -> None:
+    opset: Any = openvino.opset13
+    for name, message in (
+        ("pixel_values", "asks for pixel_values"),
+        ("input_ids", "and the model needs last"),
+    ):
+        given = opset.parameter([-1, -1], openvino.Type.i64, name=name)
+        given.output(0).set_names({name})
+        answer = opset.convert(given, "f32")
+        answer.output(0).set_names({"sentence_embedding"})
+        compiling = functools.partial(core().compile_model, openvino.Model([answer], [given]), "CPU")
+        with pytest.raises(StartupError, match=message):
+            OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
