@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 MAX_TOKENIZER_THREADS = 8
 
@@ -32,6 +34,15 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
 def num_tokenizer_threads(asked: int) -> int:
     """Threads that prepare inputs: as asked, or by cores where that is 0."""
     return asked or min(MAX_TOKENIZER_THREADS, num_usable_cpus())
+
+
+def cpu_name(cpuinfo: Path = CPUINFO) -> str:
+    """What the maker calls the processor; its architecture where the system does not say."""
+    for line in _read_lines(cpuinfo):
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
 def free_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) -> int | None:

@@ -14,8 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
+from infinity_emb.agreement import cosine, difference
 from infinity_emb.backends.base import Reference, Rows
 from infinity_emb.backends.registry import load_reference
 from infinity_emb.config import EngineArgs
@@ -45,6 +44,7 @@ LIMITS = {
     "float16": Limits(vector=2e-2, cosine=0.999, score=2e-2),
     "bfloat16": Limits(vector=1e-1, cosine=0.99, score=1e-1),
     "int8": Limits(vector=1e-1, cosine=0.995, score=1e-1),
+    "fp8": Limits(vector=1e-1, cosine=0.99, score=1e-1),
 }
 
 
@@ -92,7 +92,7 @@ def header_of(args: EngineArgs, info: ModelInfo) -> str:
     """What is compared, and the head of the table."""
     columns = f"{'check':<31} {'inputs':>6} {'difference':>10} {'limit':>8} {'cosine':>10}"
     return (
-        f"{args.model_name_or_path}\n{info.kind} by {args.engine} on {info.device}, {info.dtype},"
+        f"{args.model_name_or_path}\n{info.kind} by {info.engine} on {info.device}, {info.dtype},"
         f" attention {info.attention}; reference in float32\n{columns}"
     )
 
@@ -161,30 +161,8 @@ def _compare(
         name=question.name,
         way=way,
         num_inputs=len(both),
-        max_difference=max(itertools.starmap(_difference, both)),
+        max_difference=max(itertools.starmap(difference, both)),
         limit=limits.score if question.is_score else limits.vector,
-        min_cosine=None if question.is_score else min(itertools.starmap(_cosine, both)),
+        min_cosine=None if question.is_score else min(itertools.starmap(cosine, both)),
         cosine_limit=limits.cosine,
     )
-
-
-def _difference(answer: Rows, expected: Rows) -> float:
-    """Infinite where the two cannot be compared."""
-    if not _are_comparable(answer, expected):
-        return float("inf")
-    return float(np.abs(answer - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
-
-
-def _cosine(answer: Rows, expected: Rows) -> float:
-    """The lowest of the rows'; 1 where both are 0, -1 where the two cannot be compared."""
-    if not _are_comparable(answer, expected):
-        return -1.0
-    a, b = np.atleast_2d(answer).astype(np.float64), np.atleast_2d(expected).astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), (a == b).all(axis=1))
-    return float(cosines.min(initial=1))
-
-
-def _are_comparable(answer: Rows, expected: Rows) -> bool:
-    is_finite = np.isfinite(answer).all() and np.isfinite(expected).all()
-    return answer.shape == expected.shape and bool(is_finite)

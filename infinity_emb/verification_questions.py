@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from infinity_emb.backends.base import Clip, Pair, Picture, Reference, Rows, SparseRow
+from infinity_emb.agreement import scattered
+from infinity_emb.backends.base import Clip, Pair, Picture, Reference, Rows
 from infinity_emb.calibration import calibration_texts
 from infinity_emb.embedding import Embeddings, EmbedOptions
 from infinity_emb.engine import AsyncEmbeddingEngine
@@ -119,13 +120,7 @@ def _rows_of(answer: Embeddings, info: ModelInfo) -> list[Rows]:
         return list(answer.dense)
     if answer.multivector is not None:
         return list(answer.multivector)
-    return [_scattered(row, info.embedding_dimension) for row in answer.sparse or ()]
-
-
-def _scattered(row: SparseRow, dimension: int) -> Rows:
-    values = np.zeros(dimension, dtype=np.float32)
-    values[row.indices] = row.values
-    return values
+    return [scattered(row, info.embedding_dimension) for row in answer.sparse or ()]
 
 
 def _score(reference: Reference, text: str) -> Rows:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from infinity_emb import hardware
-from infinity_emb.hardware import free_memory_bytes, num_usable_cpus, return_freed_memory
+from infinity_emb.hardware import cpu_name, free_memory_bytes, num_usable_cpus, return_freed_memory
 
 NUM_VISIBLE = 16
 
@@ -167,3 +168,11 @@ def test_returning_memory_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch
     return_freed_memory()
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: object())  # a C library without it
     return_freed_memory()
+
+
+def test_the_processor_has_the_name_that_its_maker_gave_it(tmp_path: Path) -> None:
+    write(
+        tmp_path / "cpuinfo", "processor\t: 0\nmodel name\t: Some CPU: 9\nprocessor\t: 1\nmodel name\t: x\n"
+    )
+    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU: 9"
+    assert cpu_name(tmp_path / "nowhere") == platform.machine() != ""

@@ -20,6 +20,7 @@ INFO = fake.load_model(ARGS).info
     [
         {"revision": "a commit"},
         {"dtype": "bfloat16"},
+        {"engine": "optimum"},
         {"pooling": "cls"},
         {"max_tokens": 7},
         {"embedding_dimension": 7},

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from infinity_emb.backends.base import Backend, Encoded, Input, InputOptions, Pair, Prepare
 
@@ -57,7 +56,7 @@ def _fitting_batches(
     """By size, ascending: those that were computed once before the deadline, at least one."""
     batches: dict[int, list[Encoded]] = {}
     for num_tokens in _CANDIDATES.get(device_kind, _CANDIDATES_GPU):
-        batch = _batch_of(samples, num_tokens)
+        batch = batch_of(samples, num_tokens)
         try:
             backend.launch(batch).collect()
         except (MemoryError, RuntimeError):  # torch's out-of-memory error is a RuntimeError
@@ -76,17 +75,6 @@ def _tokens_per_s(backend: Backend, batch: list[Encoded]) -> float:
     return sum(item.num_tokens for item in batch) / (time.perf_counter() - started_s)
 
 
-def seconds_per_batch(compute: Callable[[], Any], num_runs: int = 2) -> float:
-    """The shortest of a few runs after one that does not count."""
-    compute()
-    durations = []
-    for _ in range(num_runs):
-        started_s = time.perf_counter()
-        compute()
-        durations.append(time.perf_counter() - started_s)
-    return min(durations)
-
-
 def sample_inputs(prepare: Prepare, options: InputOptions, *, is_pair: bool) -> list[Encoded]:
     """Texts or pairs of mixed length, as the model reads them; it cuts those that are over its limit."""
     texts = [" ".join(itertools.islice(itertools.cycle(_WORDS), num_words)) for num_words in _NUM_WORDS]
@@ -94,7 +82,7 @@ def sample_inputs(prepare: Prepare, options: InputOptions, *, is_pair: bool) -> 
     return prepare(inputs, options)
 
 
-def _batch_of(samples: Sequence[Encoded], num_tokens: int) -> list[Encoded]:
+def batch_of(samples: Sequence[Encoded], num_tokens: int) -> list[Encoded]:
     """Samples over and over, `num_tokens` in all or a little more."""
     batch: list[Encoded] = []
     for sample in itertools.cycle(samples):

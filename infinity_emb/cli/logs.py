@@ -62,6 +62,7 @@ def describe_model(name: str, info: ModelInfo, *, max_batch_tokens: int) -> list
     """Everything that was detected about a model, and why, in a few lines."""
     return [
         f"model {name!r}: {info.kind}, can {', '.join(info.capabilities)}; from {_origin(info)}",
+        f"  engine {info.engine} ({info.engine_reason})",
         f"  device {info.device}, dtype {info.dtype} ({info.dtype_reason}),"
         f" attention {info.attention} ({info.attention_reason})",
         f"  {_answers(info)}; {_limit(info)}; {max_batch_tokens} tokens a batch",

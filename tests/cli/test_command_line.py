@@ -189,7 +189,7 @@ def test_preload_only_loads_and_does_not_serve(run: CommandLine) -> None:
          "error: --dtype was given 2 values for 1 models; give one for all, or one per model"),
         ([], {"INFINITY_PORT": "http"}, "error: INFINITY_PORT 'http' is not a whole number"),
         ([], {"INFINITY_ENGINE": "tocrh"}, "error: INFINITY_ENGINE 'tocrh' is not one of torch, ctranslate2,"
-         " optimum, onnx, neuron, debugengine; did you mean 'torch'?"),
+         " optimum, onnx, openvino, neuron, debugengine, auto; did you mean 'torch'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_on_stderr_and_exit_code_1(

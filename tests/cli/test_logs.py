@@ -27,6 +27,8 @@ INFO = ModelInfo(
     default_prompt_name=None,
     revision="1234abcd",
     source="hub",
+    engine="torch",
+    engine_reason="optimum is no faster",
 )
 
 
@@ -70,6 +72,7 @@ def test_a_line_is_plain_and_goes_to_stderr(capsys: pytest.CaptureFixture[str]) 
 def test_the_lines_about_a_model_say_everything_that_was_detected_and_why() -> None:
     assert describe_model("org/name", INFO, max_batch_tokens=16_384) == [
         "model 'org/name': embedder, can embed; from hub, revision 1234abcd",
+        "  engine torch (optimum is no faster)",
         "  device cuda:0, dtype bfloat16 (the device is made for it), attention packed (BertModel takes the"
         " interface)",
         "  dense, dimension 384, pooling mean; texts are cut to 256 tokens on the right;"
@@ -81,12 +84,12 @@ def test_the_lines_about_a_model_say_everything_that_was_detected_and_why() -> N
 def test_the_lines_about_a_scoring_model_name_its_activation_and_labels() -> None:
     reranker = replace(INFO, kind=ModelKind.reranker, outputs=(), activation="sigmoid", max_tokens=None)
     lines = describe_model("org/name", reranker, max_batch_tokens=512)
-    assert lines[2] == "  scores, activation sigmoid; texts of any length; 512 tokens a batch"
+    assert lines[3] == "  scores, activation sigmoid; texts of any length; 512 tokens a batch"
     classifier = replace(
         reranker, kind=ModelKind.classifier, labels=tuple("abcdefghij"), activation="softmax"
     )
     lines = describe_model("org/name", classifier, max_batch_tokens=512)
-    assert lines[2].startswith("  10 labels (a, b, c, d, e, f, g, h, …), activation softmax;")
+    assert lines[3].startswith("  10 labels (a, b, c, d, e, f, g, h, …), activation softmax;")
 
 
 @pytest.mark.usefixtures("_logging_as_before")

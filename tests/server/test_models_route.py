@@ -39,6 +39,8 @@ async def test_models_have_infinitys_members_and_ours(client: httpx.AsyncClient)
         "tasks": [],
         "prompts": {},
         "default_prompt_name": None,
+        "engine": "debugengine",
+        "engine_reason": "asked for",
         "dtype": "float32",
         "dtype_reason": "the fake engine knows no other",
         "device": "cpu",

@@ -141,7 +141,7 @@ class OllamaRoutes(Task):
             "size": 0,
             "digest": info.revision or "",
             "details": {
-                "format": str(engine.engine_args.engine),
+                "format": info.engine,
                 "family": str(info.kind),
                 "families": [str(info.kind)],
                 "parameter_size": "",

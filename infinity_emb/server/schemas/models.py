@@ -26,7 +26,7 @@ class ModelEntry(BaseModel):
     object: Literal["model"]
     owned_by: Literal["infinity"]
     created: int
-    backend: str
+    backend: str = Field(description="As `engine`: the library that computes.")
     capabilities: list[Capability] = Field(description="First what the model is made for.")
     aliases: list[str]
     kind: ModelKind
@@ -42,6 +42,8 @@ class ModelEntry(BaseModel):
     tasks: list[str] = Field(description="Names that choose a part of the model, for `input_type`.")
     prompts: dict[str, str]
     default_prompt_name: str | None
+    engine: str
+    engine_reason: str
     dtype: str
     dtype_reason: str
     device: str

@@ -1,0 +1,42 @@
+"""How near two answers to the same input are: numpy arrays of any shape, or a sparse row made into one.
+
+Knows nothing of who answered, nor of how near is near enough.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from infinity_emb.backends.base import Rows, SparseRow
+
+
+def difference(answer: Rows, expected: Rows) -> float:
+    """The largest of any number, as a part of the largest that was expected or of 1.
+
+    Infinite where the two cannot be compared.
+    """
+    if not _are_comparable(answer, expected):
+        return float("inf")
+    return float(np.abs(answer - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+
+
+def cosine(answer: Rows, expected: Rows) -> float:
+    """The lowest of the rows'; 1 where both are 0, -1 where the two cannot be compared."""
+    if not _are_comparable(answer, expected):
+        return -1.0
+    a, b = np.atleast_2d(answer).astype(np.float64), np.atleast_2d(expected).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), (a == b).all(axis=1))
+    return float(cosines.min(initial=1))
+
+
+def scattered(row: SparseRow, dimension: int) -> Rows:
+    """A sparse row as (dimension,) float32."""
+    values = np.zeros(dimension, dtype=np.float32)
+    values[row.indices] = row.values
+    return values
+
+
+def _are_comparable(answer: Rows, expected: Rows) -> bool:
+    is_finite = np.isfinite(answer).all() and np.isfinite(expected).all()
+    return answer.shape == expected.shape and bool(is_finite)
