@@ -1,37 +1,32 @@
 """Every engine that computes the default model here, side by side, as ratios to SentenceTransformer.encode.
 
-    python -m benchmarks.engines [--rounds 5]
+    python -m benchmarks.engines [--rounds 5] [--engines torch,torch-int8,optimum]
 
-Short texts and passages; each engine has a process of its own, and all take turns as in `benchmarks.serve`.
-An engine whose library is not installed is left out. The last line is JSON.
+Short texts and passages; each engine, in each number format (`benchmarks/variants.py`), has a process of its
+own, and all take turns as in `benchmarks.serve`. An engine whose library is not installed is left out, and
+so is a number format that it does not serve here. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+from collections.abc import Iterator
 
 from benchmarks.peers import Peer
 from benchmarks.rounds import Row, report
 from benchmarks.texts import bundled_model_folder, load_texts
-
-# Engine → the library that it needs.
-ENGINES = {"torch": "torch", "optimum": "onnxruntime"}
+from benchmarks.variants import NAMES, installed
 
 
 class Bench:
     """The peers, and the rounds in which they take turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str]) -> None:
         model = str(bundled_model_folder())
         short, passages = load_texts(num_short=512, num_passages=128)
         self.texts = {"short texts": short, "passages": passages}
         self.reference = Peer("sentence-transformers", model)
-        self.engines = {
-            name: Peer("engine", model, engine=name, device="cpu")
-            for name, library in ENGINES.items()
-            if importlib.util.find_spec(library) is not None
-        }
+        self.engines = dict(_start(names, model))
         self.rows = {
             f"{name}, {kind}": Row(f"{name} / SentenceTransformer.encode, {kind}", "")
             for kind in self.texts
@@ -53,12 +48,27 @@ class Bench:
         return values
 
 
+def _start(names: list[str], model: str) -> Iterator[tuple[str, Peer]]:
+    for variant in installed(names):
+        try:
+            peer = Peer("engine", model, engine=variant.engine, dtype=variant.dtype, device="cpu")
+        except RuntimeError:
+            print(f"{variant.name} is left out: it does not start here")
+            continue
+        if peer.ready["dtype"] == variant.dtype:
+            yield variant.name, peer
+        else:
+            print(f"{variant.name} is left out: it is served in {peer.ready['dtype']} here")
+            peer.close()
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    report(Bench(), rounds)
+    parser.add_argument("--engines", default=",".join(NAMES), help="Only these.")
+    given = parser.parse_args()
+    report(Bench(given.engines.split(",")), given.rounds)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class BareEngine:
         self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(self._engine.astart())
         self.batch_tokens = self._engine.max_batch_tokens
+        self.dtype = self._engine.info.dtype
 
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.array(self._loop.run_until_complete(self._engine.embed(texts))[0])
@@ -154,7 +155,8 @@ def main() -> None:
         "engine": BareEngine,
     }
     subject: Any = subjects[name](model, **options)
-    _answer(answers, {"resident_mib": resident_mib(), "batch_tokens": getattr(subject, "batch_tokens", None)})
+    told = {name: getattr(subject, name, None) for name in ("batch_tokens", "dtype")}
+    _answer(answers, {"resident_mib": resident_mib(), **told})
     for line in sys.stdin:
         request = json.loads(line)
         _answer(answers, _act(subject, request))

@@ -344,7 +344,7 @@ def test_weights_that_differ_by_a_thousandth_are_found(
         (["--model-id", "./no-such-folder"], "error: "),
         (["--dtype", "int8"], "error: --dtype int8 is not available in this version"),
         (["--engine", "debugengine"], "error: --engine debugengine has no model that could be compared"),
-        (["--engine", "ctranslate2"], "error: --engine ctranslate2 is not available in this version"),
+        (["--engine", "neuron"], "error: --engine neuron is not available in this version"),
         (["--engine", "onnx", "--dtype", "fp8"], "error: --dtype fp8 is not for --engine optimum"),
     ],
 )

@@ -232,7 +232,10 @@ def _maxsim(model: BaseModel, features: dict[str, Any], items: list[Encoded]) ->
 
 def _in_full_precision(pipeline: Pipeline) -> Pipeline:
     """A float32 copy for one batch, where the model is in another format. Costs its memory for that long."""
-    if all(parameter.dtype == torch.float32 for parameter in pipeline.model.parameters()):
+    networks = [transformer.model for transformer in transformers_of(pipeline.model)]
+    is_quantized = any(getattr(network, "number_format", None) is torch.int8 for network in networks)
+    # What is quantised cannot be turned back: its float32 weights are gone.
+    if is_quantized or all(each.dtype == torch.float32 for each in pipeline.model.parameters()):
         return pipeline
     model = copy.deepcopy(pipeline.model).float()
     for transformer in transformers_of(model):

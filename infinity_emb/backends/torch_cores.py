@@ -45,3 +45,17 @@ class SharedCores:
         """Cores for a batch of so many tokens while `num_computing` batches compute, itself included."""
         fair_share = self._num_cores // num_computing
         return max(1, min(fair_share, num_tokens // MIN_TOKENS_PER_CORE))
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Inside the block torch's operators on this thread use one core, as a replica does under load.
+
+    What is measured so is not disturbed by whoever else uses the cores, and short texts need no more.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

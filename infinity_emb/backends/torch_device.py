@@ -13,6 +13,8 @@ from infinity_emb.primitives import Device, Dtype
 
 # Replicas on a CPU share the weights and divide the cores; more would wait for Python instead.
 MAX_CPU_REPLICAS = 8
+# Compute capability from which on a GPU multiplies it.
+_QUANTIZED = {Dtype.int8: (7, 5), Dtype.fp8: (8, 9)}
 
 
 class Choice(NamedTuple):
@@ -39,7 +41,7 @@ def choose_devices(args: EngineArgs) -> list[torch.device]:
 
 
 def _choose_device_kind(device: Device) -> str:
-    if device in (Device.tensorrt, Device.xla):
+    if device in (Device.tensorrt, Device.xla, Device.xpu):
         raise StartupError(f"--device {device} is not for --engine torch; use cuda, mps, cpu or auto")
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is Device.auto:
@@ -80,11 +82,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
-    """The number format of weights and activations. Raises StartupError for int8 and fp8."""
-    if dtype in (Dtype.int8, Dtype.fp8):
-        raise StartupError(
-            f"--dtype {dtype} is not available in this version; use float32, float16 or bfloat16"
-        )
+    """The number format of weights and activations. Raises StartupError for one without a fast path here.
+
+    int8 and fp8 are what to try: `torch_quantized.py` measures whether they are worth it.
+    """
+    if dtype in _QUANTIZED:
+        _check_quantized(dtype, device)
     if dtype is not Dtype.auto:
         return Choice(dtype.value, "asked for")
     if device.type != "cuda":
@@ -92,3 +95,40 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
     if torch.cuda.is_bf16_supported():
         return Choice("bfloat16", "this GPU computes it natively")
     return Choice("float16", "this GPU has no bfloat16")
+
+
+def choose_full_dtype(dtype: Dtype, device: torch.device) -> Choice:
+    """The format that a model is loaded in: what `choose_dtype` says, or what int8 and fp8 are made from.
+
+    Raises StartupError.
+    """
+    chosen = choose_dtype(dtype, device)
+    if dtype not in _QUANTIZED:
+        return chosen
+    # Rows of fp8 are scaled in bfloat16 only; every GPU that has the one has the other.
+    return choose_dtype(Dtype.auto, device)
+
+
+def _check_quantized(dtype: Dtype, device: torch.device) -> None:
+    if device.type == "cuda":
+        found, needed = torch.cuda.get_device_capability(device), _QUANTIZED[dtype]
+        if torch.version.hip is None and found < needed:
+            raise StartupError(
+                f"--dtype {dtype} needs a GPU of compute capability {_dotted(needed)} or newer and this one"
+                f" has {_dotted(found)}; use float16 or auto"
+            )
+    elif device.type != "cpu":
+        raise StartupError(f"--dtype {dtype} has no fast path on {device.type}; use float32, float16 or auto")
+    elif dtype is Dtype.fp8:
+        raise StartupError("--dtype fp8 has no fast path on CPUs, none multiplies it; use int8 or float32")
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def device_names() -> list[str]:
+    """What the makers call the devices that `--device auto` would choose among."""
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []

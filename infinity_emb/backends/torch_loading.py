@@ -24,7 +24,7 @@ from infinity_emb.backends.torch_cores import SharedCores
 from infinity_emb.backends.torch_device import (
     Choice,
     choose_devices,
-    choose_dtype,
+    choose_full_dtype,
     free_bytes,
     free_memory,
     is_out_of_memory,
@@ -42,12 +42,12 @@ from infinity_emb.backends.torch_models import (
     tasks_of,
     transformers_of,
 )
+from infinity_emb.backends.torch_quantized import quantize, seconds_per_answer
 from infinity_emb.backends.torch_vocabulary import has_token_rows, vocabulary_of
 from infinity_emb.backends.warmup import (
     DEFAULT_BATCH_TOKENS,
     find_batch_tokens,
     sample_inputs,
-    seconds_per_batch,
 )
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import ModelTooLarge, StartupError
@@ -104,7 +104,7 @@ def _check_fits(files: ModelFiles, device: torch.device) -> None:
 
 def _load_on(args: EngineArgs, files: ModelFiles, devices: list[torch.device]) -> LoadedModel:
     kind = choose_kind(args, files.path)
-    dtype = choose_dtype(args.dtype, devices[0])
+    dtype = choose_full_dtype(args.dtype, devices[0])
 
     def load(dtype_name: str) -> BaseModel:
         number_format: torch.dtype = getattr(torch, dtype_name)
@@ -113,6 +113,8 @@ def _load_on(args: EngineArgs, files: ModelFiles, devices: list[torch.device]) -
     model = load(dtype.value)
     if args.dtype in (Dtype.float16, Dtype.bfloat16) and devices[0].type == "cpu":
         model, dtype = _keep_half_if_faster(model, dtype, lambda: load("float32"))
+    if args.dtype in (Dtype.int8, Dtype.fp8):
+        dtype = quantize(model, kind, args.dtype, dtype)
     return open_model(args, files, devices, PlacedModel(model, kind, dtype))
 
 
@@ -208,20 +210,12 @@ def _keep_half_if_faster(
     full = load_full()
     if not isinstance(model, SentenceTransformer):
         return full, Choice("float32", f"{dtype.value} was asked for, which CPUs compute slower")
-    half_s, full_s = (_seconds_per_encode(each) for each in (model, full))
+    half_s, full_s = (seconds_per_answer(each) for each in (model, full))
     if half_s < full_s:
         return model, Choice(dtype.value, f"measured {full_s / half_s:.1f}x as fast as float32 here")
     reason = f"{dtype.value} was asked for and measured {half_s / full_s:.1f}x slower on this CPU"
     logger.warning("using float32: %s", reason)
     return full, Choice("float32", reason)
-
-
-def _seconds_per_encode(model: BaseModel) -> float:
-    texts = [
-        "Half precision must earn its place: seven words of 3.14159, rivers and interest rates. " * 4
-    ] * 8
-    assert isinstance(model, SentenceTransformer)
-    return seconds_per_batch(lambda: model.encode(texts, show_progress_bar=False))
 
 
 def _make_replicas(pipeline: Pipeline, devices: list[torch.device], args: EngineArgs) -> list[TorchBackend]:

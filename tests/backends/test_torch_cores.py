@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from infinity_emb.backends.torch_cores import MIN_TOKENS_PER_CORE, SharedCores
+from infinity_emb.backends.torch_cores import MIN_TOKENS_PER_CORE, SharedCores, one_core
 
 pytestmark = pytest.mark.model
 
@@ -49,3 +49,10 @@ def test_torch_computes_with_the_share_inside_the_block() -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == [4, 2, 4]
+
+
+def test_one_core_is_used_inside_the_block_and_as_many_as_before_after_it() -> None:
+    before = torch.get_num_threads()
+    with one_core():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

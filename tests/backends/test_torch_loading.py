@@ -55,8 +55,6 @@ def reference(path: Path, texts: list[str], **options: Any) -> npt.NDArray[np.fl
     [
         ({"device": "cuda"}, "--device cuda is not available"),
         ({"device": "tensorrt"}, "--device tensorrt is not for --engine torch"),
-        ({"dtype": "int8"}, "--dtype int8 is not available in this version"),
-        ({"dtype": "fp8"}, "--dtype fp8 is not available in this version"),
         ({"pooling_method": "cls", "model_kind": "reranker"}, "--pooling-method cls cannot be used"),
     ],
 )
@@ -157,9 +155,9 @@ def test_half_precision_on_a_cpu_is_kept_only_where_it_measures_faster(
     def seconds(faster: torch.dtype) -> Any:
         return lambda model: 1.0 if next(model.parameters()).dtype == faster else 2.0
 
-    monkeypatch.setattr(torch_loading, "_seconds_per_encode", seconds(torch.bfloat16))
+    monkeypatch.setattr(torch_loading, "seconds_per_answer", seconds(torch.bfloat16))
     assert load(bert, dtype="bfloat16").info.dtype == "bfloat16"
-    monkeypatch.setattr(torch_loading, "_seconds_per_encode", seconds(torch.float32))
+    monkeypatch.setattr(torch_loading, "seconds_per_answer", seconds(torch.float32))
     info = load(bert, dtype="bfloat16").info
     assert info.dtype == "float32"
     assert "slower on this CPU" in info.dtype_reason
