@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,7 @@ async def run_open_load(requests: list[bytes], *, port: int, per_s: float, durat
     loop = asyncio.get_running_loop()
     idle: list[_OpenConnection] = []
     answers: list[Answer] = []
+    tasks: set[asyncio.Task[None]] = set()
     started_s = time.perf_counter()
 
     async def send(request: bytes) -> None:
@@ -87,9 +89,17 @@ async def run_open_load(requests: list[bytes], *, port: int, per_s: float, durat
                 connection.send(request)
                 return
         _, connection = await loop.create_connection(
-            lambda: _OpenConnection(idle, answers, started_s), "127.0.0.1", port
+            lambda: _OpenConnection(idle, note, send_again), "127.0.0.1", port
         )
         connection.send(request)
+
+    def note(sent_s: float, status: int) -> None:
+        answers.append(Answer(sent_s - started_s, time.perf_counter() - started_s, status))
+
+    def send_again(request: bytes) -> None:
+        task = loop.create_task(send(request))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     num_requests = int(per_s * duration_s)
     for number in range(num_requests):
@@ -103,22 +113,33 @@ async def run_open_load(requests: list[bytes], *, port: int, per_s: float, durat
 
 
 class _OpenConnection(asyncio.Protocol):
-    """One request after another; between them it lies in `idle`, with its answer in `answers`."""
+    """One request after another; between them it lies in `idle`.
 
-    def __init__(self, idle: list[_OpenConnection], answers: list[Answer], started_s: float) -> None:
+    note: is told when a request was sent, and the status.
+    send_again: takes a request that the server cannot have seen: it closed the connection, which lay idle.
+    """
+
+    def __init__(
+        self,
+        idle: list[_OpenConnection],
+        note: Callable[[float, int], None],
+        send_again: Callable[[bytes], None],
+    ) -> None:
         self.is_open = False
         self._idle = idle
-        self._answers = answers
-        self._started_s = started_s
-        self._sent_s: float | None = None
+        self._note = note
+        self._send_again = send_again
+        self._request: bytes | None = None
+        self._sent_s = 0.0
         self._received = b""
+        self._num_answers = 0
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self.is_open = True
 
     def send(self, request: bytes) -> None:
-        self._sent_s = time.perf_counter()
+        self._request, self._sent_s = request, time.perf_counter()
         self._transport.write(request)
 
     def close(self) -> None:
@@ -129,20 +150,18 @@ class _OpenConnection(asyncio.Protocol):
         head, blank_line, body = self._received.partition(b"\r\n\r\n")
         if not blank_line or len(body) < _content_length(head):
             return
-        self._received = b""
-        self._note(_status_in(head))
+        self._received, self._request = b"", None
+        self._num_answers += 1
+        self._note(self._sent_s, _status_in(head))
         self._idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        if self._sent_s is not None:
-            self._note(0)
-
-    def _note(self, status: int) -> None:
-        assert self._sent_s is not None
-        now_s = time.perf_counter()
-        self._answers.append(Answer(self._sent_s - self._started_s, now_s - self._started_s, status))
-        self._sent_s = None
+        if self._request is not None:
+            if self._num_answers and not self._received:
+                self._send_again(self._request)
+            else:
+                self._note(self._sent_s, 0)
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> None:
