@@ -28,6 +28,8 @@ from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import Dtype
 
+_CORES_PER_STREAM = 2
+
 
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     """Load, compare and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
@@ -60,10 +62,15 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
 
 
 def _num_replicas(args: EngineArgs, device: str) -> int:
-    """They share one compiled graph. On a CPU batches side by side on a core each beat one on all cores."""
+    """They share one compiled graph, in which each batch has a stream of its own.
+
+    A stream cannot take the cores of one that is idle. With a core each, two batches side by side are slower
+    than one after the other on both.
+    """
     if device != CPU:
         return 1
-    return len(args.device_id) or min(args.threads or num_usable_cpus(), MAX_CPU_REPLICAS)
+    num_streams = (args.threads or num_usable_cpus()) // _CORES_PER_STREAM
+    return len(args.device_id) or max(1, min(num_streams, MAX_CPU_REPLICAS))
 
 
 def _name_of(device: str) -> str:
