@@ -118,6 +118,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._coder = coder
+        # Without numbers in it: the code of some models asks for its number format.
+        self.weight = torch.empty(weight.shape, device="meta")
         self._bias = torch.zeros(len(weight)) if bias is None else bias.detach().clone()
         weight = weight.detach()
         rounded = round_weight(weight if coder.smoothing is None else weight * coder.smoothing)

@@ -28,7 +28,7 @@ from infinity_emb.backends.torch_models import transformers_of
 from infinity_emb.backends.torch_reference import Reference
 from infinity_emb.backends.torch_smoothing import inner_linears, inputs_seen
 from infinity_emb.calibration import calibration_texts
-from infinity_emb.errors import BackendFailed, BadInput, StartupError
+from infinity_emb.errors import StartupError
 from infinity_emb.primitives import Dtype, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -69,8 +69,12 @@ def quantize(model: BaseModel, kind: ModelKind, dtype: Dtype, full: Choice) -> C
         raise StartupError(_refusal(dtype, full, "the model has no Linear layers in blocks"))
     try:
         trial = _try(model, kind, dtype, layers)
-    except (BadInput, BackendFailed) as exc:
-        raise StartupError(_refusal(dtype, full, f"the model was tried and {exc}")) from exc
+    except StartupError:
+        raise
+    except Exception as exc:  # whatever the code of a model raises that does not expect such layers
+        raise StartupError(
+            _refusal(dtype, full, f"the model was tried and failed ({type(exc).__name__}: {exc})")
+        ) from exc
     if not trial.closeness.mean >= _LOWEST_MEAN:
         told = f"its answers move too far ({trial.closeness}; {_LOWEST_MEAN} is the limit)"
         raise StartupError(_refusal(dtype, full, told))

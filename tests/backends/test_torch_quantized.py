@@ -81,13 +81,13 @@ def test_int8_of_the_default_model_stays_close_to_sentence_transformers() -> Non
 
 @pytest.mark.usefixtures("_int8_is_faster")
 @pytest.mark.parametrize(
-    "model_type", ["roberta", "distilbert", "albert", "modernbert", "qwen3", "gemma3_text", "mpnet"]
+    "model_type", ["roberta", "distilbert", "albert", "modernbert", "qwen3", "gemma3_text", "mpnet", "t5"]
 )
 def test_int8_serves_packed_and_padded_architectures(model_type: str, tmp_path: Path) -> None:
     path = save_small_model(tmp_path, model_type)
     engine = load(path)
     assert engine.info.dtype == "int8"
-    assert engine.info.attention == ("padded" if model_type == "mpnet" else "packed")
+    assert engine.info.attention == ("padded" if model_type in ("mpnet", "t5") else "packed")
     texts = random_texts(20)
     assert (embed(engine, texts) * reference(path, texts)).sum(axis=1).min() > 0.98
 
