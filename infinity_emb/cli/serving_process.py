@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import socket
+import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from infinity_emb.engine_array import AsyncEngineArray
 
 logger = logging.getLogger("infinity_emb")
+
+# After so long a thread that waits for the interpreter gets it. A device thread asks for it back after each
+# operator; with Python's own 5 ms an event loop that is busy refusing keeps the device waiting.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
@@ -42,6 +47,7 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
             server = _build_server(engines, config, sockets)
             dead = _stop_on_death(engines, server)
             listen(sockets, config.host, config.port)
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
             server.run(sockets=sockets)
             if dead:
                 raise EngineNotReady(f"the device of {', '.join(dead)} is lost; start the server again")
