@@ -290,7 +290,9 @@ class ServerConfig:
     max_client_batch_size: int = option(2048, "Most inputs in one request.", minimum=1)
     max_body_bytes: int = option(32 * 2**20, "Largest request body in bytes; larger ones get 413.", minimum=1)
     max_total_body_bytes: int = option(
-        2**30, "Bytes of request bodies that may be under way at once, beyond which there are 503s.", minimum=1
+        2**30,
+        "Bytes of request bodies that may be under way at once, beyond which there are 503s.",
+        minimum=1,
     )
     max_connections: int = option(
         4096, "Open connections, beyond which what is posted is refused with 503.", minimum=1
