@@ -17,7 +17,7 @@ from infinity_emb.backends.registry import load_model
 from infinity_emb.backends.torch_device import free_bytes, is_out_of_memory
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import ModelTooLarge, StartupError
-from infinity_emb.model_files import weights_bytes
+from infinity_emb.model_files import resolve_model_files, weights_bytes
 from tests.small_models.embedders import save_small_model
 
 CPU = torch.device("cpu")
@@ -128,7 +128,8 @@ def test_one_model_is_loaded_at_a_time(folder: Path, monkeypatch: pytest.MonkeyP
         num_loading -= 1
 
     monkeypatch.setattr(torch_loading, "_load_on", load)
-    threads = [threading.Thread(target=load_model, args=(args_of(folder),)) for _ in range(4)]
+    given = args_of(folder), resolve_model_files(str(folder))
+    threads = [threading.Thread(target=torch_loading.load_model, args=given) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
