@@ -342,7 +342,7 @@ def test_weights_that_differ_by_a_thousandth_are_found(
     ("arguments", "message"),
     [
         (["--model-id", "./no-such-folder"], "error: "),
-        (["--dtype", "int8"], "error: --dtype int8 is not available in this version"),
+        (["--dtype", "fp8"], "error: --dtype fp8 has no fast path on CPUs"),
         (["--engine", "debugengine"], "error: --engine debugengine has no model that could be compared"),
         (["--engine", "neuron"], "error: --engine neuron is not available in this version"),
         (["--engine", "onnx", "--dtype", "fp8"], "error: --dtype fp8 is not for --engine optimum"),

@@ -107,7 +107,7 @@ def test_every_member_of_every_request_is_tried() -> None:
 
 @given(request=requests())
 @settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -139,7 +139,7 @@ async def test_no_request_is_answered_with_an_internal_error(
         [(path, name) for path, schema in REQUESTS for name in schema.model_fields]
     ),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_value_of_one_member_is_served_or_refused(
     servers: httpx.AsyncClient, value: Any, path_and_name: tuple[str, str]
 ) -> None:

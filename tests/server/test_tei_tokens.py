@@ -156,7 +156,7 @@ async def test_nothing_is_a_400(client: httpx.AsyncClient, path: str, body: Any)
 
 
 @given(value=anything, member=st.sampled_from(MEMBERS))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_value_of_one_member_is_served_or_refused_in_the_dialect(
     client: httpx.AsyncClient, value: Any, member: tuple[int, str]
 ) -> None:
