@@ -1,6 +1,6 @@
 """How far each engine and number format moves the default model's vectors from sentence-transformers' own.
 
-    python -m benchmarks.accuracy [--engines torch,torch-int8]
+    python -m benchmarks.accuracy [--engines torch,torch-int8] [--device cuda]
 
 On 500 real texts, half short and half passages: the cosine of each text's two vectors, mean and lowest, and
 how well its order of all other texts by similarity is kept (Spearman's rank correlation), mean and lowest.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from benchmarks.peers import SentenceTransformers
 from benchmarks.rounds import machine
 from benchmarks.texts import bundled_model_folder, load_texts
-from benchmarks.variants import NAMES, Variant, installed
+from benchmarks.variants import Variant, installed
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.errors import StartupError
 
@@ -45,8 +45,9 @@ class Refused(Exception):
 def main() -> None:
     """Compute and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--engines", default=",".join(NAMES), help="Only these.")
-    variants = installed(parser.parse_args().engines.split(","))
+    parser.add_argument("--engines", default="", help="Only these.")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
     model = str(bundled_model_folder())
     short, passages = load_texts(num_short=NUM_SHORT, num_passages=NUM_PASSAGES)
     texts = short + passages
@@ -54,9 +55,9 @@ def main() -> None:
     print(f"{machine()}; {len(texts)} texts\n")
     print(f"{'':<24} {'mean cos':>10} {'lowest':>10} {'mean rank':>10} {'lowest':>10}")
     results: dict[str, object] = {}
-    for variant in variants:
+    for variant in installed(given.engines, given.device):
         try:
-            accuracy = compare(embed(variant, model, texts), expected)
+            accuracy = compare(embed(variant, model, texts, given.device), expected)
         except Refused as exc:
             print(f"{variant.name:<24} refused: {exc}")
             results[variant.name] = {"refused": str(exc)}
@@ -66,7 +67,7 @@ def main() -> None:
     print("\n" + json.dumps({"machine": machine(), "accuracy": results}))
 
 
-def embed(variant: Variant, model: str, texts: list[str]) -> Vectors:
+def embed(variant: Variant, model: str, texts: list[str], device: str) -> Vectors:
     """(N, D) float32 by one engine. Raises Refused."""
 
     async def run(engine: AsyncEmbeddingEngine) -> Vectors:
@@ -77,7 +78,7 @@ def embed(variant: Variant, model: str, texts: list[str]) -> Vectors:
         model_name_or_path=model,
         engine=variant.engine,
         dtype=variant.dtype,
-        device="cpu",
+        device=device,
         model_warmup=False,
     )
     try:

@@ -28,10 +28,11 @@ class Subject(Protocol):
 class SentenceTransformers:
     """The peer, as its documentation uses it."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: str = "cpu") -> None:
         from sentence_transformers import SentenceTransformer
 
-        self._model = SentenceTransformer(model, device="cpu")
+        # torch calls nothing tensorrt; that is onnxruntime's name for a way to use the same device.
+        self._model = SentenceTransformer(model, device={"tensorrt": "cuda"}.get(device, device))
         self._model.encode(["warm up"], show_progress_bar=False)
 
     def embed(self, texts: list[str]) -> np.ndarray:

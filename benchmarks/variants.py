@@ -36,12 +36,24 @@ VARIANTS = [
     Variant("openvino", "float32", "openvino"),
     Variant("openvino", "int8", "openvino"),
 ]
-NAMES = [each.name for each in VARIANTS]
+# For GPUs alone; CPUs compute them slowly or not at all.
+GPU_VARIANTS = [
+    Variant("torch", "float16", "torch"),
+    Variant("torch", "fp8", "torchao"),
+    Variant("optimum", "float16", "onnxruntime"),
+    Variant("ctranslate2", "float16", "ctranslate2"),
+    Variant("openvino", "float16", "openvino"),
+]
 
 
-def installed(names: list[str]) -> list[Variant]:
-    """Those of the named ones whose library is here. Raises SystemExit for a name that there is none of."""
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        raise SystemExit(f"no such engines: {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    return [each for each in VARIANTS if each.name in names and each.is_installed]
+def installed(names: str, device: str) -> list[Variant]:
+    """Those whose library is here.
+
+    names: separated by commas; "" for all that are for the device. Raises SystemExit for one that is none.
+    """
+    variants = VARIANTS if device == "cpu" else VARIANTS + GPU_VARIANTS
+    known = [each.name for each in variants]
+    wanted = names.split(",") if names else known
+    if unknown := sorted(set(wanted) - set(known)):
+        raise SystemExit(f"no such engines: {', '.join(unknown)}; there are {', '.join(known)}")
+    return [each for each in variants if each.name in wanted and each.is_installed]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import Accuracy, compare, rank_correlations
-from benchmarks.variants import VARIANTS, installed
+from benchmarks.variants import GPU_VARIANTS, VARIANTS, installed
 from infinity_emb.primitives import Dtype, InferenceEngine
 
 RANDOM = np.random.default_rng(0)
@@ -35,8 +35,14 @@ def test_the_rank_correlation_is_spearmans() -> None:
 
 
 def test_every_variant_is_an_engine_and_a_dtype_that_can_be_asked_for() -> None:
-    for each in VARIANTS:
+    for each in VARIANTS + GPU_VARIANTS:
         assert InferenceEngine(each.engine)
         assert Dtype(each.dtype)
+
+
+def test_variants_are_chosen_by_name_and_device() -> None:
+    assert [each.name for each in installed("torch-int8,torch", "cpu")] == ["torch", "torch-int8"]
+    assert "torch-float16" not in [each.name for each in installed("", "cpu")]
+    assert "torch-float16" in [each.name for each in installed("", "cuda")]
     with pytest.raises(SystemExit, match="no such engines: nothing"):
-        installed(["torch", "nothing"])
+        installed("torch,nothing", "cpu")
