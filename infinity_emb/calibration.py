@@ -110,7 +110,7 @@ class CalibrationFile:
         np.save(buffer, rows, allow_pickle=False)
         array = buffer.getvalue()
         try:
-            self._write(array + self._checksum(array))
+            write_whole(self.path, array + self._checksum(array))
         except OSError as exc:
             logger.warning(
                 "cannot write the calibration file %s (%s), so the next start computes it again; set"
@@ -138,15 +138,17 @@ class CalibrationFile:
         """With the key: a file that was copied to another key's name is not taken for that key's."""
         return hashlib.sha256(self._key.to_bytes() + array).digest()
 
-    def _write(self, content: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Not the process id: two containers on one volume may both be number 1.
-        draft = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.draft")
-        try:
-            draft.write_bytes(content)
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a whole file in place of another one, or of none, with its folders. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the process id: two containers on one volume may both be number 1.
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

@@ -5,21 +5,19 @@ Whatever may make another choice is in the file's key. Knows nothing of how a ch
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infinity_emb import __version__
-from infinity_emb.calibration import cache_folder
+from infinity_emb.calibration import cache_folder, write_whole
 from infinity_emb.config import EngineArgs
 from infinity_emb.hardware import cpu_name, num_usable_cpus
 from infinity_emb.model_files import ModelFiles
@@ -109,12 +107,9 @@ class DecisionFile:
             "table": decision.table,
             "key": json.loads(self._key),
         }
-        # Not the process id: two containers on one volume may both be number 1.
-        draft = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.draft")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(draft, self.path)
+            write_whole(self.path, text.encode())
         except OSError as exc:
             logger.warning(
                 "cannot write %s (%s), so the next start measures again; set INFINITY_HOME to a folder that"
@@ -122,9 +117,6 @@ class DecisionFile:
                 self.path,
                 exc,
             )
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
 
 
 def decision_file(
