@@ -22,6 +22,7 @@ from infinity_emb.backends.ct2_network import Ct2Network
 from infinity_emb.backends.ct2_spec import why_not_convertible
 from infinity_emb.backends.network_loading import difference_to_torch, load_with_stand_in
 from infinity_emb.backends.network_probe import Probe
+from infinity_emb.backends.network_stand_in import NUMBER_FORMATS
 from infinity_emb.backends.torch_device import Choice
 from infinity_emb.backends.torch_loading import load_within_memory
 from infinity_emb.backends.torch_models import Expansion
@@ -31,13 +32,6 @@ from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import Dtype
 
 logger = logging.getLogger("infinity_emb")
-
-_NUMBER_FORMATS = {
-    Dtype.float32: torch.float32,
-    Dtype.float16: torch.float16,
-    Dtype.bfloat16: torch.bfloat16,
-    Dtype.int8: torch.int8,
-}
 
 
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
@@ -80,7 +74,7 @@ def _make_network(
 
     def open_and_compare(path: Path) -> tuple[Ct2Network, Choice]:
         encoder = open_encoder(path.parent, target, args)
-        opened = Ct2Network(encoder, transformer, device, _NUMBER_FORMATS[target.dtype])
+        opened = Ct2Network(encoder, transformer, device, NUMBER_FORMATS[target.dtype])
         difference = difference_to_torch(
             opened,
             probe,

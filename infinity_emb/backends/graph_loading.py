@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from infinity_emb.backends.graph_files import FileKind, GraphFile, choose_file, cpu_features, parts_of
 from infinity_emb.backends.network_loading import difference_to_torch
 from infinity_emb.backends.network_probe import Probe
@@ -26,13 +24,6 @@ from infinity_emb.primitives import Dtype
 from infinity_emb.repository_files import fetch_file, list_files
 
 logger = logging.getLogger("infinity_emb")
-
-NUMBER_FORMATS = {
-    Dtype.float32: torch.float32,
-    Dtype.float16: torch.float16,
-    Dtype.bfloat16: torch.bfloat16,
-    Dtype.int8: torch.int8,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

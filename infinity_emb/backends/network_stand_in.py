@@ -13,6 +13,15 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
+from infinity_emb.primitives import Dtype
+
+NUMBER_FORMATS = {
+    Dtype.float32: torch.float32,
+    Dtype.float16: torch.float16,
+    Dtype.bfloat16: torch.bfloat16,
+    Dtype.int8: torch.int8,
+}
+
 
 class StandIn(torch.nn.Module):
     """A network that is computed elsewhere; safe to call from several threads.

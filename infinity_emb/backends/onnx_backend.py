@@ -13,9 +13,10 @@ import torch
 
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.graph_files import ONNX
-from infinity_emb.backends.graph_loading import NUMBER_FORMATS, GraphLoader
+from infinity_emb.backends.graph_loading import GraphLoader
 from infinity_emb.backends.network_loading import load_with_stand_in
 from infinity_emb.backends.network_probe import Probe
+from infinity_emb.backends.network_stand_in import NUMBER_FORMATS
 from infinity_emb.backends.onnx_export import engine_folder
 from infinity_emb.backends.onnx_network import OnnxNetwork
 from infinity_emb.backends.onnx_session import Provider, choose_provider, open_session, provider_options

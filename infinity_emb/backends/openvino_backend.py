@@ -14,9 +14,10 @@ import torch
 
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.graph_files import ONNX, OPENVINO
-from infinity_emb.backends.graph_loading import NUMBER_FORMATS, GraphLoader
+from infinity_emb.backends.graph_loading import GraphLoader
 from infinity_emb.backends.network_loading import load_with_stand_in
 from infinity_emb.backends.network_probe import Probe
+from infinity_emb.backends.network_stand_in import NUMBER_FORMATS
 from infinity_emb.backends.openvino_compiling import compile_graph
 from infinity_emb.backends.openvino_device import CPU, choose_device, choose_dtype, properties
 from infinity_emb.backends.openvino_library import core
