@@ -23,6 +23,7 @@ from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import ModelTooLarge, StartupError
 from infinity_emb.verification import verify
+from tests.engine_home import engine_home
 from tests.parity.references import (
     load_embedder,
     load_late_interaction,
@@ -67,10 +68,7 @@ def assert_near(rows: Any, expected: Any) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory: Any) -> Iterator[Path]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INFINITY_HOME", str(folder))
+    with engine_home(tmp_path_factory) as folder:
         yield folder
 
 

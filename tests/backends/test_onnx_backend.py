@@ -27,6 +27,7 @@ from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import InferenceEngine
 from infinity_emb.verification import verify
+from tests.engine_home import engine_home
 from tests.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_small_model, save_small_yes_no_reranker
 from tests.small_models.media import save_clip
 
@@ -48,10 +49,7 @@ def vector_of(model: LoadedModel) -> Any:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: Any) -> Iterator[Path]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INFINITY_HOME", str(folder))
+    with engine_home(tmp_path_factory) as folder:
         yield folder
 
 

@@ -24,6 +24,7 @@ from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import DeviceOutOfMemory, StartupError
 from infinity_emb.primitives import Dtype
+from tests.engine_home import engine_home
 from tests.parity.references import load_embedder, vectors
 from tests.small_models import VOCABULARY_SIZE, random_texts, save_small_model, save_small_yes_no_reranker
 
@@ -47,10 +48,7 @@ def rows_of(model: LoadedModel, texts: list[str] = TEXTS, *, replica: int = 0) -
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: Any) -> Iterator[Path]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INFINITY_HOME", str(folder))
+    with engine_home(tmp_path_factory) as folder:
         yield folder
 
 

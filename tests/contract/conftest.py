@@ -19,6 +19,7 @@ import torch
 from infinity_emb import AsyncEmbeddingEngine
 from infinity_emb.backends.base import Encoded, LoadedModel, Pair
 from infinity_emb.backends.fake import prepare
+from tests.engine_home import engine_home
 from tests.parity.references import load_embedder, load_reranker, one_by_one
 from tests.parity.serving import Served, engine_args
 from tests.small_models import random_texts, save_small_classifier, save_small_model
@@ -48,10 +49,7 @@ class Contender:
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: Any) -> Iterator[Path]:
     """Where graphs are kept: each model is exported once for all modules here."""
-    folder: Path = tmp_path_factory.mktemp("home")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INFINITY_HOME", str(folder))
+    with engine_home(tmp_path_factory) as folder:
         yield folder
 
 
