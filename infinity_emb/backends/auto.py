@@ -27,7 +27,7 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.torch_device import device_names
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_files import ModelFiles, weights_bytes
 from infinity_emb.primitives import Device, Dtype, InferenceEngine
 
 logger = logging.getLogger("infinity_emb")
@@ -41,6 +41,8 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     Raises StartupError where no engine can serve the model, and what torch raises where it is alone.
     """
     engines = registry.installed_engines()
+    if not weights_bytes(files.path):
+        return _load_a_graph(args, files, list(engines))
     if list(engines) == [InferenceEngine.torch]:
         return _load(args, files, InferenceEngine.torch, "no other engine is installed")
     memory = decision_file(args, files, list(engines.values()), device_names())
@@ -60,6 +62,21 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     model, decision = contest.hold(list(engines))
     memory.save(decision)
     return model
+
+
+def _load_a_graph(args: EngineArgs, files: ModelFiles, engines: list[InferenceEngine]) -> LoadedModel:
+    """Where there are no weights, nothing tells which engine is right: the first that can serve the model."""
+    refusals = []
+    for engine in sorted(engines, key=lambda each: each is not InferenceEngine.optimum):
+        try:
+            return _load(args, files, engine, "the repository has no torch weights to compare engines by")
+        except StartupError as exc:
+            refusals.append(f"{engine}: {_in_short(exc)}")
+    raise StartupError(
+        f"no engine can serve model {args.model_name_or_path!r}, which has no torch weights:"
+        f" {'; '.join(refusals)}; install infinity-emb[onnx] or infinity-emb[openvino], or name a file by"
+        " --graph-file"
+    )
 
 
 def _load(args: EngineArgs, files: ModelFiles, engine: InferenceEngine, reason: str) -> LoadedModel:

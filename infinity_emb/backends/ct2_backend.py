@@ -82,7 +82,7 @@ def _make_network(
             origin="what CTranslate2 computes",
             is_exact=target.dtype is Dtype.float32,
         )
-        told = f"CTranslate2's {target.compute_type}, difference to torch {difference:.0e}"
+        told = f"CTranslate2's {target.compute_type}, {difference}"
         logger.info("%s is computed by %s", args.model_name_or_path, told)
         return opened, Choice(str(target.dtype), told)
 

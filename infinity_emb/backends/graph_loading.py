@@ -50,12 +50,14 @@ class GraphLoader:
         """That of the repository's file, or of an exported graph; and its number format, and why."""
         names = list_files(self.args.model_name_or_path, self.files)
         file = self.choose_file(names)
+        if file is None and probe.rows is None:
+            raise StartupError(self._nothing_to_compute(names))
         if file is not None:
             origin = f"{file.name} ({file.reason})"
             try:
                 return self._open(self._fetch(file, names), origin, file.dtype, probe)
             except StartupError as exc:
-                if file.dtype is not Dtype.float32 or self.args.graph_file:
+                if file.dtype is not Dtype.float32 or self.args.graph_file or probe.rows is None:
                     raise
                 logger.warning("exporting the model from torch, as its own file is not served: %s", exc)
         graph = exported_graph(probe.transformer, self.args, self.files)
@@ -76,6 +78,14 @@ class GraphLoader:
             )
         return file
 
+    def _nothing_to_compute(self, names: list[str]) -> str:
+        graphs = [name for name in names if name.endswith(tuple(kind.suffix for kind in self.kinds))]
+        return (
+            f"model {self.args.model_name_or_path!r} has no torch weights, and no {Dtype.float32} graph where"
+            f" --engine {self.args.engine} looks for one; name one by --graph-file, of: "
+            + (", ".join(graphs) or "none")
+        )
+
     def _fetch(self, file: GraphFile, names: list[str]) -> Path:
         graph, *_ = (
             fetch_file(self.args.model_name_or_path, self.files, name) for name in parts_of(names, file.name)
@@ -89,6 +99,6 @@ class GraphLoader:
         # Whoever names a file, or a coarser format, has said that its numbers are wanted.
         is_exact = dtype is Dtype.float32 and not self.args.graph_file
         difference = difference_to_torch(network, probe, self.args, origin=origin, is_exact=is_exact)
-        reason = f"{origin}, difference to torch {difference:.0e}"
+        reason = f"{origin}, {difference}"
         logger.info("%s computes %s", self.computed_by, reason)
         return network, Choice(str(dtype), reason)

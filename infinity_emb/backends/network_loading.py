@@ -6,6 +6,7 @@ nothing of the libraries: each engine hands in how its stand-in is made.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.network_empty import empty_networks
 from infinity_emb.backends.network_probe import Probe
 from infinity_emb.backends.network_stand_in import StandIn
 from infinity_emb.backends.torch_device import Choice
@@ -35,19 +37,26 @@ def load_with_stand_in(
     files: ModelFiles,
     devices: list[torch.device],
     make: Callable[[Probe], tuple[StandIn, Choice]],
+    *,
+    needs_weights: bool = True,
 ) -> LoadedModel:
     """Load with torch, exchange the network, and open.
 
     devices: where the modules around the network compute, one per replica.
     make: is handed the network on the CPU in float32, with texts that it has answered; returns what computes
     instead, its number format, and why.
+    needs_weights: whether `make` cannot do with a network that has no weights, and a probe without answers.
     Raises StartupError for a model that has more than one network or whose network takes more than tokens.
     """
     kind = choose_kind(args, files.path)
-    model = load_sentence_transformers_model(args, files, kind, torch.device("cpu"), torch.float32)
+    empty: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        if not needs_weights:
+            empty = stack.enter_context(empty_networks())
+        model = load_sentence_transformers_model(args, files, kind, torch.device("cpu"), torch.float32)
     transformer = _only_transformer(model, args)
     network: Any
-    network, dtype = make(Probe.of(transformer, kind))
+    network, dtype = make(Probe.of(transformer, kind, has_weights=not empty))
     transformer.model = network  # and torch's weights are let go
     model.to(devices[0])
     return open_model(args, files, devices, PlacedModel(model, kind, dtype))
@@ -77,8 +86,8 @@ def _only_transformer(model: BaseModel, args: EngineArgs) -> Transformer:
 
 def difference_to_torch(
     network: StandIn, probe: Probe, args: EngineArgs, *, origin: str, is_exact: bool
-) -> float:
-    """How far the two are apart, of the largest number in an answer or of 1.
+) -> str:
+    """How far the two are apart, of the largest number in an answer or of 1, in words.
 
     origin: what computes, for the message.
     is_exact: whether more than MAX_DIFFERENCE is too much; that it computes numbers at all is asked of each.
@@ -90,4 +99,6 @@ def difference_to_torch(
             f"{origin} of model {args.model_name_or_path!r} differs from torch by {found:.0e}, the limit"
             f" is {MAX_DIFFERENCE:.0e}; use --engine torch"
         )
-    return found
+    if probe.rows is None:
+        return "no torch weights to compare with"
+    return f"difference to torch {found:.0e}"

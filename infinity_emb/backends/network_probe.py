@@ -30,24 +30,27 @@ class Probe:
     """What the module's network was given and what it answered.
 
     features: as the module takes them, on the CPU.
-    rows: (T, H) of the tokens that are no padding, or (B, L) scores; float32.
+    rows: (T, H) of the tokens that are no padding, or (B, L) scores; float32. None of a network that has no
+    weights to answer by.
     """
 
     transformer: Transformer
     features: Mapping[str, Any]
-    rows: Tensor
+    rows: Tensor | None
 
     @classmethod
-    def of(cls, transformer: Transformer, kind: ModelKind) -> Probe:
+    def of(cls, transformer: Transformer, kind: ModelKind, *, has_weights: bool = True) -> Probe:
         """Ask the network that is in the module now."""
         inputs: list[Any] = [{"text": text} for text in _TEXTS]
         if kind is ModelKind.reranker:
             inputs = [(_TEXTS[0], text) for text in _TEXTS]
         features = transformer.preprocess(inputs)
-        return cls(transformer, features, _rows(transformer, features))
+        return cls(transformer, features, _rows(transformer, features) if has_weights else None)
 
     def difference(self, network: StandIn) -> float:
         """How far the two answers that differ most are apart, of the largest or of 1; infinite for NaN.
+
+        0 where there is nothing to compare with.
 
         Raises StartupError for a stand-in that cannot compute.
         """
@@ -65,9 +68,10 @@ class Probe:
             raise StartupError(f"it cannot compute ({type(exc).__name__}: {reason})") from exc
         finally:
             self.transformer.model = original
-        if found.shape != self.rows.shape or not torch.isfinite(found).all():
+        expected = found if self.rows is None else self.rows
+        if found.shape != expected.shape or not torch.isfinite(found).all():
             return float("inf")
-        return float((found - self.rows).abs().max() / self.rows.abs().max().clamp(min=1))
+        return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     loader = _graph_loader(args, files, provider, devices[0])
 
     def load() -> LoadedModel:
-        loaded = load_with_stand_in(args, files, devices, loader.choose_network)
+        loaded = load_with_stand_in(args, files, devices, loader.choose_network, needs_weights=False)
         device = loaded.info.device if provider.name == "cpu" else provider.name
         return replace(loaded, info=replace(loaded.info, device=device))
 

@@ -56,7 +56,7 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     )
 
     def load() -> LoadedModel:
-        loaded = load_with_stand_in(args, files, devices, loader.choose_network)
+        loaded = load_with_stand_in(args, files, devices, loader.choose_network, needs_weights=False)
         return replace(loaded, info=replace(loaded.info, device=_name_of(device)))
 
     return load_within_memory(args, files, devices[0], load)

@@ -28,6 +28,8 @@ _MODULES = {
 }
 # The library of an engine that has another name.
 _LIBRARIES = {InferenceEngine.optimum: "onnxruntime"}
+# Those that need no torch weights where the repository has a graph.
+_READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino, InferenceEngine.auto)
 _STATIC_MODULE = "infinity_emb.backends.static"
 
 
@@ -42,7 +44,9 @@ def load_model(args: EngineArgs) -> LoadedModel:
         available = ", ".join(_MODULES)
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
     _, extra = _MODULES[args.engine]
-    return load_from(args, None if extra is None else _find_files(args))
+    if extra is None:
+        return load_from(args, None)
+    return load_from(args, _find_files(args, graph_suffices=args.engine in _READ_GRAPHS))
 
 
 def load_from(args: EngineArgs, files: ModelFiles | None) -> LoadedModel:
@@ -104,8 +108,8 @@ def load_reference(args: EngineArgs) -> Reference:
     return cast(Reference, module.load_reference(args, _find_files(args)))
 
 
-def _find_files(args: EngineArgs) -> ModelFiles:
-    return resolve_model_files(args.model_name_or_path, revision=args.revision)
+def _find_files(args: EngineArgs, *, graph_suffices: bool = False) -> ModelFiles:
+    return resolve_model_files(args.model_name_or_path, revision=args.revision, graph_suffices=graph_suffices)
 
 
 def _is_static(args: EngineArgs, files: ModelFiles | None) -> bool:

@@ -22,7 +22,7 @@ from infinity_emb.backends.base import Rows, leave_scores
 from infinity_emb.backends.m3_heads import M3Heads, has_m3_heads
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_files import ModelFiles, is_graph, weights_bytes
 from infinity_emb.primitives import Capability, ModelKind, OutputName, PoolingMethod
 
 _CLASS_OF: dict[ModelKind, type[BaseModel]] = {
@@ -62,7 +62,7 @@ def load_sentence_transformers_model(
         if kind is ModelKind.embedder and has_m3_heads(files.path):
             _append_m3_heads(model, files)
     except Exception as exc:  # whatever a model's files can make the libraries raise
-        raise StartupError(_loading_failure(args, exc)) from exc
+        raise StartupError(_loading_failure(args, files, exc)) from exc
     model.eval()
     # Parameters only: the frequencies of rotary positions are buffers and must stay float32.
     for parameter in model.parameters():
@@ -92,12 +92,18 @@ def _append_m3_heads(model: BaseModel, files: ModelFiles) -> None:
     model.append(heads.to(model.device))
 
 
-def _loading_failure(args: EngineArgs, exc: Exception) -> str:
+def _loading_failure(args: EngineArgs, files: ModelFiles, exc: Exception) -> str:
     text = " ".join(str(exc).split())
     if "trust_remote_code" in text:
         return (
             f"model {args.model_name_or_path!r} brings Python code of its own; --trust-remote-code runs it"
             " with your rights, so read it first"
+        )
+    graphs = [path.name for path in files.path.rglob("*") if is_graph(path.name)]
+    if graphs and not weights_bytes(files.path):
+        return (
+            f"model {args.model_name_or_path!r} has no torch weights, but {graphs[0]};"
+            " use --engine onnx or --engine openvino"
         )
     return f"model {args.model_name_or_path!r} could not be loaded: {type(exc).__name__}: {text[:400]}"
 

@@ -19,9 +19,9 @@ from infinity_emb import AsyncEmbeddingEngine
 from infinity_emb.backends import auto, auto_measure, fake, registry
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.registry import load_model
-from infinity_emb.config import EngineArgs
+from infinity_emb.config import DEFAULT_MODEL, EngineArgs
 from infinity_emb.errors import BadInput, ModelTooLarge, StartupError
-from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_files import ModelFiles, resolve_model_files
 from infinity_emb.primitives import Device, Dtype, InferenceEngine
 from tests.parity.references import load_embedder, load_reranker, one_by_one
 from tests.parity.serving import assert_same_scores, assert_same_vectors, engine_args
@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 
 TORCH, ONNX, CT2 = InferenceEngine.torch, InferenceEngine.optimum, InferenceEngine.ctranslate2
 ARGS = EngineArgs(model_name_or_path="org/model", engine="auto", device="cpu")  # type: ignore[arg-type]
-FILES = ModelFiles(Path("nowhere"), "hub", "a commit")
+# Fake engines read nothing of it; a model without weights is another case.
+FILES = ModelFiles(resolve_model_files(DEFAULT_MODEL).path, "hub", "a commit")
 
 
 class Engines:

@@ -1,0 +1,45 @@
+"""A model's network by its configuration alone, for repositories that have a graph and no torch weights.
+
+The modules around a network are made for one of torch: they ask it for its configuration, its inputs and the
+size of its vocabulary. Knows nothing of graphs, nor of who computes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from infinity_emb.model_files import has_weights
+
+
+@contextlib.contextmanager
+def empty_networks() -> Iterator[list[PreTrainedModel]]:
+    """Until it ends, transformers makes an empty network of a folder that has a configuration and no weights.
+
+    Its memory is never written, and so takes none. What was made so is in the list; nothing of it may
+    compute. Other threads must not load models meanwhile.
+    """
+    made: list[PreTrainedModel] = []
+    original: Any = PreTrainedModel.__dict__["from_pretrained"]
+
+    def from_pretrained(cls: type[PreTrainedModel], path: str, *given: Any, **options: Any) -> Any:
+        config = options.get("config")
+        if config is None or has_weights(Path(path) / (options.get("subfolder") or "")):
+            return original.__func__(cls, path, *given, **options)
+        with no_init_weights():
+            network: PreTrainedModel = cls._from_config(  # type: ignore[no-untyped-call]  # it has no hint
+                config, dtype=options.get("dtype")
+            )
+        made.append(network)
+        return network
+
+    setattr(PreTrainedModel, original.__name__, classmethod(from_pretrained))
+    try:
+        yield made
+    finally:
+        setattr(PreTrainedModel, original.__name__, original)
