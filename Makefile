@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests of one file stay together: they share what is slow to make.
+WORKERS ?= 2
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
@@ -19,7 +21,7 @@ run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
 
 test: check system-packages
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
