@@ -34,7 +34,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Backlog:
     """What is queued behind the devices."""
 
     num_tokens: int
@@ -79,7 +79,7 @@ class Admission:
     max_tokens: int
     max_wait_s: float
     progress: Callable[[], Progress]
-    waiting: Callable[[], Waiting]
+    backlog: Callable[[], Backlog]
     num_items: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANE_WEIGHTS, 0))
     num_refused: int = 0
     _has_refused: bool = False  # and nothing was found since that would be taken
@@ -142,19 +142,19 @@ class Admission:
         bulk work has beside that.
         """
         self._speed.read(self.progress())
-        waiting = self.waiting()
-        num_items, num_tokens = self.num_accepted_items, waiting.num_tokens
+        backlog = self.backlog()
+        num_items, num_tokens = self.num_accepted_items, backlog.num_tokens
         if lane == "interactive":
             share = 1 + LANE_WEIGHTS["bulk"] / LANE_WEIGHTS["interactive"]
             num_items = min(num_items, math.ceil(share * self.num_items["interactive"]))
-            num_tokens = min(num_tokens, math.ceil(share * waiting.num_interactive_tokens))
+            num_tokens = min(num_tokens, math.ceil(share * backlog.num_interactive_tokens))
         # Accepted inputs may still be tokenized, so that the queue's tokens alone say too little.
         return max(num_items / self._speed.items_per_s, num_tokens / self._speed.tokens_per_s)
 
     def _complaint(self, num_items: int, wait_s: float) -> str | None:
         if self.num_accepted_items + num_items > self.max_items:
             return f"{self.num_accepted_items} of {self.max_items} inputs wait already"
-        if (num_tokens := self.waiting().num_tokens) >= self.max_tokens:
+        if (num_tokens := self.backlog().num_tokens) >= self.max_tokens:
             return f"{num_tokens} tokens wait already, the limit is {self.max_tokens}"
         if wait_s > self.max_wait_s:
             return f"the request would wait for about {wait_s:.0f} s, the limit is {self.max_wait_s:g} s"

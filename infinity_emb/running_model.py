@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.admission import Admission, Progress, Waiting
+from infinity_emb.admission import Admission, Backlog, Progress
 from infinity_emb.backends.base import Encoded, Ids, Input, InputOptions, LoadedModel, Pair, Passages
 from infinity_emb.cache.keys import is_cacheable
 from infinity_emb.cache.stats import CacheStats
@@ -102,7 +102,7 @@ class RunningModel:
             max_tokens=args.max_queue_tokens,
             max_wait_s=args.max_queue_wait_s or math.inf,
             progress=self._progress,
-            waiting=self._waiting,
+            backlog=self._backlog,
         )
 
     def start(self) -> None:
@@ -329,8 +329,8 @@ class RunningModel:
         stats = self._pool.stats
         return Progress(stats.num_items, stats.num_tokens, stats.busy_s, self._num_parallel)
 
-    def _waiting(self) -> Waiting:
-        return Waiting(self._pool.num_waiting_tokens, self._pool.num_waiting_interactive_tokens)
+    def _backlog(self) -> Backlog:
+        return Backlog(self._pool.num_waiting_tokens, self._pool.num_waiting_interactive_tokens)
 
     def _not_ready(self) -> EngineNotReady:
         return EngineNotReady(f"model {self.name!r} is not started, is shutting down or its worker died")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from infinity_emb.admission import MAX_RETRY_AFTER_S, Admission, Progress, Waiting
+from infinity_emb.admission import MAX_RETRY_AFTER_S, Admission, Backlog, Progress
 from infinity_emb.errors import BadInput, Overloaded
 from infinity_emb.primitives import Lane
 
@@ -20,7 +20,7 @@ class Devices:
     """What the devices are said to have done, and what is said to wait for them."""
 
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 0.0, 1))
-    waiting: Waiting = field(default_factory=lambda: Waiting(0, 0))
+    backlog: Backlog = field(default_factory=lambda: Backlog(0, 0))
 
     def have_computed(self, *, num_items: int, num_tokens: int, busy_s: float, num_parallel: int = 1) -> None:
         self.progress = Progress(num_items, num_tokens, busy_s, num_parallel)
@@ -34,7 +34,7 @@ class Devices:
             max_tokens=max_tokens,
             max_wait_s=max_wait_s,
             progress=lambda: self.progress,
-            waiting=lambda: self.waiting,
+            backlog=lambda: self.backlog,
         )
 
 
@@ -89,13 +89,13 @@ def test_a_request_that_grows_is_counted_as_a_whole() -> None:
 
 
 def test_waiting_tokens_refuse_too() -> None:
-    devices = Devices(waiting=Waiting(500, 0))
+    devices = Devices(backlog=Backlog(500, 0))
     with pytest.raises(Overloaded, match="500 tokens wait already, the limit is 500"):
         devices.admission(max_tokens=500).take(1, "interactive")
 
 
 def test_nothing_is_refused_for_its_wait_before_the_speed_is_known() -> None:
-    devices = Devices(waiting=Waiting(99_999, 0))
+    devices = Devices(backlog=Backlog(99_999, 0))
     devices.admission(max_wait_s=0.1).take(1000, "bulk")
 
 
@@ -103,7 +103,7 @@ def test_what_would_wait_too_long_is_refused_and_told_when_to_come_again() -> No
     devices = Devices()
     admission = devices.admission(max_wait_s=9.0)
     devices.have_computed(num_items=100, num_tokens=10_000, busy_s=10.0)
-    devices.waiting = Waiting(20_000, 0)  # twenty seconds of work
+    devices.backlog = Backlog(20_000, 0)  # twenty seconds of work
 
     with pytest.raises(Overloaded, match="about 20 s, the limit is 9 s") as caught:
         admission.take(1, "bulk")
@@ -125,7 +125,7 @@ def test_an_interactive_request_does_not_wait_for_bulk_work() -> None:
     devices.have_computed(num_items=100, num_tokens=10_000, busy_s=10.0)
     admission.take(500, "interactive")
     admission.give_back(500, "interactive")
-    devices.waiting = Waiting(90_000, 500)
+    devices.backlog = Backlog(90_000, 500)
 
     with pytest.raises(Overloaded):
         admission.take(1, "bulk")
@@ -133,13 +133,13 @@ def test_an_interactive_request_does_not_wait_for_bulk_work() -> None:
 
 
 def test_devices_side_by_side_are_as_fast_as_all_of_them() -> None:
-    devices = Devices(waiting=Waiting(10_000, 0))
+    devices = Devices(backlog=Backlog(10_000, 0))
     devices.have_computed(num_items=100, num_tokens=10_000, busy_s=10.0, num_parallel=4)
     assert devices.admission().estimated_wait_s("bulk") == pytest.approx(2.5)
 
 
 def test_the_speed_follows_what_the_device_does_now() -> None:
-    devices = Devices(waiting=Waiting(10_000, 0))
+    devices = Devices(backlog=Backlog(10_000, 0))
     admission = devices.admission()
     devices.have_computed(num_items=10, num_tokens=10_000, busy_s=1.0)
     assert admission.estimated_wait_s("bulk") == pytest.approx(1.0)
@@ -159,7 +159,7 @@ def test_the_speed_follows_what_the_device_does_now() -> None:
 def test_who_is_refused_is_told_a_sane_number_of_seconds(
     num_items: int, num_tokens: int, busy_s: float, num_waiting: int, max_wait_s: float
 ) -> None:
-    devices = Devices(waiting=Waiting(num_waiting, num_waiting))
+    devices = Devices(backlog=Backlog(num_waiting, num_waiting))
     devices.have_computed(num_items=num_items, num_tokens=num_tokens, busy_s=busy_s)
     with pytest.raises(Overloaded) as caught:
         devices.admission(max_tokens=1000, max_wait_s=max_wait_s).take(1, "interactive")
