@@ -25,6 +25,7 @@ from infinity_emb.server.schemas.tei import (
     TeiRerankRequest,
     TeiSimilarityRequest,
 )
+from infinity_emb.server.schemas.tei_tokens import TeiDecodeRequest, TeiEmbedAllRequest, TeiTokenizeRequest
 from tests.server.test_arbitrary_requests import anything
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
@@ -280,6 +281,9 @@ REQUESTS: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     ("/similarity", TeiSimilarityRequest, {"inputs": SENTENCES}),
     ("/rerank", TeiRerankRequest, {"query": "q", "texts": ["a", "b"]}),
     ("/", TeiAnyRequest, {"inputs": SENTENCES}),
+    ("/embed_all", TeiEmbedAllRequest, {"inputs": "a"}),
+    ("/tokenize", TeiTokenizeRequest, {"inputs": "a"}),
+    ("/decode", TeiDecodeRequest, {"ids": [97]}),
 ]
 MEMBERS = [(place, name) for place, each in enumerate(REQUESTS) for name in each[1].model_fields]
 
@@ -385,7 +389,7 @@ async def test_a_body_that_is_not_read_has_the_dialects_error_too() -> None:
 
 
 @given(value=anything, member=st.sampled_from(MEMBERS))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_value_of_one_member_is_served_or_refused_in_the_dialect(
     several: httpx.AsyncClient, value: Any, member: tuple[int, str]
 ) -> None:

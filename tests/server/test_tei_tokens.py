@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from infinity_emb.config import EngineArgs
-from infinity_emb.server.schemas.task import TaskRequest
-from infinity_emb.server.schemas.tei import TeiError
 from infinity_emb.server.schemas.tei_tokens import (
-    TeiDecodeRequest,
-    TeiEmbedAllRequest,
-    TeiTokenizeRequest,
     TeiTokens,
 )
-from tests.server.test_arbitrary_requests import anything
 from tests.server.test_tei_dialect import SENTENCES, check_error
 from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
 pytestmark = pytest.mark.anyio
 
 TEXT = "Naïve 東京!"
-REQUESTS: list[tuple[str, type[TaskRequest], dict[str, Any]]] = [
-    ("/embed_all", TeiEmbedAllRequest, {"inputs": "a"}),
-    ("/tokenize", TeiTokenizeRequest, {"inputs": "a"}),
-    ("/decode", TeiDecodeRequest, {"ids": [97]}),
-]
-MEMBERS = [(place, name) for place, each in enumerate(REQUESTS) for name in each[1].model_fields]
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +138,6 @@ async def test_many_texts_are_too_many_for_an_answer_of_all_tokens(client: httpx
 @pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": []}), ("/decode", {"ids": []})])
 async def test_nothing_is_a_400(client: httpx.AsyncClient, path: str, body: Any) -> None:
     check_error(await client.post(path, json=body), 400, "Empty", "the list is empty")
-
-
-@given(value=anything, member=st.sampled_from(MEMBERS))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_any_value_of_one_member_is_served_or_refused_in_the_dialect(
-    client: httpx.AsyncClient, value: Any, member: tuple[int, str]
-) -> None:
-    place, name = member
-    path, _, required = REQUESTS[place]
-    content = json.dumps({**required, name: value})
-    response = await client.post(path, content=content, headers={"content-type": "application/json"})
-    assert response.status_code in (200, 400, 422, 424), response.text
-    if response.status_code != 200:
-        assert TeiError.model_validate_json(response.content, strict=True).error
 
 
 @pytest.mark.parametrize(
