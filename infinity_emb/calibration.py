@@ -41,14 +41,12 @@ logger = logging.getLogger("infinity_emb")
 class CalibrationKey:
     """All that calibration rows depend on; rows of another key are other rows.
 
-    revision: of the weights. For a local folder, whose files may change under one name, the caller puts
-    something here that changes with them.
+    model: its name, by which people find the file.
+    version: as `model_version.py` tells it.
     """
 
     model: str
-    revision: str | None
-    dtype: str
-    pooling: str
+    version: str
     default_prompt: str
     embedding_dimension: int
     texts: tuple[str, ...]

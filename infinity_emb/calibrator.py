@@ -19,7 +19,7 @@ from infinity_emb.calibration import (
     read_texts,
 )
 from infinity_emb.config import EngineArgs
-from infinity_emb.model_version import fingerprint
+from infinity_emb.model_version import model_version
 from infinity_emb.postprocess import Ranges
 from infinity_emb.primitives import ModelInfo
 
@@ -61,9 +61,7 @@ class Calibrator:
         texts = read_texts(Path(path)) if path else calibration_texts()
         key = CalibrationKey(
             model=self._args.model_name_or_path,
-            revision=self._info.revision or fingerprint(Path(self._args.model_name_or_path)),
-            dtype=self._info.dtype,
-            pooling=self._info.pooling,
+            version=model_version(self._args, self._info),
             default_prompt=self._info.prompts.get(self._info.default_prompt_name or "", ""),
             embedding_dimension=self._info.embedding_dimension,
             texts=tuple(texts),

@@ -18,9 +18,10 @@ from infinity_emb.cache.stats import CacheStats
 from infinity_emb.calibrator import Calibrator
 from infinity_emb.config import EngineArgs
 from infinity_emb.embedding_tasks import NEEDS_RANGES, EmbeddingTasks
+from infinity_emb.errors import StartupError
 from infinity_emb.media_hosts import parse_hosts
 from infinity_emb.media_inputs import MediaReader
-from infinity_emb.primitives import Capability, OverloadStatus
+from infinity_emb.primitives import Capability, EmbeddingDtype, ModelInfo, OverloadStatus
 from infinity_emb.running_model import DRAIN_TIMEOUT_S, RunningModel
 from infinity_emb.scoring_tasks import ScoringTasks
 from infinity_emb.token_ids import TokenIdReader
@@ -54,7 +55,7 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
         self.max_batch_tokens = model.max_batch_tokens  # in one forward pass, as given or as measured
         self._running = RunningModel(model, self.engine_args, lambda: load_model(again))
         self._running.on_open = self._prepare_tasks
-        self._embedding_dtype = self.engine_args.embedding_dtype
+        self._embedding_dtype = _check_embedding_dtype(self.engine_args, model.info)
         self._token_ids = TokenIdReader(self.engine_args.token_ids, model.vocabulary)
 
     @classmethod
@@ -75,7 +76,7 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
     async def astart(self) -> None:
         """Start the device threads. Raises EngineNotReady when they run already, or still."""
         self._running.start()
-        if self._embedding_dtype in NEEDS_RANGES:
+        if self._embedding_dtype in NEEDS_RANGES and "dense" in self.info.outputs:
             async with self._running.admitted(0):
                 await self._calibrator.ranges(None)
 
@@ -189,3 +190,16 @@ class AsyncEmbeddingEngine(EmbeddingTasks, ScoringTasks, TokenTasks):
     def overload_status(self) -> OverloadStatus:
         """How full the queue is."""
         return self._running.overload_status()
+
+
+def _check_embedding_dtype(args: EngineArgs, info: ModelInfo) -> EmbeddingDtype:
+    """Where requests ask for no other. Raises StartupError for one in which a model answers nothing.
+
+    Scores and sparse vectors have no such format: one option may stand for several models.
+    """
+    if args.embedding_dtype in NEEDS_RANGES and info.outputs == ("multivector",):
+        raise StartupError(
+            f"--embedding-dtype {args.embedding_dtype} is not for model {args.model_name_or_path!r}, which"
+            " answers a vector for each token; use float32, float16, binary or ubinary"
+        )
+    return args.embedding_dtype

@@ -8,6 +8,7 @@ settings; nothing here reads the environment.
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import os
 import pathlib
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from infinity_emb.config import DEFAULT_MODEL
@@ -48,6 +49,19 @@ class ModelFiles:
     source: Literal["folder", "package", "hub"]
     revision: str | None
     """Commit hash of a hub snapshot, name and version of the package, None for a folder."""
+    repo_id: str = ""
+    """On the hub, as the hub spells it; empty for all else."""
+    names: tuple[str, ...] = field(default=(), compare=False)
+    """All files of the commit, where the hub has told; torch reads only some of them."""
+
+    @property
+    def version(self) -> str:
+        """Another one whenever the weights may be others: the revision, or a fingerprint of a folder."""
+        if self.revision is not None:
+            return self.revision
+        stats = [(path.name, path.stat()) for path in sorted(self.path.rglob("*")) if path.is_file()]
+        seen = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
 
 def resolve_model_files(
@@ -250,7 +264,7 @@ def _download_model(model_id: str, revision: str | None, graph_suffices: bool) -
         model_id, revision=commit, allow_patterns=_as_patterns(needed), local_files_only=not absent
     )
     _note_commit(pathlib.Path(folder), revision or constants.DEFAULT_REVISION)
-    return ModelFiles(path=pathlib.Path(folder), source="hub", revision=commit)
+    return ModelFiles(pathlib.Path(folder), "hub", commit, repo_id=model_id, names=tuple(sorted(sizes)))
 
 
 def _describe_size(names: Sequence[str], sizes: Mapping[str, int | None]) -> str:
@@ -300,7 +314,7 @@ def _find_cached_model(model_id: str, revision: str | None, graph_suffices: bool
         return None
     names = (file.relative_to(path).as_posix() for file in path.rglob("*"))
     is_whole = _name_missing_part(names, graph_suffices) is None
-    return ModelFiles(path, "hub", path.name) if is_whole else None
+    return ModelFiles(path, "hub", path.name, repo_id=model_id) if is_whole else None
 
 
 def _explain_failure(model_id: str, revision: str | None, error: Exception) -> str:

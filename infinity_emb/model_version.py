@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from infinity_emb import __version__
 from infinity_emb.config import EngineArgs
 from infinity_emb.primitives import ModelInfo
@@ -20,7 +17,7 @@ def model_version(args: EngineArgs, info: ModelInfo) -> str:
         (
             __version__,
             args.model_name_or_path,
-            info.revision or fingerprint(Path(args.model_name_or_path)),
+            info.files_version,
             info.engine,
             args.graph_file,
             args.trust_remote_code,
@@ -33,12 +30,3 @@ def model_version(args: EngineArgs, info: ModelInfo) -> str:
             info.labels,
         )
     )
-
-
-def fingerprint(folder: Path) -> str | None:
-    """What changes when a local model is saved again; None where there is no such folder."""
-    if not folder.is_dir():
-        return None
-    stats = [(path.name, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    seen = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-    return hashlib.sha256(seen.encode()).hexdigest()[:16]

@@ -181,7 +181,7 @@ class ModelInfo:
     dtype: str
     dtype_reason: str
     device: str
-    attention: str  # "packed" or "padded"
+    attention: str  # "packed", "padded" or "none"
     attention_reason: str
     pooling: str
     activation: str = "none"  # of scores; raw_scores leaves it out
@@ -192,5 +192,6 @@ class ModelInfo:
     tasks: tuple[str, ...] = ()  # names that choose a part of the model: routes, adapters
     revision: str | None
     source: str
+    files_version: str = ""  # another one whenever the weights may be others
     engine: str = ""  # the library that computes; `backends.registry` says it
     engine_reason: str = "asked for"

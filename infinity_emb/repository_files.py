@@ -6,7 +6,6 @@ mean; engines with formats of their own call it.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -16,35 +15,25 @@ from infinity_emb.model_files import ModelFiles
 logger = logging.getLogger("infinity_emb")
 
 
-def list_files(model_id: str, files: ModelFiles) -> list[str]:
-    """Paths of all files of the repository, separated by "/"; where the hub does not tell, of those here."""
-    present = [path.relative_to(files.path).as_posix() for path in sorted(files.path.rglob("*"))]
-    if files.source != "hub":
-        return present
-    from huggingface_hub import HfApi, errors, is_offline_mode
-
-    if is_offline_mode():
-        return present
-    # JSONDecodeError: something else answered, for example the login page of a network.
-    failures = (errors.HTTPError, OSError, json.JSONDecodeError)  # type: ignore[attr-defined]
-    try:
-        return sorted(HfApi().list_repo_files(model_id, revision=files.revision))
-    except failures as exc:
-        logger.warning("the hub does not tell which files %s has (%s); using those here", model_id, exc)
-        return present
+def list_files(files: ModelFiles) -> list[str]:
+    """Paths of all files of the repository, separated by "/"; where the hub has not told, of those here."""
+    if files.names:
+        return list(files.names)
+    return [path.relative_to(files.path).as_posix() for path in sorted(files.path.rglob("*"))]
 
 
-def fetch_file(model_id: str, files: ModelFiles, name: str) -> Path:
+def fetch_file(files: ModelFiles, name: str) -> Path:
     """One of the files on this machine. Raises StartupError where it cannot be got."""
     path = files.path / name
     if path.is_file() or files.source != "hub":
         return path
     from huggingface_hub import errors, hf_hub_download
 
-    logger.info("downloading %s of %s commit %s", name, model_id, files.revision)
+    logger.info("downloading %s of %s commit %s", name, files.repo_id, files.revision)
     try:
-        return Path(hf_hub_download(model_id, name, revision=files.revision))
+        return Path(hf_hub_download(files.repo_id, name, revision=files.revision))
     except (errors.HTTPError, OSError) as exc:  # type: ignore[attr-defined]
         raise StartupError(
-            f"{name} of {model_id!r} cannot be downloaded ({type(exc).__name__}: {exc}); check the network"
+            f"{name} of {files.repo_id!r} cannot be downloaded ({type(exc).__name__}: {exc}); check the"
+            " network"
         ) from exc

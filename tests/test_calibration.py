@@ -36,9 +36,7 @@ from infinity_emb.primitives import EmbeddingDtype
 
 KEY = CalibrationKey(
     model="sentence-transformers/tiny",
-    revision="abc",
-    dtype="float32",
-    pooling="mean",
+    version="abc",
     default_prompt="",
     embedding_dimension=6,
     texts=tuple(f"text {number}" for number in range(20)),
@@ -116,9 +114,7 @@ def test_the_file_is_an_array_that_numpy_opens_by_itself(tmp_path: Path) -> None
     "change",
     [
         {"model": "sentence-transformers/other"},
-        {"revision": None},
-        {"dtype": "float16"},
-        {"pooling": "cls"},
+        {"version": "abd"},
         {"default_prompt": "query: "},
         {"embedding_dimension": 7},
         {"texts": KEY.texts[:-1]},
@@ -199,7 +195,7 @@ def test_a_file_under_another_keys_name_is_not_taken_for_that_keys(tmp_path: Pat
     """Somebody copied or renamed files; the rows would fit in shape."""
     file = CalibrationFile(tmp_path, KEY)
     file.save(some_rows())
-    other = CalibrationFile(tmp_path, dataclasses.replace(KEY, dtype="float16"))
+    other = CalibrationFile(tmp_path, dataclasses.replace(KEY, version="float16"))
     file.path.rename(other.path)
     assert other.load() is None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -27,7 +26,7 @@ from infinity_emb.primitives import ModelInfo
 PATIENCE_S = 30.0
 T = TypeVar("T")
 ARGS = EngineArgs(model_name_or_path="some/model", engine="debugengine")
-INFO = replace(fake.load_model(ARGS).info, embedding_dimension=4, revision="a1b2")
+INFO = replace(fake.load_model(ARGS).info, embedding_dimension=4, files_version="a1b2")
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -110,7 +109,8 @@ def test_the_next_start_reads_the_rows_from_the_file() -> None:
     ("args", "info"),
     [
         ({"model_name_or_path": "another/model"}, {}),
-        ({}, {"revision": "c3d4"}),
+        ({}, {"files_version": "c3d4"}),
+        ({}, {"engine": "optimum"}),
         ({}, {"dtype": "float16"}),
         ({}, {"pooling": "cls"}),
         ({}, {"prompts": {"usual": "as usual: "}, "default_prompt_name": "usual"}),
@@ -128,21 +128,6 @@ def test_prompts_that_are_not_the_default_do_not_count() -> None:
     embed = Embedder()
     ranges_of(embed, info=replace(INFO, prompts={"query": "query: "}))
     assert embed.asked == []
-
-
-def test_a_local_model_that_was_saved_again_is_another_one(tmp_path: Path) -> None:
-    """It has no revision, and its name stays the same."""
-    weights = tmp_path / "model" / "1_Dense" / "weights"
-    weights.parent.mkdir(parents=True)
-    weights.write_text("first")
-    args, info = replace(ARGS, model_name_or_path=str(tmp_path / "model")), replace(INFO, revision=None)
-    for change in (None, lambda: weights.write_text("longer"), lambda: os.utime(weights, ns=(1, 1))):
-        if change is not None:
-            change()
-        ranges_of(embed := Embedder(), args=args, info=info)
-        assert len(embed.asked) == 1
-        ranges_of(embed := Embedder(), args=args, info=info)
-        assert embed.asked == []
 
 
 def test_the_user_s_own_texts_are_taken_instead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

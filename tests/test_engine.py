@@ -33,6 +33,7 @@ from infinity_emb.errors import (
     MatryoshkaDimError,
     ModelNotDeployedError,
     Overloaded,
+    StartupError,
 )
 from infinity_emb.pieces import MAX_PIECES
 from infinity_emb.primitives import EmbeddingDtype, OutputName
@@ -327,6 +328,28 @@ def test_multi_vectors_have_no_ranges(dtype: str) -> None:
             ["a"],
             EmbedOptions(embedding_dtype=EmbeddingDtype(dtype)),
         )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_a_model_of_multi_vectors_is_not_served_in_a_format_that_needs_ranges(dtype: str) -> None:
+    with pytest.raises(StartupError, match=f"--embedding-dtype {dtype} is not for model 'debug.kind=multi"):
+        fake_engine("kind=multivector", embedding_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "given"),
+    [
+        ("reranker", "rerank", {"query": "a", "docs": ["b"]}),
+        ("classifier", "classify", {"sentences": ["a"]}),
+        ("sparse", "encode", {"sentences": ["a"]}),
+    ],
+)
+def test_models_without_dense_vectors_look_for_no_ranges(
+    kind: str, task: str, given: dict[str, Any], cache: Path
+) -> None:
+    """One option may stand for several models."""
+    assert call(fake_engine(f"kind={kind}", embedding_dtype="int8"), task, **given)
+    assert not list(cache.rglob("*.npy"))
 
 
 def test_multi_vectors_come_in_the_other_formats() -> None:

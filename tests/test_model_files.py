@@ -80,7 +80,8 @@ class Machine:
     def snapshot(self, files: Mapping[str, bytes]) -> ModelFiles:
         """What org/small with these files becomes on this machine."""
         commit = commit_hash("org/small", files)
-        return ModelFiles(self.cache / "models--org--small" / "snapshots" / commit, "hub", commit)
+        path = self.cache / "models--org--small" / "snapshots" / commit
+        return ModelFiles(path, "hub", commit, repo_id="org/small")
 
     def start(
         self,
@@ -474,6 +475,32 @@ def test_a_graph_in_place_of_weights_is_enough_where_graphs_are_computed(machine
         error = machine.start(hub.endpoint).error
     assert "no torch weights" in error
     assert "--engine onnx and --engine openvino compute" in error
+
+
+def test_the_hub_s_list_of_all_files_goes_along(hub: HubServer, machine: Machine) -> None:
+    assert machine.start(hub.endpoint).found().names == tuple(sorted(SMALL))
+    assert machine.start(hub.endpoint, is_offline=True).found().names == ()
+
+
+@pytest.mark.parametrize("spelling", ["{}/model", "~/model"])
+def test_a_folder_that_is_saved_again_is_another_version(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights = tmp_path / "model" / "1_Dense" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (tmp_path / "model" / "config.json").write_text("{}")
+
+    def version() -> str:
+        return resolve_model_files(spelling.format(tmp_path)).version
+
+    before = version()
+    assert version() == before
+    weights.write_bytes(b"longer weights")
+    longer = version()
+    os.utime(weights, ns=(1, 1))
+    assert len({before, longer, version()}) == 3
 
 
 def test_a_graph_alone_is_served_without_the_hub_once_it_was_fetched(machine: Machine) -> None:

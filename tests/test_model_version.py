@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infinity_emb.backends import fake
 from infinity_emb.config import EngineArgs
-from infinity_emb.model_version import fingerprint, model_version
+from infinity_emb.model_version import model_version
 
 ARGS = EngineArgs(model_name_or_path="debug", engine="debugengine")
 INFO = fake.load_model(ARGS).info
@@ -18,7 +16,7 @@ INFO = fake.load_model(ARGS).info
 @pytest.mark.parametrize(
     "change",
     [
-        {"revision": "a commit"},
+        {"files_version": "a commit"},
         {"dtype": "bfloat16"},
         {"engine": "optimum"},
         {"pooling": "cls"},
@@ -40,14 +38,3 @@ def test_where_it_is_computed_and_prompts_that_a_key_holds_anyway_do_not_matter(
     change: dict[str, Any],
 ) -> None:
     assert model_version(ARGS, replace(INFO, **change)) == model_version(ARGS, INFO)
-
-
-def test_a_folder_has_another_fingerprint_when_a_file_changes(tmp_path: Path) -> None:
-    weights = tmp_path / "1_Dense" / "model.safetensors"
-    weights.parent.mkdir()
-    weights.write_bytes(b"weights")
-    before = fingerprint(tmp_path)
-    assert fingerprint(tmp_path) == before
-    os.utime(weights, ns=(0, 0))
-    assert fingerprint(tmp_path) != before
-    assert fingerprint(tmp_path / "nothing") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,44 +40,32 @@ def model(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
     path = tmp_path / "models--org--small" / "snapshots" / commit
     path.mkdir(parents=True)
     (path / "config.json").write_bytes(b"{}")
-    return ModelFiles(path, "hub", commit)
+    return ModelFiles(path, "hub", commit, repo_id="org/small", names=tuple(sorted(FILES)))
 
 
-def test_the_hub_tells_what_there_is_and_one_file_is_fetched_once(hub: HubServer, model: ModelFiles) -> None:
-    assert list_files("org/small", model) == sorted(FILES)
-    path = fetch_file("org/small", model, "onnx/model.onnx")
+def test_what_the_hub_has_told_is_listed_and_one_file_is_fetched_once(
+    hub: HubServer, model: ModelFiles
+) -> None:
+    assert list_files(model) == sorted(FILES)
+    path = fetch_file(model, "onnx/model.onnx")
     assert path.read_bytes() == b"graph"
     assert path == model.path / "onnx" / "model.onnx"
     assert hub.fetched_files() == ["onnx/model.onnx"]
     hub.requests.clear()
-    assert fetch_file("org/small", model, "onnx/model.onnx") == path
+    assert fetch_file(model, "onnx/model.onnx") == path
     assert hub.requests == []
 
 
-def test_without_the_hub_there_is_what_is_here(
-    hub: HubServer,
-    model: ModelFiles,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_without_the_hub_there_is_what_is_here(hub: HubServer, model: ModelFiles) -> None:
     hub.failures["*"] = 404
-    assert list_files("org/small", model) == ["config.json"]
-    assert "the hub does not tell" in caplog.text
+    assert list_files(replace(model, names=())) == ["config.json"]
     with pytest.raises(StartupError, match=r"onnx/model.onnx of 'org/small' cannot be downloaded"):
-        fetch_file("org/small", model, "onnx/model.onnx")
-
-
-def test_offline_the_hub_is_not_asked(
-    hub: HubServer, model: ModelFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert list_files("org/small", model) == ["config.json"]
-    assert hub.requests == []
+        fetch_file(model, "onnx/model.onnx")
 
 
 def test_a_folder_has_what_lies_in_it(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").touch()
     files = ModelFiles(tmp_path, "folder", None)
-    assert "onnx/model.onnx" in list_files("ignored", files)
-    assert fetch_file("ignored", files, "onnx/model.onnx") == tmp_path / "onnx" / "model.onnx"
+    assert "onnx/model.onnx" in list_files(files)
+    assert fetch_file(files, "onnx/model.onnx") == tmp_path / "onnx" / "model.onnx"

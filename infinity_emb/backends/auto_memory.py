@@ -21,7 +21,6 @@ from infinity_emb.calibration import cache_folder, write_whole
 from infinity_emb.config import EngineArgs
 from infinity_emb.hardware import cpu_name, num_usable_cpus
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_version import fingerprint
 from infinity_emb.options import option_fields
 from infinity_emb.primitives import InferenceEngine
 
@@ -131,14 +130,18 @@ def decision_file(
         cache_folder(os.environ).with_name("engines"),
         {
             "model": args.model_name_or_path,
-            "files": files.revision or fingerprint(files.path),
+            "files": files.version,
             "options": {
                 each.name: str(getattr(args, each.name))
                 for each in option_fields(type(args))
                 if not each.metadata["no_effect"] and each.name not in INDIFFERENT_OPTIONS
             },
             "machine": [cpu_name(), f"{num_usable_cpus()} cores", *device_names],
-            "versions": {"infinity_emb": __version__, "measure": _MEASURE_VERSION, **_versions(libraries)},
+            "versions": {
+                "infinity_emb": __version__,
+                "measure": _MEASURE_VERSION,
+                **_versions(["transformers", *libraries]),
+            },
         },
     )
 

@@ -48,7 +48,7 @@ class GraphLoader:
 
     def choose_network(self, probe: Probe) -> tuple[StandIn, Choice]:
         """That of the repository's file, or of an exported graph; and its number format, and why."""
-        names = list_files(self.args.model_name_or_path, self.files)
+        names = list_files(self.files)
         file = self.choose_file(names)
         if file is None and probe.rows is None:
             raise StartupError(self._nothing_to_compute(names))
@@ -88,7 +88,7 @@ class GraphLoader:
 
     def _fetch(self, file: GraphFile, names: list[str]) -> Path:
         graph, *_ = (
-            fetch_file(self.args.model_name_or_path, self.files, name) for name in parts_of(names, file.name)
+            fetch_file(self.files, name) for name in parts_of(names, file.name)
         )
         return graph
 

@@ -21,7 +21,6 @@ from infinity_emb.calibration import cache_folder
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.model_version import fingerprint
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ def folder_name(args: EngineArgs, files: ModelFiles, *others: object) -> str:
 
     others: told apart by how they print.
     """
-    key = (args.model_name_or_path, files.revision or fingerprint(files.path), *others)
+    key = (args.model_name_or_path, files.version, *others)
     name = re.sub(r"[^\w.-]+", "-", args.model_name_or_path, flags=re.ASCII)[-60:]
     return f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 

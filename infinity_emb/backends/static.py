@@ -179,6 +179,7 @@ def _describe(files: ModelFiles, truncation: dict[str, Any], *, width: int) -> M
         default_prompt_name=default_prompt_name,
         revision=files.revision,
         source=files.source,
+        files_version=files.version,
     )
 
 

@@ -262,4 +262,5 @@ def _describe(
         tasks=tasks_of(model),
         revision=files.revision,
         source=files.source,
+        files_version=files.version,
     )
