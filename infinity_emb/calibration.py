@@ -13,10 +13,8 @@ import importlib.resources
 import io
 import json
 import logging
-import os
 import re
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +23,7 @@ import numpy as np
 
 from infinity_emb.backends.base import Rows
 from infinity_emb.errors import StartupError
+from infinity_emb.home import write_whole
 from infinity_emb.postprocess import Ranges, find_ranges, shorten_rows
 
 RECOMMENDED_NUM_TEXTS = 100
@@ -135,38 +134,6 @@ class CalibrationFile:
     def _checksum(self, array: bytes) -> bytes:
         """With the key: a file that was copied to another key's name is not taken for that key's."""
         return hashlib.sha256(self._key.to_bytes() + array).digest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a whole file in place of another one, or of none, with its folders. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: two containers on one volume may both be number 1.
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where calibration files lie: in INFINITY_HOME, else HF_HOME, else the user's cache folder.
-
-    Source: https://specifications.freedesktop.org/basedir-spec/latest/ for XDG_CACHE_HOME
-    """
-    home = environ.get("HOME") or os.path.expanduser("~")
-    if home == "~":  # a user id without a name, as some clusters give to containers
-        home = os.sep
-    candidates = (
-        environ.get("INFINITY_HOME"),
-        environ.get("HF_HOME"),
-        environ.get("XDG_CACHE_HOME"),
-        os.path.join(home, ".cache"),
-    )
-    base = next(path for path in candidates if path)
-    if base == "~" or base.startswith("~/"):  # expanded as huggingface_hub does: no shell sees an env file
-        base = home + base[1:]
-    return Path(os.path.abspath(base), "infinity_emb", "calibration")
 
 
 def calibration_texts() -> list[str]:

@@ -14,11 +14,11 @@ from infinity_emb.backends.base import Rows
 from infinity_emb.calibration import (
     CalibrationFile,
     CalibrationKey,
-    cache_folder,
     calibration_texts,
     read_texts,
 )
 from infinity_emb.config import EngineArgs
+from infinity_emb.home import home_folder
 from infinity_emb.model_version import model_version
 from infinity_emb.postprocess import Ranges
 from infinity_emb.primitives import ModelInfo
@@ -66,5 +66,5 @@ class Calibrator:
             embedding_dimension=self._info.embedding_dimension,
             texts=tuple(texts),
         )
-        file = CalibrationFile(cache_folder(os.environ), key)
+        file = CalibrationFile(home_folder(os.environ) / "calibration", key)
         return file, texts if file.load() is None else []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_emb.config import EngineArgs, ServerConfig, given_options
+from infinity_emb.home import home_folder
 from infinity_emb.options import ENV_PREFIX, env_name, option_fields, parse_option
 
 # An option per model here, and one number for all of them there.
@@ -32,9 +33,7 @@ class Environment:
     @property
     def cache_dir(self) -> Path:
         """Where calibration files lie; not made by asking."""
-        from infinity_emb.calibration import cache_folder  # needs numpy, and options do not
-
-        return cache_folder(os.environ)
+        return home_folder(os.environ) / "calibration"
 
     def __getattr__(self, name: str) -> Any:
         """Called for names that are not there yet: a value is read once."""

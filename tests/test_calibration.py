@@ -26,7 +26,6 @@ from infinity_emb.calibration import (
     MAX_TEXTS,
     CalibrationFile,
     CalibrationKey,
-    cache_folder,
     calibration_texts,
     read_texts,
 )
@@ -358,38 +357,6 @@ def test_threads_may_ask_for_ranges_at_once(
     file.save(some_rows())
     lows = pool.map(lambda number: file.ranges(number % 6 + 1).low, range(300))
     assert [len(low) for low in lows] == [number % 6 + 1 for number in range(300)]
-
-
-# The folder
-
-
-@pytest.mark.parametrize(
-    ("environ", "base"),
-    [
-        ({"INFINITY_HOME": "/i", "HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg", "HOME": "/h"}, "/i"),
-        ({"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg", "HOME": "/h"}, "/hf"),
-        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/h"}, "/xdg"),
-        ({"HOME": "/h"}, "/h/.cache"),
-        ({"INFINITY_HOME": "", "HF_HOME": "", "XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache"),
-        ({"INFINITY_HOME": "~/own", "HOME": "/h"}, "/h/own"),
-        ({"HF_HOME": "~", "HOME": "/h"}, "/h"),
-        ({"HF_HOME": "~other", "HOME": "/h"}, os.path.abspath("~other")),
-        ({"INFINITY_HOME": "here/cache", "HOME": "/h"}, os.path.abspath("here/cache")),
-    ],
-)
-def test_the_folder_follows_the_environment(environ: dict[str, str], base: str) -> None:
-    assert cache_folder(environ) == Path(base, "infinity_emb", "calibration")
-
-
-def test_without_the_variable_home_the_system_says_where_the_home_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/from/passwd"))
-    assert cache_folder({}) == Path("/from/passwd/.cache/infinity_emb/calibration")
-
-
-def test_a_user_without_a_home_gets_no_folder_named_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
-    """expanduser leaves ~ as it is for a user id that has no name."""
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert cache_folder({}) == Path("/.cache/infinity_emb/calibration")
 
 
 # A user's own texts

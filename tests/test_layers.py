@@ -49,6 +49,7 @@ FLOORS: dict[str, int] = {
     "cache.vector_file": 2,
     "calibration": 2,
     "hardware": 2,
+    "home": 2,
     "media": 2,
     "media_sources": 2,
     "model_files": 2,

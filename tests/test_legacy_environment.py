@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import infinity_emb
-from infinity_emb.calibration import cache_folder
 from infinity_emb.config import EngineArgs, ServerConfig
 from infinity_emb.env import MANAGER, Environment
 from infinity_emb.errors import StartupError
+from infinity_emb.home import home_folder
 from infinity_emb.options import env_name, option_fields
 from tests.test_public_names import WATCHED, run_script
 
@@ -113,7 +113,7 @@ def test_the_folder_of_files_is_the_one_that_calibration_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INFINITY_HOME", str(tmp_path))
-    assert MANAGER.cache_dir == cache_folder({"INFINITY_HOME": str(tmp_path)})
+    assert MANAGER.cache_dir == home_folder({"INFINITY_HOME": str(tmp_path)}) / "calibration"
     assert not MANAGER.cache_dir.exists()
 
 

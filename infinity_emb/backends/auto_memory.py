@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from infinity_emb import __version__
-from infinity_emb.calibration import cache_folder, write_whole
 from infinity_emb.config import EngineArgs
 from infinity_emb.hardware import cpu_name, num_usable_cpus
+from infinity_emb.home import home_folder, write_whole
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.options import option_fields
 from infinity_emb.primitives import InferenceEngine
@@ -127,7 +127,7 @@ def decision_file(
     device_names: of the accelerators that are here.
     """
     return DecisionFile(
-        cache_folder(os.environ).with_name("engines"),
+        home_folder(os.environ) / "engines",
         {
             "model": args.model_name_or_path,
             "files": files.version,

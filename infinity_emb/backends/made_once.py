@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from infinity_emb.calibration import cache_folder
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
+from infinity_emb.home import home_folder
 from infinity_emb.model_files import ModelFiles
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ logger = logging.getLogger("infinity_emb")
 
 def folder_of_engine(name: str) -> Path:
     """Where an engine keeps what it makes."""
-    return cache_folder(os.environ).with_name(name)
+    return home_folder(os.environ) / name
 
 
 def folder_name(args: EngineArgs, files: ModelFiles, *others: object) -> str:

@@ -17,12 +17,12 @@ from infinity_emb.cache.flights import Arrival, Flights
 from infinity_emb.cache.keys import is_quick, keys_of
 from infinity_emb.cache.memory import MemoryTier
 from infinity_emb.cache.stats import CacheStats
-from infinity_emb.calibration import cache_folder
 from infinity_emb.caller import present_caller
 from infinity_emb.computed import Computed, Entry, computed_of, entries_of
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import ServingError
 from infinity_emb.fairness import Flow
+from infinity_emb.home import home_folder
 from infinity_emb.model_version import model_version
 from infinity_emb.primitives import ModelInfo, OutputName
 from infinity_emb.token_budget import count_tokens
@@ -178,4 +178,4 @@ class _Request:
 
 def _folder() -> Path:
     """Beside the calibration files."""
-    return cache_folder(os.environ).with_name("vectors")
+    return home_folder(os.environ) / "vectors"
