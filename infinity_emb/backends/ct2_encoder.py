@@ -1,16 +1,16 @@
 """An encoder of CTranslate2: on which device, in which number format, with how many threads.
 
-Knows nothing of models or of torch: it is handed a folder.
+Knows nothing of models: it is handed a folder.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import ctranslate2
 
+from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_usable_cpus
@@ -23,10 +23,6 @@ _COMPUTE_TYPES: dict[Dtype, tuple[str, ...]] = {
     Dtype.bfloat16: ("bfloat16",),
     Dtype.int8: ("int8_float16", "int8_float32"),
 }
-# What its allocators say; it has no class for it.
-_OUT_OF_MEMORY = re.compile(
-    r"failed to allocated? memory|out of memory|ALLOC_FAILED|MemoryAllocation|bad_?alloc", re.IGNORECASE
-)
 
 
 class Target(NamedTuple):
@@ -119,8 +115,3 @@ def open_encoder(folder: Path, target: Target, args: EngineArgs) -> ctranslate2.
             raise MemoryError(str(exc)) from exc
         reason = " ".join(str(exc).split())[:400]
         raise StartupError(f"CTranslate2 cannot load {folder} on {target.device}: {reason}") from exc
-
-
-def is_out_of_memory(exc: Exception) -> bool:
-    """Whether an error of CTranslate2 says that the device's memory is full."""
-    return isinstance(exc, MemoryError) or _OUT_OF_MEMORY.search(str(exc)) is not None

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from infinity_emb.backends.ct2_encoder import is_out_of_memory
 from infinity_emb.backends.network_stand_in import StandIn, check_ids
+from infinity_emb.backends.torch_device import is_out_of_memory
 
 
 class Ct2Network(StandIn):

@@ -31,8 +31,8 @@ class SharedCores:
         with self._lock:
             self._num_computing += 1
             num_threads = self.num_threads(num_tokens, num_computing=self._num_computing)
-        # OpenMP's part is this thread's own. MKL's is global, so a batch that began alone goes on with
-        # what the latest one asked for; both are exact with any number.
+        # OpenMP's number and MKL's are this thread's own, so a batch that began alone goes on with all cores
+        # beside the next one, until its end; both are exact with any number.
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)
         try:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from typing import NamedTuple
 
 import torch
 
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import ServingError, StartupError
 from infinity_emb.hardware import free_memory_bytes, num_usable_cpus, return_freed_memory
 from infinity_emb.primitives import Device, Dtype
 
 # Replicas on a CPU share the weights and divide the cores; more would wait for Python instead.
 MAX_CPU_REPLICAS = 8
+# What allocators say, of torch and of every library that computes a network for it: few have a class for it.
+# No wider than that: OpenVINO lacks registers, or "can't allocate memory for dynamic layout", and has memory.
+_OUT_OF_MEMORY = re.compile(
+    r"(?<![a-z])out[ _]of[ _]((host|device)[ _])?memory\b(?! bounds)"  # torch and onnxruntime on GPUs, OpenCL
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"  # torch on a CPU
+    r"|invalid buffer size: [\d.]+ [KMGT]i?B"  # torch on Metal: larger than it gives at once
+    r"|available memory of \d+ is smaller"  # onnxruntime
+    r"|failed to allocated? (memory|\d+ bytes)|\bcan ?not allocate \d+ bytes"  # all but torch
+    r"|exceeded max size of memory|CL_OUT_OF_RESOURCES"  # OpenVINO on a GPU
+    r"|ALLOC_FAILED|ALLOCATION_FAIL|cudaErrorMemoryAllocation"  # cuBLAS, cuDNN, OpenCL, CUDA
+    r"|\bbad[_ ]?alloc(ation)?\b"  # C++, on Linux and on Windows
+    r"|cannot allocate memory \((os error )?12\)",  # mapping a file
+    re.IGNORECASE,
+)
 # Compute capability from which on a GPU multiplies it.
+_BFLOAT16 = (8, 0)
 _QUANTIZED = {Dtype.int8: (7, 5), Dtype.fp8: (8, 9)}
 
 
@@ -54,14 +71,23 @@ def _choose_device_kind(device: Device) -> str:
     return str(device)
 
 
-def is_out_of_memory(exc: BaseException | None) -> bool:
-    """Whether a device's memory is full, by what was raised or by what that was raised from."""
-    if exc is None:
-        return False
-    # torch has no class for a CPU, only this.
-    says_so = isinstance(exc, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(exc)
-    is_so = isinstance(exc, (torch.OutOfMemoryError, MemoryError))
-    return is_so or says_so or is_out_of_memory(exc.__cause__ or exc.__context__)
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether a device's memory is full, by what was raised or by what that was raised from.
+
+    It may come from torch, onnxruntime, OpenVINO or CTranslate2, while a model is loaded or a batch computed.
+    """
+    if isinstance(exc, (torch.OutOfMemoryError, MemoryError)) or _says_so(exc):
+        return True
+    came_from = exc.__cause__ or exc.__context__
+    return came_from is not None and is_out_of_memory(came_from)
+
+
+def _says_so(exc: BaseException) -> bool:
+    if isinstance(exc, OSError):
+        return exc.errno == errno.ENOMEM
+    # onnxruntime's classes have no base of their own. Ours quote what others said, and those are asked.
+    is_of_a_library = isinstance(exc, RuntimeError) or type(exc).__module__.startswith("onnxruntime.")
+    return is_of_a_library and not isinstance(exc, ServingError) and bool(_OUT_OF_MEMORY.search(str(exc)))
 
 
 def free_memory(device: torch.device) -> None:
@@ -92,9 +118,17 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
         return Choice(dtype.value, "asked for")
     if device.type != "cuda":
         return Choice("float32", f"exact, and usually the fastest on {device.type}")
-    if torch.cuda.is_bf16_supported():
+    if _has_bfloat16(device):
         return Choice("bfloat16", "this GPU computes it natively")
     return Choice("float16", "this GPU has no bfloat16")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU multiplies it. AMD's all do, torch says; their capabilities are other numbers.
+
+    Not `torch.cuda.is_bf16_supported`: that counts emulation, and asks whichever device is the current one.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _BFLOAT16
 
 
 def choose_full_dtype(dtype: Dtype, device: torch.device) -> Choice:

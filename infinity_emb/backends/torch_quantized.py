@@ -20,6 +20,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.model import BaseModel
 from torch import nn
 
+from infinity_emb.agreement import cosine
 from infinity_emb.backends.base import Rows
 from infinity_emb.backends.torch_cores import one_core
 from infinity_emb.backends.torch_device import Choice
@@ -33,7 +34,8 @@ from infinity_emb.primitives import Dtype, ModelKind
 
 logger = logging.getLogger("infinity_emb")
 
-# A model whose answers are further from its own is not served.
+# A model whose answers are further from its own is not served. Less than what `agreement.BOUNDS` asks of each
+# answer: that is for what `--engine auto` chooses by itself, this for what somebody has asked for by name.
 _LOWEST_MEAN = 0.99
 # Of the package's texts, so many apart: what smoothing is found with, and others to compare answers on.
 _CALIBRATION = slice(0, None, 4)
@@ -51,6 +53,11 @@ class Closeness:
     mean: float
     lowest: float
     is_of_scores: bool
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the model can be served; one answer that is no number, or 0, is enough to refuse it."""
+        return self.mean >= _LOWEST_MEAN and self.lowest > 0
 
     def __str__(self) -> str:
         if self.is_of_scores:
@@ -75,8 +82,8 @@ def quantize(model: BaseModel, kind: ModelKind, dtype: Dtype, full: Choice) -> C
         raise StartupError(
             _refusal(dtype, full, f"the model was tried and failed ({type(exc).__name__}: {exc})")
         ) from exc
-    if not trial.closeness.mean >= _LOWEST_MEAN:
-        told = f"its answers move too far ({trial.closeness}; {_LOWEST_MEAN} is the limit)"
+    if not trial.closeness.is_enough:
+        told = f"its answers move too far ({trial.closeness}; {_LOWEST_MEAN} is the limit, and 0 of each)"
         raise StartupError(_refusal(dtype, full, told))
     if trial.gain <= 1:
         trial.undo()
@@ -150,9 +157,8 @@ def _closeness(before: Sequence[Rows], after: Sequence[Rows], kind: ModelKind) -
         correlation = float(np.corrcoef(scores, others)[0, 1])
         return Closeness(correlation, correlation, is_of_scores=True)
     rows, others = (np.concatenate([np.atleast_2d(row) for row in each]) for each in (before, after))
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
-    cosines = (rows * others).sum(axis=1)[lengths > 0] / lengths[lengths > 0]
-    return Closeness(float(cosines.mean()), float(cosines.min()), is_of_scores=False)
+    cosines = [cosine(*both) for both in zip(others, rows, strict=True)]
+    return Closeness(float(np.mean(cosines)), min(cosines), is_of_scores=False)
 
 
 def _to_int8(model: BaseModel, kind: ModelKind, layers: Sequence[nn.Linear]) -> Undo:
@@ -187,11 +193,13 @@ def _by_torchao(layers: Sequence[nn.Linear], dtype: Dtype) -> Undo:
         ) from exc
     weights = {layer: layer.weight for layer in layers}
     try:
-        config: Any = (
-            ao.Int8DynamicActivationInt8WeightConfig(granularity=ao.PerRow())
+        make_config = (
+            ao.Int8DynamicActivationInt8WeightConfig
             if dtype is Dtype.int8
-            else ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
+            else ao.Float8DynamicActivationFloat8WeightConfig
         )
+        # Else torchao changes settings of torch for the whole process, and so for other models.
+        config: Any = make_config(granularity=ao.PerRow(), set_inductor_config=False)
         for layer in layers:
             ao.quantize_(layer, config)
     except Exception as exc:  # assertions and more, by version and GPU

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,6 +51,28 @@ def test_torch_computes_with_the_share_inside_the_block() -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == [4, 2, 4]
+
+
+def test_a_batch_that_began_alone_keeps_its_cores_beside_another_one() -> None:
+    """The number is each thread's own, OpenMP's as well as MKL's."""
+    cores = SharedCores(4)
+
+    def mine() -> list[str]:
+        told = torch.__config__.parallel_info()
+        return re.findall(r"(?:omp|mkl)_get_max_threads\(\) : (\d+)", told)
+
+    def second() -> None:
+        with cores.share(MANY_TOKENS):
+            assert set(mine()) <= {"2"}
+
+    before = torch.get_num_threads()
+    try:
+        with cores.share(MANY_TOKENS), ThreadPoolExecutor(1) as threads:
+            threads.submit(second).result()
+            assert torch.get_num_threads() == 4
+            assert set(mine()) <= {"4"}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_core_is_used_inside_the_block_and_as_many_as_before_after_it() -> None:

@@ -250,8 +250,8 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
     assert np.abs(embed(engine, texts) - reference(bert, texts)).max() <= 2e-5
 
 
-@pytest.mark.parametrize(("factor", "distance"), [(1.0, 0.0), (-1.0, 2.0), (np.nan, np.inf), (0.0, np.inf)])
-def test_rows_that_are_no_numbers_are_infinitely_far(factor: float, distance: float) -> None:
+@pytest.mark.parametrize(("factor", "distance"), [(1.0, 0.0), (-1.0, 2.0), (np.nan, 2.0), (0.0, 1.0)])
+def test_rows_that_are_no_numbers_are_as_far_as_vectors_can_be(factor: float, distance: float) -> None:
     rows = np.eye(3, dtype=np.float32)
     assert difference(rows * np.float32(factor), rows, "sentence_embedding") == distance
 
@@ -266,9 +266,15 @@ def test_scores_are_compared_by_their_largest(scores: list[float], distance: flo
     assert difference(np.array(scores, dtype=np.float32)[:, None], expected, "scores") == distance
 
 
-def test_scores_that_are_all_0_prove_nothing() -> None:
-    zeros = np.zeros((2, 1), dtype=np.float32)
-    assert difference(zeros, zeros, "scores") == np.inf
+def test_scores_far_below_1_are_compared_by_their_largest_too() -> None:
+    expected = np.array([[4e-4], [-2e-4]], dtype=np.float32)
+    assert difference(-expected, expected, "scores") == 2
+
+
+@pytest.mark.parametrize("expected", [0.0, np.nan, np.inf])
+def test_scores_that_are_all_0_or_no_numbers_prove_nothing(expected: float) -> None:
+    scores = np.full((2, 1), expected, dtype=np.float32)
+    assert difference(scores, scores, "scores") == np.inf
 
 
 def test_warm_up_finds_a_batch_size(bert: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 import time
@@ -16,7 +17,7 @@ from infinity_emb.backends import torch_loading
 from infinity_emb.backends.registry import load_model
 from infinity_emb.backends.torch_device import free_bytes, is_out_of_memory
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import ModelTooLarge, StartupError
+from infinity_emb.errors import BackendFailed, ModelTooLarge, StartupError
 from infinity_emb.model_files import resolve_model_files, weights_bytes
 from tests.small_models.embedders import save_small_model
 
@@ -92,15 +93,23 @@ def _raised(error: Exception, cause: Exception | None) -> Exception:
         return exc
 
 
+_OF_ONNXRUNTIME = type("RuntimeException", (Exception,), {"__module__": "onnxruntime.capi.state"})
+
+
 @pytest.mark.parametrize(
     ("error", "cause", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), None, True),
         (MemoryError(), None, True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), None, True),
+        (OSError(errno.ENOSPC, "No space left on device"), None, False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), None, True),
         (StartupError("failed"), torch.OutOfMemoryError("CUDA out of memory"), True),
+        (StartupError("failed"), _OF_ONNXRUNTIME("CUDA failure 2: out of memory ; GPU=0"), True),
         (RuntimeError("shapes do not match"), None, False),
         (StartupError("DefaultCPUAllocator: can't allocate memory"), None, False),
+        (BackendFailed("the model raises RuntimeError: out of memory"), None, False),
+        (ValueError("there is no template named 'out of memory'"), None, False),
         (StartupError("failed"), RuntimeError("other"), False),
     ],
 )
@@ -108,6 +117,62 @@ def test_it_is_known_what_means_that_memory_is_full(
     error: Exception, cause: Exception | None, expected: bool
 ) -> None:
     assert is_out_of_memory(_raised(error, cause)) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate",
+        "MPS backend out of memory (MPS allocated: 5.56 GB, max allowed: 6.80 GB). Tried to allocate 768 MB",
+        "Invalid buffer size: 19.45 GB",
+        "Invalid buffer size: 19.38 GiB",
+        "CUDA error: out of memory",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "unable to mmap 438000000 bytes from file </models/model.bin>: Cannot allocate memory (12)",
+        "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 8388608000",
+        "Available memory of 5 is smaller than requested bytes of 9",
+        "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
+        "std::bad_alloc",
+        "bad allocation",
+        "Exception from src/inference/src/cpp/infer_request.cpp:223: std::bad_alloc",
+        "Check 'ptr' failed: Failed to allocate 3145728000 bytes",
+        "[GPU] Exceeded max size of memory object allocation: requested 9 bytes, but max size is 5 bytes",
+        "[GPU] clEnqueueMapBuffer, error code: -5 CL_OUT_OF_RESOURCES",
+        "[GPU] clCreateBuffer, error code: -6 CL_OUT_OF_HOST_MEMORY",
+        "[GPU] clEnqueueNDRangeKernel, error code: -4 CL_MEM_OBJECT_ALLOCATION_FAILURE",
+        "[CL ext] Can not allocate 3145728000 bytes for USM Device",
+        "mkl_malloc: failed to allocate memory",
+        "failed to allocated memory",
+        "CUDA failed with error out of memory",
+        "cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_every_library_says_of_full_memory_is_known(text: str) -> None:
+    """Each engine knew its own library's words, and torch's own missed those of Metal."""
+    assert is_out_of_memory(RuntimeError(text))
+    assert is_out_of_memory(_OF_ONNXRUNTIME(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "The kernel reads out of memory bounds",
+        "out of resource: shared memory, Required: 131072, Hardware limit: 101376",
+        "[GPU] Can't allocate memory for dynamic layout",
+        "Can't allocate registers for a snippet: not enough registers",
+        "Failed to allocate required number of vector registers",
+        "Cannot allocate memory for incompatible descriptors.",
+        "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Unexpected input data type",
+        "No position encodings are defined for positions >= 512",
+        "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
+    ],
+)
+def test_what_libraries_say_of_something_else_is_no_lack_of_memory(text: str) -> None:
+    """Smaller batches would not help, and hide what was wrong."""
+    assert not is_out_of_memory(RuntimeError(text))
 
 
 def test_what_is_free_of_the_cpus_memory_is_known_on_linux() -> None:

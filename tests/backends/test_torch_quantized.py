@@ -23,7 +23,7 @@ from infinity_emb.backends.torch_backend import _in_full_precision
 from infinity_emb.backends.torch_device import choose_dtype, choose_full_dtype
 from infinity_emb.calibration import calibration_texts
 from infinity_emb.errors import StartupError
-from infinity_emb.primitives import Dtype
+from infinity_emb.primitives import Dtype, ModelKind
 from tests.small_models import random_texts, save_small_classifier, save_small_model
 
 pytestmark = pytest.mark.model
@@ -134,6 +134,30 @@ def test_int8_whose_answers_move_too_far_is_refused(bert: Path, monkeypatch: pyt
         load(bert)
 
 
+@pytest.mark.parametrize("wrong", [0.0, np.nan, np.inf])
+def test_one_answer_that_is_0_or_no_number_is_not_close_however_many_are(wrong: float) -> None:
+    """Rows without a length were left out of the mean, so it was 1."""
+    before = list(np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32))
+    after = [row.copy() for row in before]
+    assert torch_quantized._closeness(before, after, ModelKind.embedder).is_enough
+    after[7] *= np.float32(wrong)
+    found = torch_quantized._closeness(before, after, ModelKind.embedder)
+    assert found.mean > 0.99
+    assert not found.is_enough
+
+
+def test_answers_that_are_0_in_both_formats_are_the_same() -> None:
+    rows = [np.zeros((2, 4), dtype=np.float32), np.ones((3, 4), dtype=np.float32)]
+    assert torch_quantized._closeness(rows, rows, ModelKind.embedder).is_enough
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    before = [np.array([1.0, 2.0, 3.0], dtype=np.float32)]
+    after = [np.array([1.0, np.nan, 3.0], dtype=np.float32)]
+    assert torch_quantized._closeness(before, before, ModelKind.reranker).is_enough
+    assert not torch_quantized._closeness(before, after, ModelKind.reranker).is_enough
+
+
 def test_fp8_has_no_fast_path_on_a_cpu(bert: Path) -> None:
     with pytest.raises(StartupError, match=r"--dtype fp8 has no fast path on CPUs.*use int8 or float32"):
         load(bert, dtype="fp8")
@@ -165,9 +189,22 @@ def test_apple_has_no_path_for_either() -> None:
             choose_dtype(dtype, torch.device("mps"))
 
 
+def test_bfloat16_is_taken_on_gpus_that_multiply_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says yes of a T4 too, where it emulates it, and asks the current device, not the one given."""
+    capabilities = {0: (7, 5), 1: (8, 0), 2: (9, 0), 3: (7, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    chosen = [choose_dtype(Dtype.auto, torch.device("cuda", number)).value for number in capabilities]
+    assert chosen == ["float16", "bfloat16", "bfloat16", "float16"]
+
+
+def test_bfloat16_is_taken_on_every_gpu_of_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert choose_dtype(Dtype.auto, CUDA).value == "bfloat16"
+
+
 def test_a_model_is_loaded_in_the_format_that_it_is_quantised_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert choose_full_dtype(Dtype.int8, CPU).value == "float32"
     assert choose_full_dtype(Dtype.fp8, CUDA).value == "bfloat16"
     assert choose_full_dtype(Dtype.float16, CUDA).value == "float16"
@@ -178,8 +215,8 @@ def fake_torchao(quantize_: Callable[..., None]) -> types.ModuleType:
     module.quantization = types.SimpleNamespace(  # type: ignore[attr-defined]
         quantize_=quantize_,
         PerRow=lambda: "per row",
-        Int8DynamicActivationInt8WeightConfig=lambda granularity: ("int8", granularity),
-        Float8DynamicActivationFloat8WeightConfig=lambda granularity: ("fp8", granularity),
+        Int8DynamicActivationInt8WeightConfig=lambda **options: {"format": "int8"} | options,
+        Float8DynamicActivationFloat8WeightConfig=lambda **options: {"format": "fp8"} | options,
     )
     return module
 
@@ -189,7 +226,8 @@ def test_torchao_is_told_to_quantise_the_layers_by_rows_and_can_be_undone(
     dtype: Dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def quantize_(layer: nn.Linear, config: object) -> None:
-        assert config == (dtype.value, "per row")
+        # Left out, the last one changes settings of torch for the whole process.
+        assert config == {"format": dtype.value, "granularity": "per row", "set_inductor_config": False}
         layer.weight = nn.Parameter(torch.zeros(2, 2))
 
     monkeypatch.setitem(sys.modules, "torchao", fake_torchao(quantize_))
@@ -219,6 +257,9 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_torchao_itself_computes_and_is_undone() -> None:
     """int8 on the CPU, where it is slow and right; fp8 needs the hardware."""
     pytest.importorskip("torchao")
+    import torch._inductor.config as compiling
+
+    settings = torch.get_float32_matmul_precision(), compiling.force_fuse_int_mm_with_mul
     layers = [nn.Linear(64, 32)]
     read = torch.randn(20, 64)
     with torch.inference_mode():
@@ -228,3 +269,4 @@ def test_torchao_itself_computes_and_is_undone() -> None:
         assert 0 < float((quantized - exact).norm() / exact.norm()) < 0.03
         undo()
         assert torch.equal(layers[0](read), exact)
+    assert (torch.get_float32_matmul_precision(), compiling.force_fuse_int_mm_with_mul) == settings
