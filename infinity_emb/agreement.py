@@ -1,13 +1,37 @@
 """How near two answers to the same input are: numpy arrays of any shape, or a sparse row made into one.
 
-Knows nothing of who answered, nor of how near is near enough.
+And how near they have to be, where one of them is torch's in float32. Knows nothing of who answered.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from infinity_emb.backends.base import Rows, SparseRow
+from infinity_emb.primitives import Dtype
+
+
+class Bound(NamedTuple):
+    """How far answers may be from torch's in float32.
+
+    cosine: the least of vectors.
+    difference: the most of any number, as a part of the largest in its answer or of 1.
+    """
+
+    cosine: float
+    difference: float
+
+
+# By the number format of whoever answers. Of float32, what another engine may add to torch's own rounding.
+BOUNDS = {
+    Dtype.float32.value: Bound(cosine=0.9999, difference=1e-4),
+    Dtype.float16.value: Bound(cosine=0.999, difference=2e-2),
+    Dtype.bfloat16.value: Bound(cosine=0.99, difference=1e-1),
+    Dtype.int8.value: Bound(cosine=0.995, difference=1e-1),
+    Dtype.fp8.value: Bound(cosine=0.99, difference=1e-1),
+}
 
 
 def difference(answer: Rows, expected: Rows) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
+from infinity_emb.model_files import has_weights
 from infinity_emb.primitives import ModelKind
 
 _OF_MODEL_TYPE = {
@@ -66,13 +67,27 @@ def detect_kind(folder: Path, name: str = "") -> ModelKind:
 
 def module_names(folder: Path) -> list[str]:
     """Class names of the pipeline's modules, in order; none where the folder has no `modules.json`."""
+    return [str(each.get("type", "")).rpartition(".")[2] for each in _modules(folder)]
+
+
+def lacks_weights(folder: Path) -> bool:
+    """Whether a network of the model is described here, and its torch weights are not.
+
+    Weights of other modules, which lie in folders of their own, say nothing of the network's.
+    """
+    folders = {folder, *(folder / str(each.get("path", "")) for each in _modules(folder))}
+    networks = (each for each in folders if "model_type" in read_object(each / "config.json"))
+    return not all(has_weights(each) for each in networks)
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
     path = folder / "modules.json"
     if not path.exists():
         return []
     modules = _read_json(path)
     if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
         raise StartupError(f"{path} is not a list of modules; download or save the model again")
-    return [str(each.get("type", "")).rpartition(".")[2] for each in modules]
+    return modules
 
 
 def read_object(path: Path) -> dict[str, Any]:

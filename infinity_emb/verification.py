@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from infinity_emb.agreement import cosine, difference
+from infinity_emb.agreement import BOUNDS, cosine, difference
 from infinity_emb.backends.base import Reference, Rows
 from infinity_emb.backends.registry import load_reference
 from infinity_emb.config import EngineArgs
@@ -38,14 +38,11 @@ class Limits(NamedTuple):
     score: float
 
 
-# By the number format that the model is served in.
+# By the number format that the model is served in. In float32 nothing but rounding may differ, of any engine.
 LIMITS = {
-    "float32": Limits(vector=2e-5, cosine=0.99999, score=1e-5),
-    "float16": Limits(vector=2e-2, cosine=0.999, score=2e-2),
-    "bfloat16": Limits(vector=1e-1, cosine=0.99, score=1e-1),
-    "int8": Limits(vector=1e-1, cosine=0.995, score=1e-1),
-    "fp8": Limits(vector=1e-1, cosine=0.99, score=1e-1),
-}
+    name: Limits(vector=bound.difference, cosine=bound.cosine, score=bound.difference)
+    for name, bound in BOUNDS.items()
+} | {"float32": Limits(vector=2e-5, cosine=0.99999, score=1e-5)}
 
 
 @dataclass(frozen=True, slots=True)

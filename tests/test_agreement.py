@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from infinity_emb.agreement import cosine, difference, scattered
+from infinity_emb.agreement import BOUNDS, cosine, difference, scattered
 from infinity_emb.backends.base import SparseRow
+from infinity_emb.primitives import Dtype
 
 vectors = arrays.arrays(np.float32, 5, elements=st.floats(-100, 100, width=32))
 
@@ -57,6 +58,10 @@ def test_what_cannot_be_compared_is_as_far_away_as_can_be(answer: Any) -> None:
 def test_zeros_agree_with_zeros_alone() -> None:
     assert cosine(row(0, 0), row(0, 0)) == 1
     assert cosine(row(0, 1), row(0, 0)) == 0
+
+
+def test_every_number_format_has_a_bound() -> None:
+    assert {each.value for each in Dtype if each is not Dtype.auto} == BOUNDS.keys()
 
 
 def test_a_sparse_row_has_its_values_at_its_indices_and_zeros_elsewhere() -> None:

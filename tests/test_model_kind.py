@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infinity_emb.errors import StartupError
-from infinity_emb.model_kind import detect_kind, module_names, read_object
+from infinity_emb.model_kind import detect_kind, lacks_weights, module_names, read_object
 
 CLASSIFIER = ["BertForSequenceClassification"]
 DECODER = ["Qwen3ForCausalLM"]
@@ -124,3 +124,23 @@ def test_modules_are_named_by_their_class_in_order(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_is_an_empty_object(tmp_path: Path) -> None:
     assert read_object(tmp_path / "config.json") == {}
+
+
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_a_network_without_weights_lacks_them_whatever_other_modules_have(place: str, tmp_path: Path) -> None:
+    folder, dense = tmp_path / place, tmp_path / "1_Dense"
+    for each in {folder, dense}:
+        each.mkdir(exist_ok=True)
+    save(folder, {"config.json": {"model_type": "bert"}})
+    save(dense, {"config.json": {"in_features": 4}})
+    save(tmp_path, {"modules.json": [{"path": place}, {"path": "1_Dense"}]})
+    (dense / "model.safetensors").touch()
+    assert lacks_weights(tmp_path)
+    (folder / "pytorch_model.bin").touch()
+    assert not lacks_weights(tmp_path)
+
+
+def test_a_model_without_a_network_lacks_no_weights(tmp_path: Path) -> None:
+    assert not lacks_weights(tmp_path)
+    save(tmp_path, {"config.json": {}, "modules.json": modules("StaticEmbedding")})
+    assert not lacks_weights(tmp_path)

@@ -15,8 +15,8 @@ from infinity_emb.backends import registry
 from infinity_emb.backends.auto_choice import (
     Agreement,
     Trial,
-    beats,
     bound_of,
+    choose,
     complaint,
     reason_of,
     rows_of,
@@ -24,10 +24,11 @@ from infinity_emb.backends.auto_choice import (
 from infinity_emb.backends.auto_measure import Answer, Contender, agreement_of, speed_ratio, takes_texts
 from infinity_emb.backends.auto_memory import Decision, decision_file
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.torch_device import device_names
+from infinity_emb.backends.torch_device import device_names, is_out_of_memory
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
-from infinity_emb.model_files import ModelFiles, weights_bytes
+from infinity_emb.errors import ModelTooLarge, StartupError
+from infinity_emb.model_files import ModelFiles
+from infinity_emb.model_kind import lacks_weights
 from infinity_emb.primitives import Device, Dtype, InferenceEngine
 
 logger = logging.getLogger("infinity_emb")
@@ -38,10 +39,15 @@ _MAX_REASON_CHARS = 240
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     """Load with the engine that an earlier start has chosen, else with the one that is the fastest now.
 
-    Raises StartupError where no engine can serve the model, and what torch raises where it is alone.
+    Raises StartupError where no engine can serve the model, ModelTooLarge where one could with more memory,
+    and what torch raises where it is alone.
     """
     engines = registry.installed_engines()
-    if not weights_bytes(files.path):
+    if args.graph_file:  # which says who is wanted
+        engines = {each: library for each, library in engines.items() if each in registry.READ_GRAPHS}
+        if not engines:
+            raise StartupError("--graph-file needs infinity-emb[onnx] or infinity-emb[openvino]; install one")
+    if lacks_weights(files.path):
         return _load_a_graph(args, files, list(engines))
     if list(engines) == [InferenceEngine.torch]:
         return _load(args, files, InferenceEngine.torch, "no other engine is installed")
@@ -50,6 +56,8 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     if remembered is not None:
         try:
             model = _load(args, files, remembered.engine, remembered.reason)
+        except ModelTooLarge:  # measuring takes the memory of two models, and would forget the choice
+            raise
         except StartupError as exc:
             logger.warning(
                 "engine %s was chosen before and fails now, measuring anew: %s", remembered.engine, exc
@@ -67,15 +75,27 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
 def _load_a_graph(args: EngineArgs, files: ModelFiles, engines: list[InferenceEngine]) -> LoadedModel:
     """Where there are no weights, nothing tells which engine is right: the first that can serve the model."""
     refusals = []
+    lacks_memory = False
     for engine in sorted(engines, key=lambda each: each is not InferenceEngine.optimum):
         try:
             return _load(args, files, engine, "the repository has no torch weights to compare engines by")
         except StartupError as exc:
             refusals.append(f"{engine}: {_in_short(exc)}")
+            lacks_memory |= isinstance(exc, ModelTooLarge)
+    if lacks_memory:
+        raise _too_large(args, refusals)
     raise StartupError(
         f"no engine can serve model {args.model_name_or_path!r}, which has no torch weights:"
-        f" {'; '.join(refusals)}; install infinity-emb[onnx] or infinity-emb[openvino], or name a file by"
-        " --graph-file"
+        f" {'; '.join(refusals)}; name a file by --graph-file, and install infinity-emb[onnx] or"
+        " infinity-emb[openvino] where they are not"
+    )
+
+
+def _too_large(args: EngineArgs, refusals: Sequence[str]) -> ModelTooLarge:
+    """What is raised where no engine serves the model, and one of them could with more memory."""
+    return ModelTooLarge(
+        f"there is no memory for model {args.model_name_or_path!r}: {'; '.join(refusals)};"
+        " unload another one, or choose a smaller --dtype"
     )
 
 
@@ -91,19 +111,21 @@ class _Contest:
         self._args = args
         self._files = files
         self._trials: list[Trial] = []
-        self._best: Contender | None = None
-        self._best_trial: Trial | None = None
+        self._best: Contender | None = None  # of the trial that is chosen so far
         self._expected: list[list[Answer]] | None = None  # torch's answers in float32
         self._usual_dtype = ""  # what torch takes where none is asked for
 
     def hold(self, engines: Sequence[InferenceEngine]) -> tuple[LoadedModel, Decision]:
-        """The winner's model. Raises StartupError where every engine is out."""
+        """The winner's model. Raises StartupError where every engine is out, ModelTooLarge for its memory."""
         for engine in engines:
             self._try(engine)
-        table = rows_of(self._trials, self._best_trial)
+        table = rows_of(self._trials)
         for row in table:
             logger.info("%s", row)
-        if self._best is None or self._best_trial is None:
+        chosen = choose(self._trials)
+        if self._best is None or chosen is None:
+            if any(trial.lacks_memory for trial in self._trials):
+                raise _too_large(self._args, table)
             raise StartupError(
                 f"no engine can serve model {self._args.model_name_or_path!r} as asked: {'; '.join(table)};"
                 " name one by --engine, to have it served or hear more"
@@ -111,7 +133,7 @@ class _Contest:
         self._best.close()
         model, reason = self._best.model, reason_of(self._trials)
         model = replace(model, info=replace(model.info, engine_reason=reason))
-        return model, Decision(self._best_trial.engine, reason, tuple(table))
+        return model, Decision(chosen.engine, reason, tuple(table))
 
     def _try(self, engine: InferenceEngine) -> None:
         contender: Contender | None = None
@@ -120,11 +142,11 @@ class _Contest:
             trial = self._measure(engine, contender)
         except Exception as exc:  # whatever its library raises: the others are not out for it
             logger.debug("engine %s is out", engine, exc_info=True)
-            trial = Trial(engine=engine, failure=_in_short(exc))
+            lacks_memory = isinstance(exc, ModelTooLarge) or is_out_of_memory(exc)
+            trial = Trial(engine=engine, failure=_in_short(exc), lacks_memory=lacks_memory)
         self._trials.append(trial)
-        if beats(trial, self._best_trial):
+        if choose(self._trials) is trial:
             self._best, contender = contender, self._best
-            self._best_trial = trial
         if contender is None:
             gc.collect()  # what a failed load leaves
         else:
@@ -150,9 +172,10 @@ class _Contest:
         agreement = self._agreement(contender)
         bound = bound_of(self._args.dtype, self._usual_dtype or info.dtype)
         trial = replace(trial, agreement=agreement, failure=complaint(agreement, bound))
-        if trial.failure or self._best is None or self._best_trial is None:
+        best = choose(self._trials)
+        if trial.failure or self._best is None or best is None:
             return trial
-        return replace(trial, speed=self._best_trial.speed * speed_ratio(contender, self._best))
+        return replace(trial, speed=best.speed * speed_ratio(contender, self._best))
 
     def _agreement(self, contender: Contender) -> Agreement:
         if self._expected is None:

@@ -9,32 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from infinity_emb.agreement import BOUNDS, Bound
 from infinity_emb.primitives import Dtype, InferenceEngine
 
 # An engine must be so much faster to take the place of the best so far. torch comes first, and so keeps its
 # place in a tie: nothing is exported for it, and it computes every model.
 WORTHWHILE_GAIN = 1.05
-
-
-class Bound(NamedTuple):
-    """How far an engine's answers may be from float32's.
-
-    cosine: the least of vectors.
-    difference: the most of any number, as a part of the largest in its answer or of 1.
-    """
-
-    cosine: float
-    difference: float
-
-
-# By number format. Of float32, what the engines promise for themselves.
-BOUNDS = {
-    Dtype.float32.value: Bound(cosine=0.9999, difference=1e-4),
-    Dtype.float16.value: Bound(cosine=0.999, difference=2e-2),
-    Dtype.bfloat16.value: Bound(cosine=0.99, difference=1e-1),
-    Dtype.int8.value: Bound(cosine=0.995, difference=1e-1),
-    Dtype.fp8.value: Bound(cosine=0.99, difference=1e-1),
-}
 
 
 class Agreement(NamedTuple):
@@ -54,6 +34,7 @@ class Trial:
 
     speed: as a multiple of the first engine that could be measured, which is torch where it computes.
     failure: why it cannot be chosen; empty where it can.
+    lacks_memory: whether that is for lack of memory, and could be otherwise when other models are unloaded.
     """
 
     engine: InferenceEngine
@@ -61,6 +42,7 @@ class Trial:
     speed: float = 1.0
     agreement: Agreement | None = None
     failure: str = ""
+    lacks_memory: bool = False
 
 
 def bound_of(asked: Dtype, usual: str) -> Bound:
@@ -81,23 +63,18 @@ def complaint(agreement: Agreement, bound: Bound) -> str:
     return ""
 
 
-def beats(challenger: Trial, best: Trial | None) -> bool:
-    """Whether an engine takes the place of the best so far."""
-    if challenger.failure:
-        return False
-    return best is None or challenger.speed > best.speed * WORTHWHILE_GAIN
-
-
 def choose(trials: Iterable[Trial]) -> Trial | None:
-    """The best of them, asked in order; None where every one has failed."""
+    """The best of them, measured in this order; None where every one has failed."""
     best: Trial | None = None
     for trial in trials:
-        best = trial if beats(trial, best) else best
+        if not trial.failure and (best is None or trial.speed > best.speed * WORTHWHILE_GAIN):
+            best = trial
     return best
 
 
-def rows_of(trials: Sequence[Trial], chosen: Trial | None) -> list[str]:
+def rows_of(trials: Sequence[Trial]) -> list[str]:
     """The table, a line for each engine."""
+    chosen = choose(trials)
     return [f"engine {trial.engine}: {_told(trial)}{'; chosen' * (trial is chosen)}" for trial in trials]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from dataclasses import replace
 from typing import cast
 
@@ -15,7 +16,10 @@ from infinity_emb.backends.base import LoadedModel, Reference
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import ModelTooLarge, StartupError
 from infinity_emb.model_files import ModelFiles, resolve_model_files
+from infinity_emb.model_kind import lacks_weights
 from infinity_emb.primitives import InferenceEngine, ModelKind
+
+logger = logging.getLogger("infinity_emb")
 
 # And the extra that brings what the module imports.
 _MODULES = {
@@ -29,7 +33,7 @@ _MODULES = {
 # The library of an engine that has another name.
 _LIBRARIES = {InferenceEngine.optimum: "onnxruntime"}
 # Those that need no torch weights where the repository has a graph.
-_READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino, InferenceEngine.auto)
+READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino)
 _STATIC_MODULE = "infinity_emb.backends.static"
 
 
@@ -46,7 +50,10 @@ def load_model(args: EngineArgs) -> LoadedModel:
     _, extra = _MODULES[args.engine]
     if extra is None:
         return load_from(args, None)
-    return load_from(args, _find_files(args, graph_suffices=args.engine in _READ_GRAPHS))
+    reads_graphs = args.engine in (*READ_GRAPHS, InferenceEngine.auto)
+    if args.graph_file and not reads_graphs:
+        logger.warning("--graph-file %s has no effect with --engine %s", args.graph_file, args.engine)
+    return load_from(args, _find_files(args, graph_suffices=reads_graphs))
 
 
 def load_from(args: EngineArgs, files: ModelFiles | None) -> LoadedModel:
@@ -105,7 +112,12 @@ def load_reference(args: EngineArgs) -> Reference:
             f"a comparison with sentence-transformers needs it ({exc});"
             " install it with: pip install 'infinity-emb[torch]'"
         ) from exc
-    return cast(Reference, module.load_reference(args, _find_files(args)))
+    files = _find_files(args, graph_suffices=True)
+    if lacks_weights(files.path):
+        raise StartupError(
+            f"model {args.model_name_or_path!r} has no torch weights, so there is nothing to compare it with"
+        )
+    return cast(Reference, module.load_reference(args, files))
 
 
 def _find_files(args: EngineArgs, *, graph_suffices: bool = False) -> ModelFiles:

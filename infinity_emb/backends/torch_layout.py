@@ -13,6 +13,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel
 
+from infinity_emb import agreement
 from infinity_emb.backends import packed_attention, packed_heads
 from infinity_emb.backends.base import Encoded, Recipe, Rows, TokenIds
 from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
@@ -25,7 +26,7 @@ from infinity_emb.backends.torch_models import transformers_of
 PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "key_mask"})
 # How far a packed row may be from the row of the same text alone, before the model is taken to be one that
 # cannot be packed: as 1 - cosine for vectors, as a part of the largest for scores. Rounding stays far below;
-# a wrong mask is far above.
+# a wrong mask is far above. Not `agreement.BOUNDS`: both rows are of one network in one number format.
 _TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.int8: 3e-2}
 _SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 2e-1}
 _MAX_CHECKED_TOKENS = 1100
@@ -61,7 +62,7 @@ def choose_layout(
         return padded, Choice("padded", f"its task is {task}")
     if not _has_word_table(network):
         return padded, Choice("padded", "it has no table of words to make probes of")
-    packed = replace(padded, form="packed", position_offset=_first_position(network))
+    packed = replace(padded, form="packed", position_offset=first_position(network))
     batch = _check_batch(transformer, max_tokens, recipe)
     return _try_packing(pipeline, transformer, padded, [replace(packed, reads=c) for c in candidates], batch)
 
@@ -149,10 +150,7 @@ def rows_of(pipeline: Pipeline, layout: InputLayout, batch: list[Encoded]) -> Ro
 
 def _scattered(entries: Any) -> Rows:
     width = 1 + max((int(entry.indices.max(initial=0)) for entry in entries), default=0)
-    rows = np.zeros((len(entries), max(width, 2**18)), dtype=np.float32)
-    for row, entry in zip(rows, entries, strict=True):
-        row[entry.indices] = entry.values
-    return rows
+    return np.stack([agreement.scattered(entry, max(width, 2**18)) for entry in entries])
 
 
 def tolerance_of(pipeline: Pipeline) -> float:
@@ -166,19 +164,16 @@ def tolerance_of(pipeline: Pipeline) -> float:
 
 
 def difference(rows: Rows, expected: Rows, dense_name: str) -> float:
-    """How far the two that differ most are apart; infinite where one is zero or not a number."""
-    if rows.shape != expected.shape:
-        return np.inf
+    """How far the two that differ most are apart: 1 - cosine of vectors, scores as a part of the largest.
+
+    1 or more where one of two vectors is 0 or no number; infinite where a score is no number, or all are 0.
+    """
+    if dense_name != "scores":
+        return max(0.0, 1 - agreement.cosine(rows, expected))
     a, b = rows.astype(np.float64), expected.astype(np.float64)  # float32 would round more than they differ
-    if dense_name == "scores":
-        largest = np.abs(b).max()
-        return float(np.abs(a - b).max() / largest) if np.isfinite(a).all() and largest else np.inf
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    is_same = (a == b).all(axis=1)  # rows of zeros among them
-    if not np.isfinite(norms).all() or not norms[~is_same].all():
-        return np.inf
-    cosines = (a * b).sum(axis=1)[~is_same] / norms[~is_same]
-    return max(0.0, float((1 - cosines).max(initial=0.0)))
+    # Never of 1, as `agreement` does: raw scores may all be far below that, and then a wrong mask would pass.
+    largest = np.abs(b).max(initial=0)
+    return agreement.difference(a / largest, b / largest) if 0 < largest < np.inf else np.inf
 
 
 def _check_batch(transformer: Transformer, max_tokens: int | None, recipe: Recipe) -> list[Encoded]:
@@ -209,7 +204,7 @@ def _random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
     return chosen
 
 
-def _first_position(network: torch.nn.Module) -> int:
+def first_position(network: torch.nn.Module) -> int:
     """RoBERTa's learned positions start behind its padding index; all others at 0.
 
     Its embeddings are told by having both a padding index and a table of positions.

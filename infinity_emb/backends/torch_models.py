@@ -22,8 +22,10 @@ from infinity_emb.backends.base import Rows, leave_scores
 from infinity_emb.backends.m3_heads import M3Heads, has_m3_heads
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
-from infinity_emb.model_files import ModelFiles, is_graph, weights_bytes
+from infinity_emb.model_files import ModelFiles, is_graph
+from infinity_emb.model_kind import lacks_weights
 from infinity_emb.primitives import Capability, ModelKind, OutputName, PoolingMethod
+from infinity_emb.repository_files import list_files
 
 _CLASS_OF: dict[ModelKind, type[BaseModel]] = {
     ModelKind.embedder: SentenceTransformer,
@@ -99,8 +101,8 @@ def _loading_failure(args: EngineArgs, files: ModelFiles, exc: Exception) -> str
             f"model {args.model_name_or_path!r} brings Python code of its own; --trust-remote-code runs it"
             " with your rights, so read it first"
         )
-    graphs = [path.name for path in files.path.rglob("*") if is_graph(path.name)]
-    if graphs and not weights_bytes(files.path):
+    graphs = [name for name in list_files(files) if is_graph(name)]
+    if graphs and lacks_weights(files.path):
         return (
             f"model {args.model_name_or_path!r} has no torch weights, but {graphs[0]};"
             " use --engine onnx or --engine openvino"

@@ -19,9 +19,9 @@ from infinity_emb import AsyncEmbeddingEngine
 from infinity_emb.backends import auto, auto_measure, fake, registry
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.registry import load_model
-from infinity_emb.config import DEFAULT_MODEL, EngineArgs
+from infinity_emb.config import EngineArgs
 from infinity_emb.errors import BadInput, ModelTooLarge, StartupError
-from infinity_emb.model_files import ModelFiles, resolve_model_files
+from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import Device, Dtype, InferenceEngine
 from tests.parity.references import load_embedder, load_reranker, one_by_one
 from tests.parity.serving import assert_same_scores, assert_same_vectors, engine_args
@@ -32,8 +32,7 @@ pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 
 TORCH, ONNX, CT2 = InferenceEngine.torch, InferenceEngine.optimum, InferenceEngine.ctranslate2
 ARGS = EngineArgs(model_name_or_path="org/model", engine="auto", device="cpu")  # type: ignore[arg-type]
-# Fake engines read nothing of it; a model without weights is another case.
-FILES = ModelFiles(resolve_model_files(DEFAULT_MODEL).path, "hub", "a commit")
+FILES = ModelFiles(Path("nowhere"), "hub", "a commit")
 
 
 class Engines:
@@ -128,6 +127,20 @@ def test_what_is_really_faster_is_found_without_being_told(use: Callable[..., En
     assert auto.load_model(ARGS, FILES).info.engine == "optimum"
 
 
+def test_a_graph_that_is_named_leaves_the_choice_among_those_who_read_graphs(
+    use: Callable[..., Engines],
+) -> None:
+    engines = use({"torch": 9.0, "optimum": 1.0}, torch=answering(), optimum=answering())
+    info = auto.load_model(replace(ARGS, graph_file="model_O3.onnx"), FILES).info
+    assert (info.engine, engines.names) == ("optimum", ["optimum", "torch"])  # torch to compare with
+
+
+def test_a_graph_that_is_named_needs_an_engine_that_reads_graphs(use: Callable[..., Engines]) -> None:
+    use(torch=answering())
+    with pytest.raises(StartupError, match=r"--graph-file needs infinity-emb\[onnx\] or"):
+        auto.load_model(replace(ARGS, graph_file="model_O3.onnx"), FILES)
+
+
 def test_a_tie_goes_to_torch(use: Callable[..., Engines]) -> None:
     use({"torch": 1.0, "optimum": 1.04}, torch=answering(), optimum=answering())
     assert auto.load_model(ARGS, FILES).info.engine == "torch"
@@ -175,6 +188,38 @@ def test_where_every_engine_is_out_the_start_fails_with_all_reasons(
     ):
         auto.load_model(ARGS, FILES)
     assert not list(home.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("torch_s", "other_s"),
+    [
+        (ModelTooLarge("no room"), ModelTooLarge("no room")),
+        (ModelTooLarge("no room"), StartupError("not its architecture")),
+        (StartupError("not its architecture"), RuntimeError("CUDA failure 2: out of memory")),
+    ],
+)
+def test_where_an_engine_lacks_memory_and_no_other_serves_the_model_is_too_large(
+    use: Callable[..., Engines], home: Path, torch_s: Exception, other_s: Exception
+) -> None:
+    """It was called one that cannot be served, for which no other model is unloaded."""
+    use({}, torch=failing(torch_s), optimum=failing(other_s))
+    with pytest.raises(ModelTooLarge, match=r"no memory for model 'org/model': engine torch: out, .*unload"):
+        auto.load_model(ARGS, FILES)
+    assert not list(home.rglob("*.json"))
+
+
+def test_a_graph_without_weights_for_which_there_is_no_memory_is_too_large(
+    use: Callable[..., Engines], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # and no weights
+    files = ModelFiles(tmp_path, "folder", None)
+    use({}, torch=failing(StartupError("has no weights")), optimum=failing(ModelTooLarge("no room")))
+    with pytest.raises(ModelTooLarge, match=r"optimum: no room; torch: has no weights; unload another one"):
+        auto.load_model(ARGS, files)
+    use({}, torch=failing(StartupError("has no weights")), optimum=failing(StartupError("no file")))
+    with pytest.raises(StartupError, match="which has no torch weights") as caught:
+        auto.load_model(ARGS, files)
+    assert not isinstance(caught.value, ModelTooLarge)
 
 
 def test_torch_alone_is_not_measured(use: Callable[..., Engines], home: Path) -> None:
@@ -296,6 +341,21 @@ def test_a_chosen_engine_that_fails_now_is_measured_anew(
     engines.loaded.clear()
     assert auto.load_model(ARGS, FILES).info.engine == "torch"
     assert engines.names == ["torch"]
+
+
+def test_a_chosen_engine_that_lacks_memory_now_is_neither_measured_anew_nor_forgotten(
+    use: Callable[..., Engines],
+) -> None:
+    """Measuring takes two models in memory, where there was not enough for one."""
+    engines = use({"torch": 1.0, "optimum": 2.0}, torch=answering(), optimum=answering())
+    auto.load_model(ARGS, FILES)
+    engines.by_name["optimum"] = failing(ModelTooLarge("no room; unload another one"))
+    engines.loaded.clear()
+    with pytest.raises(ModelTooLarge, match="no room; unload another one"):
+        auto.load_model(ARGS, FILES)
+    assert engines.names == ["optimum"]
+    engines.by_name["optimum"] = answering()
+    assert auto.load_model(ARGS, FILES).info.engine == "optimum"
 
 
 def test_a_damaged_memory_is_measured_anew(use: Callable[..., Engines], home: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,23 @@ def loads_from(source: str) -> Callable[..., LoadedModel]:
 
 def test_the_engine_that_is_named_loads_the_model() -> None:
     assert isinstance(load_model(args_for("debugengine")).replicas[0], FakeBackend)
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_told"), [("torch", True), ("ctranslate2", True), ("onnx", False), ("auto", False)]
+)
+def test_an_engine_that_reads_no_graphs_says_that_a_graph_s_name_has_no_effect(
+    engine: str,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(registry, "load_from", lambda args, files: None)
+    (tmp_path / "config.json").write_text("{}")
+    given: Any = {"model_name_or_path": str(tmp_path), "engine": engine, "graph_file": "model_O3.onnx"}
+    load_model(EngineArgs(**given))
+    assert ("--graph-file model_O3.onnx has no effect with --engine" in caplog.text) is is_told
 
 
 def test_an_engine_that_this_version_does_not_have_is_refused_with_those_that_it_has() -> None:
