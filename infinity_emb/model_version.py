@@ -19,7 +19,7 @@ def model_version(args: EngineArgs, info: ModelInfo) -> str:
             args.model_name_or_path,
             info.files_version,
             info.engine,
-            args.graph_file,
+            info.graph,
             args.trust_remote_code,
             str(info.kind),
             info.dtype,

@@ -193,5 +193,6 @@ class ModelInfo:
     revision: str | None
     source: str
     files_version: str = ""  # another one whenever the weights may be others
+    graph: str = ""  # the repository's file that is computed in place of torch's weights
     engine: str = ""  # the library that computes; `backends.registry` says it
     engine_reason: str = "asked for"

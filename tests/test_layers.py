@@ -129,10 +129,12 @@ ENGINES: dict[str, set[str]] = {
         "backends.graph_inputs",
         "backends.graph_loading",
         "backends.onnx_export",
+        "backends.onnx_weights",
     },
     "onnx": {
         "backends.onnx_backend",
         "backends.onnx_network",
+        "backends.onnx_profiles",
         "backends.onnx_session",
     },
     "openvino": {

@@ -19,6 +19,7 @@ INFO = fake.load_model(ARGS).info
         {"files_version": "a commit"},
         {"dtype": "bfloat16"},
         {"engine": "optimum"},
+        {"graph": "onnx/model_qint8_avx512_vnni.onnx"},
         {"pooling": "cls"},
         {"max_tokens": 7},
         {"embedding_dimension": 7},

@@ -8,7 +8,6 @@ network is compared with torch at every start. Knows nothing of queues or HTTP.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from infinity_emb.backends.torch_models import Expansion
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.primitives import Dtype
 
 logger = logging.getLogger("infinity_emb")
 
@@ -40,10 +38,13 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     devices = [_device_beside(target)] * target.num_replicas
 
     def load() -> LoadedModel:
-        loaded = load_with_stand_in(
-            args, files, devices, lambda probe: _make_network(probe, args, files, target, devices[0])
+        return load_with_stand_in(
+            args,
+            files,
+            devices,
+            lambda probe: _make_network(probe, args, files, target, devices[0]),
+            device_name=_name_of(target),
         )
-        return replace(loaded, info=replace(loaded.info, device=_name_of(target)))
 
     return load_within_memory(args, files, devices[0], load)
 
@@ -80,7 +81,7 @@ def _make_network(
             probe,
             args,
             origin="what CTranslate2 computes",
-            is_exact=target.dtype is Dtype.float32,
+            dtype=target.dtype,
         )
         told = f"CTranslate2's {target.compute_type}, {difference}"
         logger.info("%s is computed by %s", args.model_name_or_path, told)

@@ -6,6 +6,9 @@ nothing of the libraries that compute, nor of what the files hold.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import platform
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +65,8 @@ _FORMATS = (
     (re.compile(r"u?int[48]|quantized|q4|bnb4"), Dtype.int8),
     (re.compile(r"fp16|float16|_o4"), Dtype.float16),
 )
+# What Linux calls a feature → what numpy does.
+_NUMPY_NAMES = {"avx512_vnni": "AVX512VNNI", "avx512f": "AVX512F", "avx2": "AVX2"}
 
 
 class GraphFile(NamedTuple):
@@ -124,8 +129,8 @@ def format_of(name: str) -> Dtype:
 
 
 def parts_of(names: Iterable[str], chosen: str) -> list[str]:
-    """The file and those that hold its weights: OpenVINO's always lie beside it, ONNX's where they are over
-    2 GB."""
+    """The file and those that hold its weights, by their names: OpenVINO's always lie beside it, ONNX's where
+    they are over 2 GB. An ONNX graph may name others, which `onnx_weights.py` reads."""
     if chosen.endswith(OPENVINO.suffix):
         beside = re.compile(re.escape(chosen.removesuffix(OPENVINO.suffix)) + r"\.bin")
     else:
@@ -134,10 +139,26 @@ def parts_of(names: Iterable[str], chosen: str) -> list[str]:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the kernel says the CPU can, in its words; nothing where there is no such file."""
+    """What the kernel says the CPU can, in Linux' words; elsewhere those of them that numpy knows of."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
+        return _features_without_linux()
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
     return frozenset(found.group(1).split() if found else ())
+
+
+def _features_without_linux() -> frozenset[str]:
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return frozenset({"asimd"})  # all of them have it
+    found = _numpy_features()
+    return frozenset(name for name, theirs in _NUMPY_NAMES.items() if found.get(theirs))
+
+
+def _numpy_features() -> Mapping[str, bool]:
+    """numpy tells them in no public way; nothing where a later one keeps them elsewhere."""
+    for module_name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # of numpy 2, of 1
+        with contextlib.suppress(ImportError):
+            found: Mapping[str, bool] = getattr(importlib.import_module(module_name), "__cpu_features__", {})
+            return found
+    return {}

@@ -35,12 +35,25 @@ def find_output(names: Iterable[str], *, wanted: str) -> str:
     raise StartupError(f"the graph answers {', '.join(names)}, and the model needs {' or '.join(accepted)}")
 
 
-def input_of(name: str, features: Mapping[str, Any]) -> Tensor:
-    """An input of the graph, (B, S), made from the tokens where the tokenizer does not make it."""
+def input_of(name: str, features: Mapping[str, Any], *, first_position: int = 0) -> Tensor:
+    """An input of the graph, (B, S), made from the tokens where the tokenizer does not make it.
+
+    first_position: of the model's table of positions; what is before it is for padding.
+    """
     given = features.get(name)
     if given is None and name == "token_type_ids":
         given = torch.zeros_like(features["input_ids"])
     if given is None and name == "position_ids":
-        given = (features["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        given = _positions(features["input_ids"], features["attention_mask"], first_position)
     assert isinstance(given, Tensor), f"the pipeline gives no {name}"
     return given
+
+
+def _positions(ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """As transformers counts them: (B, S) int64 from `first` on."""
+    if first:
+        # RoBERTa passes over its padding token wherever it stands; the token's id is the position of padding.
+        is_counted = (ids != first - 1).long()
+        return is_counted.cumsum(dim=1) * is_counted + first - 1
+    num_before = mask.argmax(dim=1, keepdim=True)  # (B, 1): padding on the left
+    return (torch.arange(ids.shape[1], device=ids.device) - num_before).clamp(min=0)

@@ -1,21 +1,23 @@
 """From a model to the graph that computes its network: the repository's own file, or an export from torch.
 
-A float32 graph is compared with torch at every start. Knows nothing of the libraries that compute graphs:
+Each is compared with torch at every start. Knows nothing of the libraries that compute graphs:
 each engine hands in how one is opened.
 """
 
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infinity_emb.backends.graph_files import FileKind, GraphFile, choose_file, cpu_features, parts_of
+from infinity_emb.backends.graph_files import ONNX, FileKind, GraphFile, choose_file, cpu_features, parts_of
 from infinity_emb.backends.network_loading import difference_to_torch
 from infinity_emb.backends.network_probe import Probe
 from infinity_emb.backends.network_stand_in import StandIn
 from infinity_emb.backends.onnx_export import exported_graph
+from infinity_emb.backends.onnx_weights import weight_files
 from infinity_emb.backends.torch_device import Choice
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
@@ -55,13 +57,18 @@ class GraphLoader:
         if file is not None:
             origin = f"{file.name} ({file.reason})"
             try:
-                return self._open(self._fetch(file, names), origin, file.dtype, probe)
+                network, dtype = self._open(self._fetch(file, names), origin, file.dtype, probe)
             except StartupError as exc:
                 if file.dtype is not Dtype.float32 or self.args.graph_file or probe.rows is None:
                     raise
                 logger.warning("exporting the model from torch, as its own file is not served: %s", exc)
-        graph = exported_graph(probe.transformer, self.args, self.files)
-        return self._open(graph, "a graph exported from torch", Dtype.float32, probe)
+            else:
+                network.graph = file.name
+                return network, dtype
+        exported = exported_graph(probe.transformer, self.args, self.files)
+        return exported.opened(
+            lambda path: self._open(path, "a graph exported from torch", Dtype.float32, probe)
+        )
 
     def choose_file(self, names: list[str]) -> GraphFile | None:
         """Of the repository's files, or None to export. Raises StartupError for a format that has no file."""
@@ -76,6 +83,11 @@ class GraphLoader:
                 f"--dtype {wanted} needs a file {suffixes} of that format, and {args.model_name_or_path!r}"
                 " has none; leave it out, or name a file by --graph-file, or use --engine torch"
             )
+        if file is not None and args.dtype is not Dtype.auto and file.dtype not in (wanted, self.dtype):
+            raise StartupError(
+                f"--graph-file {file.name} is {file.dtype} by its name, and --dtype is {args.dtype};"
+                " leave one of them out"
+            )
         return file
 
     def _nothing_to_compute(self, names: list[str]) -> str:
@@ -87,18 +99,22 @@ class GraphLoader:
         )
 
     def _fetch(self, file: GraphFile, names: list[str]) -> Path:
-        graph, *_ = (
-            fetch_file(self.files, name) for name in parts_of(names, file.name)
-        )
+        """The graph, with the files of its weights beside it."""
+        graph, *_ = [fetch_file(self.files, name) for name in parts_of(names, file.name)]
+        if graph.suffix == ONNX.suffix:
+            folder = posixpath.dirname(file.name)
+            beside = {posixpath.join(folder, each) for each in weight_files(graph)}
+            for name in sorted(beside.intersection(names)):
+                fetch_file(self.files, name)
         return graph
 
     def _open(self, path: Path, origin: str, file_dtype: Dtype, probe: Probe) -> tuple[StandIn, Choice]:
         """Raises StartupError for a graph that cannot compute, or that answers otherwise than torch."""
         dtype = self.dtype if self.halves_float32 and file_dtype is Dtype.float32 else file_dtype
         network = self.open_graph(path, probe, dtype)
-        # Whoever names a file, or a coarser format, has said that its numbers are wanted.
-        is_exact = dtype is Dtype.float32 and not self.args.graph_file
-        difference = difference_to_torch(network, probe, self.args, origin=origin, is_exact=is_exact)
+        difference = difference_to_torch(
+            network, probe, self.args, origin=origin, dtype=dtype, is_named=bool(self.args.graph_file)
+        )
         reason = f"{origin}, {difference}"
         logger.info("%s computes %s", self.computed_by, reason)
         return network, Choice(str(dtype), reason)

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger("infinity_emb")
 
+_DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")
+# Nothing is made for so long: who has begun such a draft was killed.
+_MAX_DRAFT_AGE_S = 24 * 3600
+
 
 def folder_of_engine(name: str) -> Path:
     """Where an engine keeps what it makes."""
@@ -37,9 +42,45 @@ def folder_name(args: EngineArgs, files: ModelFiles, *others: object) -> str:
 
     others: told apart by how they print.
     """
-    key = (args.model_name_or_path, files.version, *others)
+    # With code of its own, a model may be another network than transformers' of the same type.
+    key = (args.model_name_or_path, files.version, args.trust_remote_code, *others)
     name = re.sub(r"[^\w.-]+", "-", args.model_name_or_path, flags=re.ASCII)[-60:]
     return f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+
+
+def stats_of(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """What tells whether files are still the same, of those that are there."""
+    found = [(path, path.stat()) for path in paths if path.is_file()]
+    return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+
+
+@contextlib.contextmanager
+def draft_beside(folder: Path) -> Iterator[Path]:
+    """An empty folder to make `folder` in. At the end it is removed, where it was not put in its place.
+
+    Processes that make the same at once have a draft each. Those of processes that were killed go first.
+    Raises OSError for one that cannot be made.
+    """
+    _remove_left_drafts(folder.parent)
+    draft = _name_beside(folder)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _name_beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.draft")
+
+
+def _remove_left_drafts(parent: Path) -> None:
+    """Of whatever is made there: their names change with each version of a model or a library."""
+    oldest_s = time.time() - _MAX_DRAFT_AGE_S
+    with contextlib.suppress(OSError):  # no folder yet, or somebody else has removed them
+        for path in parent.iterdir():
+            if _DRAFT.fullmatch(path.name) and path.stat().st_mtime < oldest_s:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +108,12 @@ class MadeOnce:
         if self._path.exists():
             return self._path
         logger.info("model %s is %s once; this takes seconds to minutes", self.model, self.deed)
-        draft = self._name_beside()
         try:
-            draft.mkdir(parents=True)
-            self.make(draft)
-            self._put_in_place(draft)
+            with draft_beside(self.folder) as draft:
+                self.make(draft)
+                self._put_in_place(draft)
+        except StartupError:
+            raise
         except OSError as exc:
             raise StartupError(
                 f"model {self.model!r}, {self.deed}, cannot be written to {self.folder.parent}"
@@ -83,8 +125,6 @@ class MadeOnce:
                 f"model {self.model!r} cannot be {self.deed} ({type(exc).__name__}: {reason});"
                 " use --engine torch"
             ) from exc
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
         return self._path
 
     def opened(self, open_it: Callable[[Path], T]) -> T:
@@ -115,12 +155,9 @@ class MadeOnce:
             self._discard()  # or somebody has deleted a part of it
             os.replace(draft, self.folder)
 
-    def _name_beside(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}.draft")
-
     def _discard(self) -> None:
         """In one step, so that nobody who starts now finds half of it."""
-        away = self._name_beside()
+        away = _name_beside(self.folder)
         with contextlib.suppress(OSError):  # somebody else has discarded it, or nobody may
             os.replace(self.folder, away)
         shutil.rmtree(away, ignore_errors=True)

@@ -27,9 +27,11 @@ def empty_networks() -> Iterator[list[PreTrainedModel]]:
     made: list[PreTrainedModel] = []
     original: Any = PreTrainedModel.__dict__["from_pretrained"]
 
-    def from_pretrained(cls: type[PreTrainedModel], path: str, *given: Any, **options: Any) -> Any:
+    def from_pretrained(cls: type[PreTrainedModel], path: Any, *given: Any, **options: Any) -> Any:
         config = options.get("config")
-        if config is None or has_weights(Path(path) / (options.get("subfolder") or "")):
+        folder = Path(path) / (options.get("subfolder") or "")
+        # A name on the hub is no folder: transformers finds its files, and says where there are none.
+        if config is None or not folder.is_dir() or has_weights(folder):
             return original.__func__(cls, path, *given, **options)
         with no_init_weights():
             network: PreTrainedModel = cls._from_config(  # type: ignore[no-untyped-call]  # it has no hint

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from infinity_emb.backends.network_stand_in import StandIn
+from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.errors import StartupError
 from infinity_emb.primitives import ModelKind
 
@@ -23,6 +24,18 @@ _TEXTS = (
     "Größe, naïve café, 東京; snake_case() over two\nlines. " * 6,
     "rivers",
 )
+
+
+class Nearness(NamedTuple):
+    """How near two answers are.
+
+    difference: of the two numbers that differ most, of the largest in the answer or of 1; infinite for NaN.
+    likeness: mean cosine of what sets each token apart from the others; None of scores, and of nothing to
+    compare with.
+    """
+
+    difference: float
+    likeness: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +60,10 @@ class Probe:
         features = transformer.preprocess(inputs)
         return cls(transformer, features, _rows(transformer, features) if has_weights else None)
 
-    def difference(self, network: StandIn) -> float:
-        """How far the two answers that differ most are apart, of the largest or of 1; infinite for NaN.
+    def compare(self, network: StandIn) -> Nearness:
+        """What the stand-in answers with what the network did. No difference where that has no weights.
 
-        0 where there is nothing to compare with.
-
-        Raises StartupError for a stand-in that cannot compute.
+        Raises StartupError for a stand-in that cannot compute, and what says that memory is lacking.
         """
         original: Any = self.transformer.model
         stand_in: Any = network  # it has what the module uses of a network of torch
@@ -64,17 +75,34 @@ class Probe:
         try:
             found = _rows(self.transformer, moved)
         except Exception as exc:  # whatever its library raises on its first inputs
+            if is_out_of_memory(exc):
+                raise
             reason = " ".join(str(exc).split())[:300]
             raise StartupError(f"it cannot compute ({type(exc).__name__}: {reason})") from exc
         finally:
             self.transformer.model = original
         expected = found if self.rows is None else self.rows
         if found.shape != expected.shape or not torch.isfinite(found).all():
-            return float("inf")
-        return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+            return Nearness(float("inf"), None)
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        has_likeness = (
+            self.rows is not None and self.transformer.transformer_task != "sequence-classification"
+        )
+        return Nearness(difference, _likeness(found, expected) if has_likeness else None)
 
 
 @torch.inference_mode()
 def _rows(transformer: Transformer, features: Mapping[str, Any]) -> Tensor:
     answer: Tensor = transformer.forward(dict(features))[transformer.module_output_name].float().cpu()
     return answer[features["attention_mask"].bool().cpu()] if answer.ndim == 3 else answer
+
+
+def _likeness(rows: Tensor, expected: Tensor) -> float:
+    """(T, D) each. What all rows share is left out: it may be most of a row, and alike for other weights."""
+    ours, theirs = (_apart(each) for each in (rows, expected))
+    return float(torch.nn.functional.cosine_similarity(ours, theirs, dim=1).mean())
+
+
+def _apart(rows: Tensor) -> Tensor:
+    rows = rows - rows.mean(dim=0)
+    return rows - rows.mean(dim=1, keepdim=True)

@@ -13,6 +13,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
+from infinity_emb.backends.torch_layout import first_position
 from infinity_emb.primitives import Dtype
 
 NUMBER_FORMATS = {
@@ -33,6 +34,8 @@ class StandIn(torch.nn.Module):
 
     # For the log: attention is not torch's to exchange.
     why_padded: str
+    # The repository's file that is computed; empty of what was made of torch's network.
+    graph: str = ""
 
     def __init__(self, transformer: Transformer, device: torch.device, number_format: torch.dtype) -> None:
         super().__init__()
@@ -42,6 +45,7 @@ class StandIn(torch.nn.Module):
         self.output_name = output_name_of(transformer)
         table: Any = transformer.model.get_input_embeddings()
         self.num_words = int(table.weight.shape[0])
+        self.first_position = first_position(transformer.model)
 
     def is_backend_compatible(self) -> bool:
         """Whether its attention can be exchanged, as transformers asks."""

@@ -6,10 +6,12 @@ that pool, project and normalise. Knows nothing of queues or HTTP.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 from pathlib import Path
 
+import onnxruntime
 import torch
+from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.graph_files import ONNX
@@ -19,12 +21,16 @@ from infinity_emb.backends.network_probe import Probe
 from infinity_emb.backends.network_stand_in import NUMBER_FORMATS
 from infinity_emb.backends.onnx_export import engine_folder
 from infinity_emb.backends.onnx_network import OnnxNetwork
+from infinity_emb.backends.onnx_profiles import Box, choose_box
 from infinity_emb.backends.onnx_session import Provider, choose_provider, open_session, provider_options
 from infinity_emb.backends.torch_loading import load_within_memory
+from infinity_emb.backends.torch_models import Expansion, limit_of
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import Dtype
+
+logger = logging.getLogger("infinity_emb")
 
 
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
@@ -34,9 +40,9 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     loader = _graph_loader(args, files, provider, devices[0])
 
     def load() -> LoadedModel:
-        loaded = load_with_stand_in(args, files, devices, loader.choose_network, needs_weights=False)
-        device = loaded.info.device if provider.name == "cpu" else provider.name
-        return replace(loaded, info=replace(loaded.info, device=device))
+        return load_with_stand_in(
+            args, files, devices, loader.choose_network, device_name=provider.name, needs_weights=False
+        )
 
     return load_within_memory(args, files, devices[0], load)
 
@@ -86,6 +92,35 @@ def _open_network(
     path: Path, probe: Probe, dtype: Dtype, args: EngineArgs, provider: Provider, device: torch.device
 ) -> OnnxNetwork:
     """Raises StartupError for a graph that onnxruntime cannot load, or that the module has no inputs for."""
-    options = provider_options(provider, args, dtype, engine_folder(path))
-    session = open_session(path, provider, options, args)
-    return OnnxNetwork(session, probe.transformer, device, NUMBER_FORMATS[dtype])
+    transformer = probe.transformer
+    box = _box_of(transformer, args) if provider.name == "tensorrt" else None
+
+    def start(box: Box | None) -> onnxruntime.InferenceSession:
+        return open_session(path, provider, provider_options(provider, args, dtype, folder, box), args)
+
+    folder = engine_folder(path)
+    try:
+        session = start(box)
+    except (StartupError, MemoryError) as exc:
+        if box is None:
+            raise
+        # Where TensorRT computes parts of a graph, what passes between them has shapes that nobody can tell.
+        logger.warning("TensorRT will build an engine anew for batches of new shapes, for minutes: %s", exc)
+        box = None
+        session = start(box)
+    max_items = None if box is None else box.max_items
+    return OnnxNetwork(session, transformer, device, NUMBER_FORMATS[dtype], max_items=max_items)
+
+
+def _box_of(transformer: Transformer, args: EngineArgs) -> Box | None:
+    """None for a model whose texts have no limit, or one that is too high for a box."""
+    whole = transformer.max_seq_length
+    expansion = Expansion.of(transformer)
+    longest = expansion.length if expansion else 0
+    for task in (None, "query", "document"):
+        limit = limit_of(transformer, task, whole)
+        if limit is None:
+            return None
+        longest = max(longest, limit)
+    is_sparse = transformer.transformer_task == "fill-mask"
+    return choose_box(longest, args, num_scores=int(transformer.config.vocab_size) if is_sparse else 1)

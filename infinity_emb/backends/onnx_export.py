@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ import transformers
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from infinity_emb.backends.made_once import MadeOnce, folder_name, folder_of_engine
+from infinity_emb.backends.made_once import MadeOnce, folder_name, folder_of_engine, stats_of
 from infinity_emb.backends.network_stand_in import output_name_of
+from infinity_emb.backends.onnx_weights import weight_files
 from infinity_emb.config import EngineArgs
+from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
 
 # Raised when what is exported changes, so that graphs of before are made anew.
@@ -32,18 +35,17 @@ _EXAMPLE_SHAPE = (2, 9)  # any but 1, which would be taken for a number that doe
 def engine_folder(graph: Path) -> Path:
     """Where TensorRT keeps what it builds of a graph; another one for each version of it.
 
-    It looks at the graph's structure alone, and would take the weights of another revision.
+    It looks at the graph's structure alone, and would take the weights of another revision; these may lie in
+    files of their own.
     """
-    stat = graph.stat()
-    key = repr((str(graph.resolve()), stat.st_size, stat.st_mtime_ns))
+    key = repr(stats_of([graph, *(graph.parent / name for name in weight_files(graph))]))
     return folder_of_engine("onnx") / "tensorrt" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def exported_graph(transformer: Transformer, args: EngineArgs, files: ModelFiles) -> Path:
-    """The graph of a network, from the cache or made now.
+def exported_graph(transformer: Transformer, args: EngineArgs, files: ModelFiles) -> MadeOnce:
+    """What opens the graph of a network, and makes it where it is not there.
 
     transformer: on the CPU, in float32.
-    Raises StartupError for a network that torch cannot export.
     """
     return MadeOnce(
         model=args.model_name_or_path,
@@ -51,7 +53,7 @@ def exported_graph(transformer: Transformer, args: EngineArgs, files: ModelFiles
         folder=folder_of_engine("onnx") / _folder_name(transformer, args, files),
         main_file=_GRAPH_NAME,
         make=lambda folder: _export(transformer, folder / _GRAPH_NAME),
-    ).path()
+    )
 
 
 def _folder_name(transformer: Transformer, args: EngineArgs, files: ModelFiles) -> str:
@@ -59,11 +61,21 @@ def _folder_name(transformer: Transformer, args: EngineArgs, files: ModelFiles) 
         args,
         files,
         _EXPORT_VERSION,
+        type(transformer.model).__name__,
         transformer.transformer_task,
         output_name_of(transformer),
         torch.__version__,
         transformers.__version__,
+        _version_of("onnxscript"),
     )
+
+
+def _version_of(distribution: str) -> str:
+    """Empty where it is not installed: a graph that an earlier start has made is served all the same."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 class _OneOutput(torch.nn.Module):
@@ -82,6 +94,11 @@ class _OneOutput(torch.nn.Module):
 
 
 def _export(transformer: Transformer, path: Path) -> None:
+    if not _version_of("onnxscript"):
+        raise StartupError(
+            "a graph is exported by onnxscript, which is not installed;"
+            " install it with: pip install 'infinity-emb[onnx]'"
+        )
     network: Any = transformer.model
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from infinity_emb.backends.graph_inputs import check_inputs, find_output, input_of
 from infinity_emb.backends.network_stand_in import StandIn
+from infinity_emb.backends.torch_device import is_out_of_memory
 
-# What its allocators say, on a CPU and on a GPU.
-_OUT_OF_MEMORY = re.compile(r"Failed to allocate memory|Available memory of \d+ is smaller|bad_?\s?alloc")
 _NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TORCH_TYPES = {"tensor(int64)": torch.int64, "tensor(int32)": torch.int32}
 
@@ -26,6 +24,7 @@ class OnnxNetwork(StandIn):
     """One session of onnxruntime.
 
     device: the session's own memory, or the CPU's.
+    max_items: the most that the session takes at once; None where it takes any number.
     Raises StartupError for a graph with inputs or outputs that the module does not have.
     """
 
@@ -37,9 +36,12 @@ class OnnxNetwork(StandIn):
         transformer: Transformer,
         device: torch.device,
         number_format: torch.dtype,
+        *,
+        max_items: int | None = None,
     ) -> None:
         super().__init__(transformer, device, number_format)
         self._session = session
+        self._max_items = max_items
         self._input_types = {each.name: each.type for each in session.get_inputs()}
         self._graph_output = find_output(
             [each.name for each in session.get_outputs()], wanted=self.output_name
@@ -48,12 +50,22 @@ class OnnxNetwork(StandIn):
 
     def compute(self, features: dict[str, Any]) -> Tensor:
         """Inputs and output stay where they are: nothing is copied from or to a GPU's memory."""
-        kind, number = self.device.type, self.device.index or 0
-        binding = self._session.io_binding()
         feeds = {
-            name: input_of(name, features).to(_TORCH_TYPES[given_type]).contiguous()
+            name: input_of(name, features, first_position=self.first_position)
+            .to(_TORCH_TYPES[given_type])
+            .contiguous()
             for name, given_type in self._input_types.items()
         }
+        num_items = len(features["input_ids"])
+        if self._max_items is None or num_items <= self._max_items:
+            return self._run(feeds)
+        cuts = range(0, num_items, self._max_items)
+        parts = [{name: each[cut : cut + self._max_items] for name, each in feeds.items()} for cut in cuts]
+        return torch.cat([self._run(part) for part in parts])
+
+    def _run(self, feeds: dict[str, Tensor]) -> Tensor:
+        kind, number = self.device.type, self.device.index or 0
+        binding = self._session.io_binding()
         for name, tensor in feeds.items():
             numpy_type = _NUMPY_TYPES[self._input_types[name]]
             binding.bind_input(name, kind, number, numpy_type, tuple(tensor.shape), tensor.data_ptr())
@@ -71,7 +83,7 @@ def _naming_lack_of_memory() -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        if _OUT_OF_MEMORY.search(str(exc)) is None:
+        if not is_out_of_memory(exc):
             raise
         raise torch.OutOfMemoryError(str(exc)) from exc
 

@@ -1,6 +1,6 @@
 """A session of onnxruntime: which provider computes, with which options, and what to install for it.
 
-Knows nothing of models or of torch: it is handed a file.
+Knows nothing of models: it is handed a file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from infinity_emb.backends.onnx_profiles import Box, profile_options
+from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_usable_cpus
@@ -86,18 +88,18 @@ def choose_provider(args: EngineArgs) -> Provider:
 
 
 def provider_options(
-    provider: Provider, args: EngineArgs, dtype: Dtype, engine_folder: Path
+    provider: Provider, args: EngineArgs, dtype: Dtype, engine_folder: Path, box: Box | None = None
 ) -> dict[str, str]:
     """What the provider is told.
 
     dtype: the number format that it shall compute in.
     engine_folder: where TensorRT keeps the engines that it builds.
+    box: which batches it builds one for, at start; None for another one whenever a batch has a new shape.
     Source: https://onnxruntime.ai/docs/execution-providers
     """
     device_id = str(args.device_id[0] if args.device_id else 0)
     if provider.name == "cuda":
-        # TF32 keeps 10 bits of each factor: it is not float32.
-        return {"device_id": device_id, "use_tf32": "0"}
+        return _cuda_options(device_id)
     if provider.name == "tensorrt":
         engine_folder.mkdir(parents=True, exist_ok=True)
         return {
@@ -108,6 +110,7 @@ def provider_options(
             "trt_engine_cache_path": str(engine_folder),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engine_folder),
+            **(profile_options(box) if box else {}),
         }
     return {"device_id": device_id} if provider.name in ("migraphx", "rocm", "dml") else {}
 
@@ -128,15 +131,23 @@ def session_options(args: EngineArgs) -> onnxruntime.SessionOptions:
 def open_session(
     path: Path, provider: Provider, options: Mapping[str, str], args: EngineArgs
 ) -> onnxruntime.InferenceSession:
-    """Load a graph. Raises StartupError where it cannot be loaded, or where the provider did not start."""
+    """Load a graph.
+
+    Raises StartupError where it cannot be loaded, or where the provider did not start, and MemoryError.
+    """
     if provider.memory == "cuda":
         with contextlib.suppress(Exception):  # CUDA may be installed elsewhere; then the session finds it
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
-            str(path), session_options(args), providers=[(provider.onnx_name, dict(options))]
+            str(path),
+            session_options(args),
+            providers=[(provider.onnx_name, dict(options)), *_helpers(provider, options)],
+            enable_fallback=0,  # it would print what went wrong, and try another provider by itself
         )
     except Exception as exc:  # onnxruntime's exceptions have no common base of their own
+        if is_out_of_memory(exc):
+            raise MemoryError(str(exc)) from exc
         reason = " ".join(str(exc).split())[:400]
         raise StartupError(f"onnxruntime cannot load {path} with {provider.onnx_name}: {reason}") from exc
     # Where the libraries of a GPU are missing, onnxruntime logs it and goes on with the CPU.
@@ -146,3 +157,16 @@ def open_session(
             f" libraries that {provider.wheel} needs are installed, or use --device cpu"
         )
     return session
+
+
+def _helpers(provider: Provider, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Who computes what the provider cannot, before the CPU does."""
+    cuda = _PROVIDERS["cuda"].onnx_name
+    if provider.name != "tensorrt" or cuda not in onnxruntime.get_available_providers():
+        return []
+    return [(cuda, _cuda_options(options["device_id"]))]
+
+
+def _cuda_options(device_id: str) -> dict[str, str]:
+    # TF32 keeps 10 bits of each factor: it is not float32.
+    return {"device_id": device_id, "use_tf32": "0"}

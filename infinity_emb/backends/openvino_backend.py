@@ -7,7 +7,6 @@ that pool, project and normalise. Knows nothing of queues or HTTP.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,8 +55,9 @@ def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     )
 
     def load() -> LoadedModel:
-        loaded = load_with_stand_in(args, files, devices, loader.choose_network, needs_weights=False)
-        return replace(loaded, info=replace(loaded.info, device=_name_of(device)))
+        return load_with_stand_in(
+            args, files, devices, loader.choose_network, device_name=_name_of(device), needs_weights=False
+        )
 
     return load_within_memory(args, files, devices[0], load)
 

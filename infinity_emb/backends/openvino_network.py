@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +13,8 @@ from torch import Tensor
 from infinity_emb.backends.graph_inputs import check_inputs, find_output, input_of
 from infinity_emb.backends.network_stand_in import StandIn, check_ids
 from infinity_emb.backends.openvino_library import openvino
+from infinity_emb.backends.torch_device import is_out_of_memory
 
-# What the CPU's and the GPU's allocators say.
-_OUT_OF_MEMORY = re.compile(
-    r"bad_?\s?alloc|CL_OUT_OF_(RESOURCES|HOST_MEMORY)|CL_MEM_OBJECT_ALLOCATION_FAILURE"
-    r"|[Ee]xceeded max size of memory|[Ff]ailed to allocate"
-)
 _TORCH_TYPES = {"i64": torch.int64, "i32": torch.int32}
 
 
@@ -39,6 +34,8 @@ class OpenVinoNetwork(StandIn):
         number_format: torch.dtype,
     ) -> None:
         super().__init__(transformer, torch.device("cpu"), number_format)
+        # 0 where the network has no such table, or does not say how large it is.
+        self._num_segments = int(getattr(transformer.config, "type_vocab_size", None) or 0)
         self._compile_graph = compile_graph
         self._lock = threading.Lock()
         self._compiled: openvino.CompiledModel | None = None
@@ -58,9 +55,14 @@ class OpenVinoNetwork(StandIn):
         """
         check_ids(features["input_ids"], self.num_words, "token")
         feeds = {
-            name: input_of(name, features).to(_TORCH_TYPES[given_type]).contiguous().numpy()
+            name: input_of(name, features, first_position=self.first_position)
+            .to(_TORCH_TYPES[given_type])
+            .contiguous()
+            .numpy()
             for name, given_type in self._input_types.items()
         }
+        if self._num_segments and "token_type_ids" in feeds and "token_type_ids" in features:
+            check_ids(features["token_type_ids"], self._num_segments, "segment")
         compiled = self._current_graph()
         request = compiled.create_infer_request()
         try:
@@ -69,7 +71,7 @@ class OpenVinoNetwork(StandIn):
             request.wait()
         except (RuntimeError, MemoryError) as exc:
             self._give_up(compiled)
-            if not isinstance(exc, MemoryError) and _OUT_OF_MEMORY.search(str(exc)) is None:
+            if not is_out_of_memory(exc):
                 raise
             raise torch.OutOfMemoryError(str(exc)) from exc  # which leads to smaller batches
         return torch.from_numpy(request.get_output_tensor(self._output_number).data).float()

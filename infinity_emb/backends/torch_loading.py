@@ -47,6 +47,7 @@ from infinity_emb.backends.torch_vocabulary import has_token_rows, vocabulary_of
 from infinity_emb.backends.warmup import (
     DEFAULT_BATCH_TOKENS,
     find_batch_tokens,
+    kind_of_device,
     sample_inputs,
 )
 from infinity_emb.config import EngineArgs
@@ -115,16 +116,21 @@ def _load_on(args: EngineArgs, files: ModelFiles, devices: list[torch.device]) -
         model, dtype = _keep_half_if_faster(model, dtype, lambda: load("float32"))
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
-    return open_model(args, files, devices, PlacedModel(model, kind, dtype))
+    return open_model(args, files, devices, PlacedModel(model, kind, dtype, str(devices[0])))
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """A model on the first of its devices; dtype: its number format, and why."""
+    """A model on the first of its devices.
+
+    dtype: its number format, and why.
+    device_name: what computes its network, as `/models` calls it: `cpu`, `cuda:1`, `tensorrt`.
+    """
 
     model: BaseModel
     kind: ModelKind
     dtype: Choice
+    device_name: str
 
 
 def open_model(
@@ -132,18 +138,18 @@ def open_model(
 ) -> LoadedModel:
     """Find the ways into a model, make its replicas and warm up. Raises StartupError.
 
-    devices: one per replica.
+    devices: one per replica, of the modules around the network.
     """
     model, kind = placed.model, placed.kind
     opened = _open(args, model, kind)
-    info = _describe(model, kind, files, devices[0], placed.dtype, opened)
+    info = _describe(placed, files, opened)
     replicas = _make_replicas(opened.pipeline, devices, args)
     activation, activate = activation_of(model, kind)
     return LoadedModel(
         info=replace(info, activation=activation),
         replicas=list(replicas),
         prepare=opened.prepare,
-        max_batch_tokens=_choose_batch_tokens(args, opened, kind, replicas[0], devices[0]),
+        max_batch_tokens=_choose_batch_tokens(args, opened, placed, replicas[0]),
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         activate=activate,
         split=opened.raw_tokenizer.split if opened.raw_tokenizer else None,
@@ -182,21 +188,22 @@ def _threads_as_before() -> Iterator[None]:
 
 
 def _choose_batch_tokens(
-    args: EngineArgs, opened: OpenedModel, kind: ModelKind, replica: TorchBackend, device: torch.device
+    args: EngineArgs, opened: OpenedModel, placed: PlacedModel, replica: TorchBackend
 ) -> int:
     if args.max_batch_tokens:
         return args.max_batch_tokens
-    max_tokens = DEFAULT_BATCH_TOKENS[device.type]
+    kind, device_kind = placed.kind, kind_of_device(placed.device_name)
+    max_tokens = DEFAULT_BATCH_TOKENS[device_kind]
     if args.model_warmup and opened.prepare.text_doors:
         outputs = outputs_of(opened.pipeline.model, kind)[:1] or ("dense",)
         is_pair = kind is ModelKind.reranker
         samples = sample_inputs(opened.prepare, InputOptions(outputs=outputs), is_pair=is_pair)
         with _threads_as_before():
-            max_tokens = find_batch_tokens(replica, samples, device_kind=device.type)
+            max_tokens = find_batch_tokens(replica, samples, device_kind=device_kind)
     transformers = transformers_of(opened.pipeline.model)
     if kind is ModelKind.sparse and transformers:
         bytes_per_token = 4 * int(transformers[0].model.config.vocab_size)
-        max_tokens = min(max_tokens, max(256, _MAX_LOGITS_BYTES[device.type] // bytes_per_token))
+        max_tokens = min(max_tokens, max(256, _MAX_LOGITS_BYTES[device_kind] // bytes_per_token))
     return max_tokens
 
 
@@ -229,14 +236,8 @@ def _make_replicas(pipeline: Pipeline, devices: list[torch.device], args: Engine
     return [TorchBackend(each, cores=cores) for each in pipelines]
 
 
-def _describe(
-    model: BaseModel,
-    kind: ModelKind,
-    files: ModelFiles,
-    device: torch.device,
-    dtype: Choice,
-    opened: OpenedModel,
-) -> ModelInfo:
+def _describe(placed: PlacedModel, files: ModelFiles, opened: OpenedModel) -> ModelInfo:
+    model, kind = placed.model, placed.kind
     is_scoring = kind in (ModelKind.reranker, ModelKind.classifier)
     dimension = getattr(model, "truncate_dim", None) or (
         0 if is_scoring else model.get_embedding_dimension()  # type: ignore[operator]  # of all other kinds
@@ -249,9 +250,9 @@ def _describe(
         embedding_dimension=int(dimension or 0),
         max_tokens=max_tokens_of(model),
         truncation_side=getattr(tokenizer, "truncation_side", None) or "right",
-        dtype=dtype.value,
-        dtype_reason=dtype.reason,
-        device=str(device),
+        dtype=placed.dtype.value,
+        dtype_reason=placed.dtype.reason,
+        device=placed.device_name,
         attention=opened.attention.value,
         attention_reason=opened.attention.reason,
         pooling=pooling_of(model),

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from infinity_emb.backends.base import Backend, Encoded, Input, InputOptions, Pair, Prepare
 
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16_384}
+# Of what other libraries compute on: their names of devices that are no GPU of a card.
+_KIND_BY_NAME = {"cpu": "cpu", "openvino": "cpu", "mps": "mps", "coreml": "mps"}
 _CANDIDATES = {"cpu": (512, 1024, 2048), "mps": (2048, 4096, 8192, 16_384)}
 _CANDIDATES_GPU = (4096, 8192, 16_384, 32_768, 65_536)
 # A larger batch must be so much faster to be worth its latency.
@@ -21,6 +23,11 @@ _DEADLINE_S = 2.5
 _MAX_TURNS = 4
 _NUM_WORDS = (12, 100, 25, 200, 50)
 _WORDS = ("the", "river", "carries", "small", "boats", "past", "3", "old", "mills,", "(uncounted)", "daily.")
+
+
+def kind_of_device(name: str) -> str:
+    """`cpu`, `mps` or `cuda`, by what a network is computed on: `cuda:1`, `xpu:0`, `tensorrt`."""
+    return _KIND_BY_NAME.get(name.partition(":")[0], "cuda")
 
 
 def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_kind: str) -> int:

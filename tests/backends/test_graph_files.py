@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from infinity_emb.backends import graph_files
 from infinity_emb.backends.graph_files import (
     ONNX,
     OPENVINO,
@@ -186,4 +187,32 @@ def test_the_cpu_s_features_are_the_kernel_s_words(tmp_path: Path) -> None:
     assert cpu_features(cpuinfo) == {"fpu", "avx2", "avx512f"}
     cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
     assert cpu_features(cpuinfo) == {"fp", "asimd"}
-    assert cpu_features(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("machine", "by_numpy", "expected"),
+    [
+        ("arm64", {}, {"asimd"}),
+        ("ARM64", {"ASIMD": True}, {"asimd"}),
+        ("AMD64", {"SSE2": True, "AVX2": True, "AVX512F": False, "AVX512VNNI": False}, {"avx2"}),
+        ("x86_64", {"AVX2": True, "AVX512F": True, "AVX512VNNI": True}, {"avx2", "avx512f", "avx512_vnni"}),
+        ("x86_64", {}, set()),
+    ],
+)
+def test_without_linux_the_features_are_numpy_s(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    by_numpy: dict[str, bool],
+    expected: set[str],
+) -> None:
+    """On macOS and Windows, `--dtype int8` would find no file for the CPU."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(graph_files, "_numpy_features", lambda: by_numpy)
+    assert cpu_features(tmp_path / "none") == expected
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing to compare numpy with")
+def test_numpy_says_what_linux_does(tmp_path: Path) -> None:
+    known = {"avx512_vnni", "avx512f", "avx2", "asimd"}
+    assert cpu_features(tmp_path / "none") == cpu_features() & known

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,27 @@ def test_two_that_make_it_at_once_both_get_a_whole_one(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["m-1/main", "m-1/other"]
 
 
+def test_drafts_of_killed_processes_go_after_a_day(tmp_path: Path) -> None:
+    """Nobody else would ever remove them; younger ones may be under way."""
+    yesterday_s = time.time() - 25 * 3600
+    left, other, young, foreign = (
+        tmp_path / name
+        for name in (
+            f"m-1.{'a' * 32}.draft",
+            f"of-another-model.{'b' * 32}.draft",
+            f"m-1.{'c' * 32}.draft",
+            "of-somebody.draft",
+        )
+    )
+    for folder in (left, other, young, foreign):
+        folder.mkdir()
+        (folder / "main").write_text("half")
+    for folder in (left, other, foreign):
+        os.utime(folder, (yesterday_s, yesterday_s))
+    made_once(tmp_path, Maker()).path()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m-1", young.name, foreign.name]
+
+
 def test_what_cannot_be_made_names_the_engine_that_can_and_leaves_nothing(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
@@ -140,11 +163,12 @@ def test_each_model_revision_and_way_of_making_has_a_folder_of_its_own(
         folder_name(given, local, 2),
         folder_name(given, ModelFiles(tmp_path, "hub", "a commit"), 1),
         folder_name(EngineArgs(model_name_or_path="other/model"), local, 1),
+        folder_name(EngineArgs(model_name_or_path="some/model", trust_remote_code=True), local, 1),
     ]
     assert folder_name(given, local, 1) == names[0]
     (tmp_path / "config.json").write_text("{ }")
     names.append(folder_name(given, local, 1))
-    assert len(set(names)) == 5
+    assert len(set(names)) == 6
     assert names[0].startswith("some-model-")
     monkeypatch.setenv("INFINITY_HOME", str(tmp_path))
     assert tmp_path in folder_of_engine("engine").parents

@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from infinity_emb import AsyncEmbeddingEngine
 from infinity_emb.backends.network_empty import empty_networks
@@ -24,10 +24,16 @@ from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
+from infinity_emb.verification import verify
 from tests.engine_home import engine_home
 from tests.parity.references import load_embedder, load_reranker
 from tests.parity.serving import assert_same_scores, assert_same_vectors
-from tests.small_models import random_texts, save_small_classifier, save_small_model
+from tests.small_models import (
+    random_texts,
+    save_small_classifier,
+    save_small_late_interaction,
+    save_small_model,
+)
 
 # transformers' default configurations name start and end tokens outside of the small vocabularies.
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -48,7 +54,7 @@ def args_of(folder: Path, **options: Any) -> EngineArgs:
 
 def without_weights(folder: Path, target: Path, network: Transformer, name: str = "model.onnx") -> Path:
     """A copy as people publish them for other runtimes: a graph, and the network's weights left out."""
-    graph = exported_graph(network, args_of(folder), ModelFiles(folder, "folder", None))
+    graph = exported_graph(network, args_of(folder), ModelFiles(folder, "folder", None)).path()
     shutil.copytree(folder, target)
     for path in (target, target / "0_Transformer"):
         (path / "model.safetensors").unlink(missing_ok=True)
@@ -140,7 +146,7 @@ def test_a_broken_graph_alone_is_an_error(graph_alone: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
 def test_engines_that_need_weights_name_those_that_do_not(graph_alone: Path, engine: str) -> None:
-    with pytest.raises(StartupError, match=r"no torch weights, but model\.onnx; use --engine onnx or"):
+    with pytest.raises(StartupError, match=r"no torch weights, but onnx/model\.onnx; use --engine onnx or"):
         load_model(args_of(graph_alone, engine=engine))
 
 
@@ -150,6 +156,20 @@ def test_auto_takes_the_graph(graph_alone: Path) -> None:
         "optimum",
         "the repository has no torch weights to compare engines by",
     )
+
+
+def test_weights_of_a_projection_are_not_taken_for_the_network_s(home: Path, tmp_path: Path) -> None:
+    folder = save_small_late_interaction(tmp_path / "whole", "bert")
+    published = without_weights(folder, tmp_path / "published", Transformer(str(folder)))
+    assert list(published.rglob("*.safetensors"))
+    assert load_model(args_of(published, engine="auto")).info.engine == "optimum"
+    with pytest.raises(StartupError, match=r"no torch weights, but onnx/model\.onnx; use --engine onnx or"):
+        load_model(args_of(published, engine="torch"))
+
+
+def test_nothing_can_be_verified_without_weights(graph_alone: Path) -> None:
+    with pytest.raises(StartupError, match="no torch weights, so there is nothing to compare it with"):
+        verify(args_of(graph_alone))
 
 
 def test_auto_says_why_nobody_can_serve_a_model_without_weights(
@@ -170,6 +190,15 @@ def test_networks_with_weights_are_loaded_as_ever(embedder: Path) -> None:
         network = AutoModel.from_pretrained(str(embedder))
     assert not made
     assert all(torch.equal(found, expected[name]) for name, found in network.state_dict().items())
+
+
+def test_a_name_on_the_hub_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of a model may load another network by its name; that is transformers' to find or to refuse."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with empty_networks() as made, pytest.raises(OSError, match="nobody/nothing") as caught:
+        BertModel.from_pretrained("nobody/nothing", config=BertConfig())
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert not made
 
 
 def test_transformers_is_left_as_it_was(graph_alone: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -14,21 +16,30 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends import graph_loading, onnx_backend, onnx_export
 from infinity_emb.backends.base import InputOptions, LoadedModel
+from infinity_emb.backends.graph_files import GraphFile
 from infinity_emb.backends.graph_inputs import input_of
+from infinity_emb.backends.network_probe import Probe
 from infinity_emb.backends.onnx_network import OnnxNetwork
 from infinity_emb.backends.onnx_session import choose_provider
 from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.model_files import ModelFiles
-from infinity_emb.primitives import InferenceEngine
+from infinity_emb.primitives import Dtype, InferenceEngine, ModelKind
 from infinity_emb.verification import verify
-from tests.engine_home import engine_home
-from tests.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_small_model, save_small_yes_no_reranker
+from tests.engine_home import Kept, engine_home
+from tests.small_models import (
+    HIDDEN_SIZE,
+    VOCABULARY_SIZE,
+    save_small_model,
+    save_small_splade,
+    save_small_yes_no_reranker,
+)
 from tests.small_models.media import save_clip
 
 # transformers' default configurations name start and end tokens outside of the small vocabularies.
@@ -144,6 +155,47 @@ def test_a_graph_as_it_is_written_answers_the_same(
     assert np.abs(vector_of(plain) - vector_of(exported)).max() <= 1e-5
 
 
+def test_a_damaged_export_is_made_again(
+    folder: Path, exported: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay for ever, and no start of the model would succeed."""
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path))
+    files = ModelFiles(folder, "folder", None)
+    for name in ("model.onnx", "model.onnx.data"):
+        path = onnx_export.exported_graph(Transformer(str(folder)), args_of(folder), files).path()
+        path.with_name(name).write_bytes(b"half")
+        model = load_model(args_of(folder))
+        assert np.abs(vector_of(model) - vector_of(exported)).max() <= 1e-6
+
+
+def test_another_network_or_another_exporter_has_a_graph_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ModelFiles(folder, "folder", None)
+    transformer: Any = Transformer(str(folder))
+
+    def name(**options: Any) -> str:
+        return onnx_export._folder_name(transformer, args_of(folder, **options), files)
+
+    names = {name(), name(trust_remote_code=True)}
+    monkeypatch.setattr("importlib.metadata.version", lambda distribution: f"another {distribution}")
+    names.add(name())
+    transformer.model.__class__ = type("AnotherModel", (type(transformer.model),), {})
+    names.add(name())
+    assert len(names) == 4
+
+
+def test_a_graph_is_served_where_nothing_could_export_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(distribution: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr("importlib.metadata.version", fail)
+    files = ModelFiles(folder, "folder", None)
+    assert onnx_export._folder_name(Transformer(str(folder)), args_of(folder), files)
+
+
 def test_a_model_that_is_saved_again_is_exported_again(
     folder: Path, exported: LoadedModel, tmp_path: Path
 ) -> None:
@@ -175,7 +227,7 @@ def test_two_that_export_at_once_both_get_a_whole_graph(
     found: list[Path] = []
 
     def export() -> None:
-        found.append(onnx_export.exported_graph(transformer, args_of(folder), files))
+        found.append(onnx_export.exported_graph(transformer, args_of(folder), files).path())
 
     transformer = Transformer(str(folder))
     threads = [threading.Thread(target=export) for _ in range(2)]
@@ -221,7 +273,7 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(graph))
     model = load_model(args_of(with_files(model=wrong_graph)))
     assert "is not served: onnx/model.onnx (the repository's float32 file) of model" in caplog.text
     assert np.array_equal(vector_of(model), vector_of(exported))
@@ -230,7 +282,7 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over(
 def test_an_export_that_answers_otherwise_than_torch_is_refused(
     monkeypatch: pytest.MonkeyPatch, folder: Path, wrong_graph: Path
 ) -> None:
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: wrong_graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(wrong_graph))
     with pytest.raises(StartupError, match=r"differs from torch by .* limit is 1e-04; use --engine torch"):
         load_model(args_of(folder))
 
@@ -238,12 +290,35 @@ def test_an_export_that_answers_otherwise_than_torch_is_refused(
 def test_a_broken_file_is_passed_over_unless_it_is_named(
     with_files: Callable[..., Path], graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(graph))
     folder = with_files()
     (folder / "onnx" / "model.onnx").write_bytes(b"no graph")
     assert load_model(args_of(folder)).info.dtype_reason.startswith("a graph exported")
     with pytest.raises(StartupError, match="cannot load"):
         load_model(args_of(folder, graph_file="model.onnx"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_named_file_of_another_format_than_the_one_asked_for_is_refused(
+    with_files: Callable[..., Path], graph: Path, no_export: None, dtype: str
+) -> None:
+    folder = with_files(model_quantized=graph)
+    with pytest.raises(
+        StartupError,
+        match=rf"model_quantized\.onnx is int8 by its name, and --dtype is {dtype}; leave one",
+    ):
+        load_model(args_of(folder, graph_file="model_quantized.onnx", dtype=dtype))
+    model = load_model(args_of(folder, graph_file="model_quantized.onnx", dtype="int8"))
+    assert (model.info.dtype, model.info.graph) == ("int8", "onnx/model_quantized.onnx")
+
+
+def test_what_exports_is_named_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path))
+    monkeypatch.setattr(onnx_export, "_version_of", lambda name: "")
+    with pytest.raises(StartupError, match=r"by onnxscript, .* pip install 'infinity-emb\[onnx\]'"):
+        load_model(args_of(folder))
 
 
 def test_a_quantised_file_that_is_broken_is_not_replaced_by_an_exact_one(
@@ -310,6 +385,27 @@ def test_a_quantised_file_is_computed_when_it_is_asked_for(
     )
 
 
+def test_a_quantised_file_of_other_weights_is_served_only_where_it_is_named(
+    with_files: Callable[..., Path],
+    folder: Path,
+    tmp_path: Path,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that was made before the model was trained further."""
+    transformer: Any = Transformer(str(folder))
+    torch.manual_seed(1)
+    transformer.model = type(transformer.model)(transformer.model.config).eval()
+    onnx_export._export(transformer, tmp_path / "other.onnx")
+    stale = with_files(model_quantized=tmp_path / "other.onnx")
+    with pytest.raises(StartupError, match=r"has a mean cosine of .* as if it was made from"):
+        load_model(args_of(stale, dtype="int8"))
+    with caplog.at_level(logging.WARNING):
+        model = load_model(args_of(stale, graph_file="model_quantized.onnx"))
+    assert "as if it was made from other weights" in model.info.dtype_reason
+    assert "is served as asked, though it has a mean cosine of" in caplog.text
+
+
 def test_a_number_format_without_a_file_is_refused(folder: Path, exported: LoadedModel) -> None:
     for dtype in ("float16", "int8"):
         with pytest.raises(StartupError, match=f"--dtype {dtype} needs a file .onnx of that format"):
@@ -326,6 +422,109 @@ def test_tensorrt_halves_a_float32_graph() -> None:
     files = ModelFiles(Path("none"), "folder", None)
     loader = onnx_backend._graph_loader(given, files, provider, torch.device("cpu"))
     assert loader.choose_file([]) is None, "asked for float32, which can be exported; not for float16"
+
+
+def test_weights_of_a_graph_are_fetched_whatever_their_names(
+    folder: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of BAAI/bge-m3, which has `Constant_7_attr__value` beside its `model.onnx_data`."""
+    (tmp_path / "onnx").mkdir()
+    onnx.save(
+        onnx.load(graph),
+        tmp_path / "onnx" / "model.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=False,
+        size_threshold=4096,
+    )
+    fetched: list[str] = []
+
+    def fetch(files: ModelFiles, name: str) -> Path:
+        fetched.append(name)
+        return tmp_path / name
+
+    monkeypatch.setattr(graph_loading, "fetch_file", fetch)
+    given = args_of(folder)
+    files = ModelFiles(folder, "folder", None)
+    loader = onnx_backend._graph_loader(given, files, choose_provider(given), torch.device("cpu"))
+    beside = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "onnx").iterdir()]
+    names = ["config.json", "model.onnx_data", "onnx/model_int8.onnx", "onnx/config.json"]
+    chosen = GraphFile("onnx/model.onnx", Dtype.float32, "chosen")
+    assert loader._fetch(chosen, [*names, *beside]) == tmp_path / "onnx" / "model.onnx"
+    assert len(beside) > 3
+    assert sorted(fetched) == sorted(beside)
+
+
+def test_tensorrt_builds_anew_for_weights_that_changed(graph: Path, tmp_path: Path) -> None:
+    """A graph with its weights in a file of their own stays the same file."""
+    onnx.save(onnx.load(graph), tmp_path / "m.onnx", save_as_external_data=True, location="weights")
+    first = onnx_export.engine_folder(tmp_path / "m.onnx")
+    with (tmp_path / "weights").open("ab") as file:
+        file.write(b"others")
+    assert onnx_export.engine_folder(tmp_path / "m.onnx") != first
+
+
+@pytest.mark.parametrize("error", [StartupError("User needs to provide all"), MemoryError("too large a box")])
+def test_tensorrt_has_one_engine_for_all_batches_or_several_where_it_cannot(
+    folder: Path,
+    graph: Path,
+    exported: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Where it computes only parts of a graph, it has to find the shapes between them by itself."""
+    given = args_of(folder, batch_size=2)
+    tensorrt = onnx_backend.Provider("tensorrt", "TensorrtExecutionProvider", "wheel", "cuda")
+    cpu = choose_provider(given)
+    told: list[dict[str, str]] = []
+    takes_boxes = True
+
+    def open_on_the_cpu(path: Path, provider: Any, options: Any, args: EngineArgs) -> Any:
+        told.append(options)
+        if "trt_profile_max_shapes" in options and not takes_boxes:
+            raise error
+        return open_session(path, cpu, {}, args)
+
+    open_session = onnx_backend.open_session
+    monkeypatch.setattr(onnx_backend, "open_session", open_on_the_cpu)
+    transformer = Transformer(str(folder))
+    probe = Probe.of(transformer, ModelKind.embedder)
+
+    def network() -> OnnxNetwork:
+        return onnx_backend._open_network(graph, probe, Dtype.float16, given, tensorrt, torch.device("cpu"))
+
+    boxed = network()
+    assert boxed._max_items == 2
+    assert told[-1]["trt_profile_max_shapes"].startswith("input_ids:2x256,attention_mask:2x256,")
+    takes_boxes = False
+    free = network()
+    assert free._max_items is None
+    assert "trt_profile_max_shapes" not in told[-1]
+    assert "will build an engine anew" in caplog.text
+    ids = torch.randint(5, VOCABULARY_SIZE, (5, 9), generator=torch.Generator().manual_seed(0))
+    features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.inference_mode():
+        expected = transformer.model.eval()(**features).last_hidden_state
+    for each in (boxed, free):
+        assert (each.compute(features) - expected).abs().max() <= 2e-5
+
+
+def test_a_sparse_model_has_a_box_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer: Any = SparseEncoder(str(save_small_splade(tmp_path / "splade", "bert")))[0]
+    given = args_of(tmp_path)
+    whole = onnx_backend._box_of(transformer, given)
+    transformer.config.vocab_size = 2**20
+    smaller = onnx_backend._box_of(transformer, given)
+    assert whole is not None
+    assert smaller is not None
+    assert (smaller.max_items, smaller.max_tokens) == (2**10 // whole.max_tokens, whole.max_tokens)
+
+
+def test_a_text_without_limit_has_no_box(folder: Path) -> None:
+    transformer = Transformer(str(folder))
+    assert onnx_backend._box_of(transformer, args_of(folder)) == (256, 256)
+    transformer.max_seq_length = None
+    assert onnx_backend._box_of(transformer, args_of(folder)) is None
 
 
 def test_tensorrt_builds_anew_for_a_graph_that_changed(home: Path, tmp_path: Path) -> None:
@@ -418,6 +617,7 @@ def test_a_graph_of_another_kind_is_refused(
         ("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9", "OutOfMemory"),
         ("Available memory of 5 is smaller than requested bytes of 9", "OutOfMemory"),
         ("std::bad_alloc", "OutOfMemory"),
+        ("CUDA failure 2: out of memory ; GPU=0", "OutOfMemory"),
         ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT", "RuntimeError"),
     ],
 )
@@ -441,6 +641,50 @@ def test_inputs_that_a_tokenizer_does_not_make_come_from_the_tokens() -> None:
     positions = input_of("position_ids", features)
     assert positions[0, 2:].tolist() == [0, 1]
     assert positions[1, :3].tolist() == [0, 1, 2]
+    # A query that is filled up with tokens that the others do not see: each has a place of its own.
+    hidden = features | {"attention_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])}
+    assert input_of("position_ids", hidden).tolist() == [[0, 1, 2, 3]] * 2
+
+
+class _WithPositions(torch.nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: Any, mask: Any, positions: Any) -> Any:
+        return self.network(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet"])
+def test_a_graph_that_asks_for_positions_answers_as_the_network_that_makes_them(
+    tmp_path: Path, model_type: str
+) -> None:
+    """RoBERTa's begin behind the place of padding, which it leaves out wherever it stands."""
+    path = save_small_model(tmp_path / "model", model_type)
+    transformer: Any = SentenceTransformer(str(path))[0]
+    transformer.model.eval()
+    padding = transformer.model.config.pad_token_id
+    ids = torch.randint(5, VOCABULARY_SIZE, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[1, 6:], mask[1, 6:] = padding, 0
+    ids[2, 4] = padding  # which a text may say
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    torch.onnx.export(
+        _WithPositions(transformer.model),
+        (ids, mask, torch.arange(9).expand(3, 9)),
+        tmp_path / "graph.onnx",
+        input_names=["input_ids", "attention_mask", "position_ids"],
+        output_names=["last_hidden_state"],
+        dynamic_shapes=(sizes, sizes, sizes),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph.onnx"))
+    network = OnnxNetwork(session, transformer, torch.device("cpu"), torch.float32)
+    features = {"input_ids": ids, "attention_mask": mask}
+    with torch.inference_mode():
+        expected = transformer.model(**features).last_hidden_state
+    assert (network.compute(features) - expected)[mask.bool()].abs().max() <= 2e-5
 
 
 def test_other_names_of_the_rows_are_known(folder: Path) -> None:

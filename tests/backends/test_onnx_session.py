@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from infinity_emb.backends import onnx_session
+from infinity_emb.backends.onnx_profiles import Box
 from infinity_emb.backends.onnx_session import (
     choose_provider,
     open_session,
@@ -116,6 +117,19 @@ def test_tensorrt_keeps_its_engines_and_halves_where_asked(
     assert (tmp_path / "a" / "b").is_dir()
 
 
+def test_tensorrt_builds_one_engine_for_all_shapes(offered: list[str], tmp_path: Path) -> None:
+    """It would build another one while serving, for minutes, whenever a batch has a new shape."""
+    offered.insert(0, TENSORRT)
+    given = args(device="tensorrt")
+    told = provider_options(choose_provider(given), given, Dtype.float16, tmp_path, Box(64, 512))
+    shapes = {name: told[f"trt_profile_{name}_shapes"].split(",") for name in ("min", "opt", "max")}
+    assert [shapes[name][0] for name in shapes] == ["input_ids:1x1", "input_ids:64x128", "input_ids:64x512"]
+    assert {len(each) for each in shapes.values()} == {4}
+    without = provider_options(choose_provider(given), given, Dtype.float16, tmp_path)
+    assert told.items() > without.items()
+    assert not [name for name in without if "profile" in name]
+
+
 @pytest.mark.parametrize(("provider", "told"), [("cpu", {}), ("openvino", {}), ("rocm", {"device_id": "0"})])
 def test_others_are_told_their_device_at_most(
     offered: list[str], provider: str, told: dict[str, str]
@@ -140,13 +154,53 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
         open_session(broken, choose_provider(given), {}, given)
 
 
+def test_a_node_that_tensorrt_cannot_compute_stays_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, offered: list[str], tmp_path: Path
+) -> None:
+    """onnxruntime gives it to the next provider, which would be the CPU."""
+    opened: list[Any] = []
+
+    def open_session_of(path: str, options: Any, providers: Any, **others: Any) -> Any:
+        opened.append(providers)
+        return SimpleNamespace(get_providers=lambda: [name for name, _ in providers])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session_of)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    offered[:0] = [TENSORRT, CUDA]
+    given = args(device="tensorrt", device_id=(3,))
+    provider = choose_provider(given)
+    told = provider_options(provider, given, Dtype.float16, tmp_path)
+    open_session(Path("model.onnx"), provider, told, given)
+    offered.remove(CUDA)
+    open_session(Path("model.onnx"), provider, told, given)
+    assert opened == [
+        [(TENSORRT, told), (CUDA, {"device_id": "3", "use_tf32": "0"})],
+        [(TENSORRT, told)],
+    ]
+
+
+def test_lack_of_memory_at_start_is_told_from_a_graph_that_cannot_be_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that is too large may fit where another one is unloaded."""
+
+    def fail(*given: Any, **options: Any) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 6 : CUDA failure 2: out of memory ; GPU=0")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    given = args(device="cpu")
+    with pytest.raises(MemoryError, match="CUDA failure 2"):
+        open_session(Path("model.onnx"), choose_provider(given), {}, given)
+
+
 def test_a_provider_that_gives_way_to_the_cpu_is_an_error(
     monkeypatch: pytest.MonkeyPatch, offered: list[str]
 ) -> None:
     """onnxruntime logs that CUDA's libraries are missing, and goes on ten times slower."""
     opened: list[Any] = []
 
-    def open_on_the_cpu(path: str, options: Any, providers: Any) -> Any:
+    def open_on_the_cpu(path: str, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert not enable_fallback
         opened.append(providers)
         return SimpleNamespace(get_providers=lambda: [CPU])
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from infinity_emb.backends import graph_loading, onnx_export
+from infinity_emb.backends import graph_loading, onnx_export, openvino_backend
 from infinity_emb.backends.base import InputOptions, LoadedModel
 from infinity_emb.backends.openvino_compiling import compile_graph
 from infinity_emb.backends.openvino_device import properties
@@ -22,9 +23,9 @@ from infinity_emb.backends.openvino_library import core, openvino
 from infinity_emb.backends.openvino_network import OpenVinoNetwork
 from infinity_emb.backends.registry import load_model
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import DeviceOutOfMemory, StartupError
+from infinity_emb.errors import DeviceOutOfMemory, ModelTooLarge, StartupError
 from infinity_emb.primitives import Dtype
-from tests.engine_home import engine_home
+from tests.engine_home import Kept, engine_home
 from tests.parity.references import load_embedder, vectors
 from tests.small_models import VOCABULARY_SIZE, random_texts, save_small_model, save_small_yes_no_reranker
 
@@ -182,7 +183,7 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over_unless_it_is_na
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: graph)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(graph))
     path = with_files({FILE: scaled(graph, 1.01)})
     model = load_model(args_of(path))
     assert f"is not served: {FILE} (the repository's float32 file) of model" in caplog.text
@@ -195,7 +196,7 @@ def test_an_export_that_answers_otherwise_than_torch_is_refused(
     with_files: Callable[..., Path], folder: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = with_files({FILE: scaled(graph, 1.01)}) / FILE
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: wrong)
+    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(wrong))
     with pytest.raises(StartupError, match=r"differs from torch by .* limit is 1e-04; use --engine torch"):
         load_model(args_of(folder))
 
@@ -233,6 +234,95 @@ def test_half_precision_is_computed_or_refused_as_the_cpu_can(folder: Path, expo
     model = load_model(args_of(folder, dtype="bfloat16"))
     assert model.info.dtype == "bfloat16"
     assert 1e-6 < np.abs(rows_of(model) - rows_of(exported)).max() < 0.05
+
+
+def in_a_hub_s_cache(folder: Path, target: Path) -> Path:
+    """The folder as huggingface_hub keeps it: each file a link, to one without its name."""
+    (target / "blobs").mkdir(parents=True)
+    for number, path in enumerate(sorted(each for each in folder.rglob("*") if each.is_file())):
+        shutil.copy(path, target / "blobs" / str(number))
+        link = target / "snapshot" / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target / "blobs" / str(number))
+    return target / "snapshot"
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_an_onnx_graph_is_read_from_the_hub_s_cache_with_its_weights(
+    home: Path,
+    folder: Path,
+    graph: Path,
+    tmp_path: Path,
+    no_export: None,
+    monkeypatch: pytest.MonkeyPatch,
+    can_link: bool,
+) -> None:
+    """OpenVINO refuses weights that a link leads elsewhere for, as all do there."""
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path / "home"))
+    if not can_link:
+        monkeypatch.setattr("os.link", _refuse_to_link)
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "onnx").mkdir()
+    made = onnx.load(graph)
+    onnx.save(
+        made, tmp_path / "model" / "onnx" / "model.onnx", save_as_external_data=True, location="of_any_name"
+    )
+    path = in_a_hub_s_cache(tmp_path / "model", tmp_path / "cache")
+    for _ in range(2):
+        model = load_model(args_of(path))
+        assert model.info.dtype_reason.startswith(
+            "onnx/model.onnx (the repository's float32 file), difference"
+        )
+        assert np.abs(rows_of(model) - vectors(load_embedder(folder).encode, TEXTS)).max() <= 2e-5
+    (weights,) = (tmp_path / "home").rglob("of_any_name")
+    assert weights.samefile(path / "onnx" / "of_any_name") == can_link
+    weights.unlink()  # by whoever cleans folders of caches
+    load_model(args_of(path))
+
+
+def _refuse_to_link(*given: Any) -> None:
+    raise OSError("another disk")
+
+
+def test_weights_of_another_revision_are_read_anew(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph beside them is the same file, as in two snapshots of the hub."""
+    monkeypatch.setenv("INFINITY_HOME", str(tmp_path / "home"))
+    (tmp_path / "snapshot").mkdir()
+    onnx.save(
+        onnx.load(graph), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data"
+    )
+    (tmp_path / "model.onnx_data").rename(tmp_path / "weights")
+    (tmp_path / "snapshot" / "model.onnx").symlink_to(tmp_path / "model.onnx")
+    (tmp_path / "snapshot" / "model.onnx_data").symlink_to(tmp_path / "weights")
+    told = {"INFERENCE_PRECISION_HINT": "f32"}
+    ids = np.full((1, 4), 7)
+
+    def answer() -> Any:
+        compiled = compile_graph(tmp_path / "snapshot" / "model.onnx", "CPU", told)
+        return compiled(
+            [np.zeros_like(ids) if "type" in each.get_any_name() else ids for each in compiled.inputs]
+        )[0]
+
+    first = answer()
+    (tmp_path / "weights").rename(tmp_path / "before")
+    (tmp_path / "weights").write_bytes(bytes((tmp_path / "before").stat().st_size))
+    assert np.abs(answer() - first).max() > 0.1
+
+
+def test_a_quantised_file_of_other_weights_is_not_served(
+    with_files: Callable[[dict[str, Any]], Path], folder: Path, graph: Path, tmp_path: Path
+) -> None:
+    transformer: Any = Transformer(str(folder))
+    torch.manual_seed(1)
+    transformer.model = type(transformer.model)(transformer.model.config).eval()
+    onnx_export._export(transformer, tmp_path / "other.onnx")
+    path = with_files({QUANTISED_FILE: quantised(tmp_path / "other.onnx")})
+    with pytest.raises(
+        StartupError, match=r"has a mean cosine of .* limit is 0\.5, as if it was made from other"
+    ):
+        load_model(args_of(path, dtype="int8"))
 
 
 def test_what_it_cannot_compute_names_the_engine_that_can(home: Path, tmp_path: Path) -> None:
@@ -294,6 +384,38 @@ def test_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Pat
             network.compute({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
+def test_segment_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Path) -> None:
+    """torch raises for them, and OpenVINO would read whatever lies beside its table."""
+    told = properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
+    compiling = functools.partial(compile_graph, graph, "CPU", told)
+    transformer = Transformer(str(folder))
+    network = OpenVinoNetwork(compiling, transformer, torch.float32)
+    ids = torch.tensor([[2, 7, 3]])
+    features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for wrong in (-1, 2):
+        told_wrongly = features | {"token_type_ids": torch.tensor([[0, 1, wrong]])}
+        with pytest.raises(IndexError):
+            transformer.model(**told_wrongly)
+        with pytest.raises(IndexError, match=r"segment ids from .* the network knows 0 to 1"):
+            network.compute(told_wrongly)
+    network.compute(features | {"token_type_ids": torch.tensor([[0, 1, 1]])})
+
+
+def test_lack_of_memory_at_start_leaves_room_for_others(
+    folder: Path, exported: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is too large may fit where another one is unloaded."""
+
+    def fail(*given: Any, **options: Any) -> None:
+        raise RuntimeError(
+            "Exception from src/inference: [GPU] Exceeded max size of memory object allocation"
+        )
+
+    monkeypatch.setattr(openvino.Core, "compile_model", fail)
+    with pytest.raises(ModelTooLarge):
+        load_model(args_of(folder))
+
+
 def test_a_graph_of_another_kind_is_refused(folder: Path) -> None:
     opset: Any = openvino.opset13
     for name, message in (
@@ -307,3 +429,13 @@ def test_a_graph_of_another_kind_is_refused(folder: Path) -> None:
         compiling = functools.partial(core().compile_model, openvino.Model([answer], [given]), "CPU")
         with pytest.raises(StartupError, match=message):
             OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
+
+
+def test_batches_are_as_large_as_what_computes_them_takes(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, exported: LoadedModel
+) -> None:
+    """Not as large as the CPU takes, on which the modules around the network are computed."""
+    monkeypatch.setattr(openvino_backend, "_name_of", lambda device: "xpu:0")
+    model = load_model(args_of(folder))
+    assert (model.info.device, model.max_batch_tokens) == ("xpu:0", 16_384)
+    assert exported.max_batch_tokens == 1024

@@ -69,11 +69,11 @@ def test_another_number_format_is_compiled_anew(
 ) -> None:
     graph = save_graph(tmp_path / "graph.xml", 2)
     names = {
-        openvino_compiling._folder_of(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        openvino_compiling._folder_of([graph], "CPU", {"INFERENCE_PRECISION_HINT": hint})
         for hint in ("f32", "bf16")
     }
     monkeypatch.setattr(openvino, "__version__", "another")
-    names.add(openvino_compiling._folder_of(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    names.add(openvino_compiling._folder_of([graph], "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
     assert len(names) == 3
 
 
@@ -120,6 +120,37 @@ def test_two_that_compile_at_once_leave_one_whole_entry(
     assert len(set(folders)) == 2
     (kept,) = kept_files(home)
     assert not os.listdir(kept.parent.parent)[1:], "no draft is left"
+
+
+def test_drafts_of_killed_processes_go_after_a_day(home: Path, tmp_path: Path) -> None:
+    graph = save_graph(tmp_path / "graph.xml", 2)
+    compile_graph(graph, "CPU", PROPERTIES)
+    (kept,) = kept_files(home)
+    left = kept.parent.parent / f"of-a-graph-of-before.{'a' * 32}.draft"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    compile_graph(graph, "CPU", PROPERTIES)
+    assert left.exists(), "nothing is looked for where nothing is made"
+    compile_graph(save_graph(tmp_path / "another.xml", 3), "CPU", PROPERTIES)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("[GPU] Exceeded max size of memory object"), MemoryError()])
+def test_lack_of_memory_is_told_from_a_graph_that_cannot_be_computed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    """And nothing is compiled a second time for it."""
+    num_calls = 0
+
+    def fail(*given: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        raise raised
+
+    monkeypatch.setattr(openvino_compiling, "_compile", fail)
+    with pytest.raises(MemoryError):
+        compile_graph(save_graph(tmp_path / "graph.xml", 2), "CPU", PROPERTIES)
+    assert num_calls == 1
 
 
 @pytest.mark.parametrize("name", ["graph.xml", "graph.onnx"])

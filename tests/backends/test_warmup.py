@@ -11,7 +11,7 @@ import pytest
 
 from infinity_emb.backends import warmup
 from infinity_emb.backends.base import Encoded
-from infinity_emb.backends.warmup import find_batch_tokens
+from infinity_emb.backends.warmup import find_batch_tokens, kind_of_device
 
 SAMPLES = [Encoded(np.ones(length, dtype=np.int32)) for length in (16, 128, 32)]
 
@@ -41,6 +41,22 @@ def find(device: Device, monkeypatch: pytest.MonkeyPatch, kind: str = "cpu") -> 
     clock = SimpleNamespace(monotonic=lambda: device.now_s, perf_counter=lambda: device.now_s)
     monkeypatch.setattr(warmup, "time", clock)
     return find_batch_tokens(device, SAMPLES, device_kind=kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cpu", "cpu"),
+        ("openvino", "cpu"),
+        ("mps", "mps"),
+        ("cuda:1", "cuda"),
+        ("xpu:0", "cuda"),
+        ("tensorrt", "cuda"),
+        ("dml", "cuda"),
+    ],
+)
+def test_sizes_are_those_of_what_computes(name: str, kind: str) -> None:
+    assert kind_of_device(name) == kind
 
 
 def test_the_smallest_batch_wins_where_larger_ones_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
