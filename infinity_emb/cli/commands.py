@@ -65,12 +65,12 @@ def v1(**flags: Any) -> None:
 @app.command(cls=CommandWithPanels)
 @with_flags(repeats_models=True, configs=(EngineArgs,))
 def verify(**flags: Any) -> None:
-    """Compare models, as they would be served, with sentence-transformers on this machine.
+    """Compare served models with sentence-transformers.
 
-    Each model is loaded twice and asked about texts, images or sounds that come with this program: one at a
-    time, in one list, and all at once. The table shows the largest difference of any number, as a part of the
-    largest in its answer or of 1, and the lowest cosine. The exit code is 0 where all answers are equal but
-    for rounding, and 1 where one differs or a model cannot be compared.
+    Each model is loaded twice on this machine and asked about texts, images or sounds that come with this
+    program: one at a time, in one list, and all at once. The table shows the largest difference of any
+    number, as a part of the largest in its answer or of 1, and the lowest cosine. The exit code is 0 where
+    all answers are equal but for rounding, and 1 where one differs or a model cannot be compared.
     """
     # Imported here, as the engines are: `--help` is quick.
     from infinity_emb.verification import verify

@@ -43,6 +43,8 @@ def describe_model(engine: AsyncEmbeddingEngine, created: int) -> dict[str, obje
         "pooling": info.pooling,
         "revision": info.revision,
         "source": info.source,
+        "files_version": info.files_version,
+        "graph": info.graph,
         "loaded": engine.is_loaded,
     }
 

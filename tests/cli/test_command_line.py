@@ -182,7 +182,7 @@ def test_preload_only_loads_and_does_not_serve(run: CommandLine) -> None:
     ("arguments", "environ", "message"),
     [
         (["--dtype", "flaot16"], {}, "error: --dtype 'flaot16' is not one of float32, float16, bfloat16,"
-         " int8, fp8, auto; did you mean 'float16'?"),
+         " int16, int8, fp8, auto; did you mean 'float16'?"),
         (["--port", "http"], {}, "error: --port 'http' is not a whole number"),
         (["--batch-size", "0"], {}, "error: --batch-size 0 is under the limit of 1"),
         (["--model-id", "a", "--dtype", "auto", "--dtype", "auto"], {},
@@ -321,7 +321,7 @@ def test_help_alone_lists_the_commands(run: CommandLine, capsys: pytest.CaptureF
     assert run("help").exit_code == 0
     page = capsys.readouterr().out
     assert "v2      Serve one or more models." in page
-    assert "verify  Compare models" in page
+    assert "verify  Compare served models with sentence-transformers." in page
     assert "--version" in page
 
 

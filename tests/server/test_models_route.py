@@ -49,6 +49,8 @@ async def test_models_have_infinitys_members_and_ours(client: httpx.AsyncClient)
         "pooling": "none",
         "revision": None,
         "source": "built in",
+        "files_version": "",
+        "graph": "",
         "loaded": True,
     }
 

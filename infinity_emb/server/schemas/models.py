@@ -52,6 +52,8 @@ class ModelEntry(BaseModel):
     pooling: str
     revision: str | None
     source: str
+    files_version: str = Field(description="The revision; of a folder, another one when it is saved again.")
+    graph: str = Field(description="The repository's file that is computed in place of torch's weights.")
     loaded: bool = Field(description="Whether it is in memory; the next request loads one that is not.")
 
 
