@@ -32,6 +32,7 @@ VARIANTS = [
     Variant("optimum", "float32", "onnxruntime"),
     Variant("optimum", "int8", "onnxruntime"),
     Variant("ctranslate2", "float32", "ctranslate2"),
+    Variant("ctranslate2", "int16", "ctranslate2"),
     Variant("ctranslate2", "int8", "ctranslate2"),
     Variant("openvino", "float32", "openvino"),
     Variant("openvino", "int8", "openvino"),

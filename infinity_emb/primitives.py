@@ -76,6 +76,7 @@ class Dtype(_NameEnum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+    int16 = "int16"  # CTranslate2's, with MKL
     int8 = "int8"
     fp8 = "fp8"
     auto = "auto"

@@ -21,7 +21,8 @@ _COMPUTE_TYPES: dict[Dtype, tuple[str, ...]] = {
     Dtype.float32: ("float32",),
     Dtype.float16: ("float16",),
     Dtype.bfloat16: ("bfloat16",),
-    Dtype.int8: ("int8_float16", "int8_float32"),
+    Dtype.int16: ("int16",),
+    Dtype.int8: ("int8_float16", "int8_float32", "int8_bfloat16"),
 }
 
 

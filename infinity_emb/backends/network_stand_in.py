@@ -20,6 +20,7 @@ NUMBER_FORMATS = {
     Dtype.float32: torch.float32,
     Dtype.float16: torch.float16,
     Dtype.bfloat16: torch.bfloat16,
+    Dtype.int16: torch.int16,
     Dtype.int8: torch.int8,
 }
 

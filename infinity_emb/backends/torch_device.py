@@ -112,6 +112,10 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
 
     int8 and fp8 are what to try: `torch_quantized.py` measures whether they are worth it.
     """
+    if dtype is Dtype.int16:
+        raise StartupError(
+            f"--dtype {dtype} is not what torch computes; use --engine ctranslate2, or float32"
+        )
     if dtype in _QUANTIZED:
         _check_quantized(dtype, device)
     if dtype is not Dtype.auto:

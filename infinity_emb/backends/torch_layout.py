@@ -27,8 +27,20 @@ PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "ke
 # How far a packed row may be from the row of the same text alone, before the model is taken to be one that
 # cannot be packed: as 1 - cosine for vectors, as a part of the largest for scores. Rounding stays far below;
 # a wrong mask is far above. Not `agreement.BOUNDS`: both rows are of one network in one number format.
-_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.int8: 3e-2}
-_SCORE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 2e-1}
+_TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.float16: 1e-3,
+    torch.bfloat16: 1e-2,
+    torch.int16: 1e-3,
+    torch.int8: 3e-2,
+}
+_SCORE_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.int16: 2e-2,
+    torch.int8: 2e-1,
+}
 _MAX_CHECKED_TOKENS = 1100
 _MEDIA = frozenset({"image", "audio", "video"})
 _FLAT_TASKS = ("feature-extraction", "fill-mask")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -209,6 +212,32 @@ def test_int8_is_coarser_but_near(folder: Path, converted: LoadedModel, expected
     rows = rows_of(model, TEXTS)
     assert np.abs(rows - expected).max() > 1e-4
     assert (rows * expected).sum(axis=1).min() > 0.99
+
+
+def test_int16_is_nearer(folder: Path, home: Path, expected: Any) -> None:
+    """By MKL, which CTranslate2 takes on other CPUs than Intel's where it is told to before it starts."""
+    code = """
+import sys, ctranslate2, numpy as np
+from tests.backends.test_ct2_backend import TEXTS, args_of, load_model, rows_of
+if "int16" not in ctranslate2.get_supported_compute_types("cpu"):
+    sys.exit(77)
+model = load_model(args_of(sys.argv[1], dtype="int16"))
+np.save(sys.argv[2], rows_of(model, TEXTS))
+print(model.info.dtype, model.info.dtype_reason)
+"""
+    saved = folder / "rows.npy"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(saved)],
+        env=os.environ | {"CT2_USE_MKL": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 77:
+        pytest.skip("this CTranslate2 has no MKL")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("int16 CTranslate2's int16, difference to torch")
+    assert np.abs(np.load(saved) - expected).max() < 5e-3
 
 
 def test_a_network_that_answers_otherwise_than_torch_is_refused(

@@ -63,6 +63,7 @@ def test_a_cpu_computes_float32_unless_int8_is_asked_for(
         ({}, (FLOATS,), Target("cuda", 0, 1, Dtype.float32, "float32")),
         ({"device": "cuda", "device_id": (1,)}, (FLOATS,), Target("cuda", 1, 1, Dtype.float32, "float32")),
         ({"dtype": "int8"}, (FLOATS, HALVES), Target("cuda", 0, 1, Dtype.int8, "int8_float16")),
+        ({"dtype": "int8"}, ({"int8_bfloat16"},), Target("cuda", 0, 1, Dtype.int8, "int8_bfloat16")),
         ({"dtype": "int8"}, (FLOATS,), Target("cuda", 0, 1, Dtype.int8, "int8_float32")),
         ({"dtype": "bfloat16"}, ({"bfloat16"},), Target("cuda", 0, 1, Dtype.bfloat16, "bfloat16")),
         ({"device": "cpu"}, (FLOATS, HALVES), Target("cpu", 0, 1, Dtype.float32, "float32")),

@@ -147,6 +147,10 @@ def test_the_device_is_the_cpu_where_there_is_no_other() -> None:
 def test_the_dtype_on_a_cpu_is_float32_unless_asked_for() -> None:
     assert choose_dtype(Dtype.auto, CPU).value == "float32"
     assert choose_dtype(Dtype.bfloat16, CPU) == Choice("bfloat16", "asked for")
+    with pytest.raises(
+        StartupError, match="--dtype int16 is not what torch computes; use --engine ctranslate2"
+    ):
+        choose_dtype(Dtype.int16, CPU)
 
 
 def test_half_precision_on_a_cpu_is_kept_only_where_it_measures_faster(
