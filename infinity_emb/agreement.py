@@ -29,7 +29,7 @@ BOUNDS = {
     Dtype.float32.value: Bound(cosine=0.9999, difference=1e-4),
     Dtype.float16.value: Bound(cosine=0.999, difference=2e-2),
     Dtype.bfloat16.value: Bound(cosine=0.99, difference=1e-1),
-    Dtype.int16.value: Bound(cosine=0.999, difference=2e-2),
+    Dtype.int16.value: Bound(cosine=0.995, difference=1e-1),
     Dtype.int8.value: Bound(cosine=0.995, difference=1e-1),
     Dtype.fp8.value: Bound(cosine=0.99, difference=1e-1),
 }
