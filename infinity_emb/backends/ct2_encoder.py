@@ -88,7 +88,7 @@ def _choose_format(args: EngineArgs, device: str, index: int) -> tuple[Dtype, st
     available = [dtype for dtype, names in _COMPUTE_TYPES.items() if supported.intersection(names)]
     raise StartupError(
         f"--dtype {args.dtype} is not what CTranslate2 {ctranslate2.__version__} computes on this {device};"
-        f" use {', '.join(map(str, available))}, or --engine torch"
+        f" use {', '.join(map(str, available))}"
     )
 
 

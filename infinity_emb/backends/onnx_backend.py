@@ -68,8 +68,7 @@ def _choose_dtype(args: EngineArgs, provider: Provider) -> Dtype:
         return Dtype.float16 if provider.name == "tensorrt" else Dtype.float32
     if args.dtype not in (Dtype.float32, Dtype.float16, Dtype.int8):
         raise StartupError(
-            f"--dtype {args.dtype} is not for --engine {args.engine}; use float32, float16 or int8, or"
-            " --engine torch"
+            f"--dtype {args.dtype} is not for --engine {args.engine}; use float32, float16 or int8"
         )
     return args.dtype
 
