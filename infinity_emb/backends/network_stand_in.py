@@ -13,7 +13,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from infinity_emb.backends.torch_layout import first_position
+from infinity_emb.backends.torch_inputs import first_position
 from infinity_emb.primitives import Dtype
 
 NUMBER_FORMATS = {

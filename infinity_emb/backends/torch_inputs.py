@@ -259,3 +259,17 @@ def _staging_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     It may be let go while the copy is under way: torch hands it out again only when the copy is done.
     """
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def first_position(network: torch.nn.Module) -> int:
+    """RoBERTa's learned positions start behind its padding index; all others at 0.
+
+    Its embeddings are told by having both a padding index and a table of positions.
+    """
+    for module in network.modules():
+        padding_idx = getattr(module, "padding_idx", None)
+        if isinstance(padding_idx, int) and isinstance(
+            getattr(module, "position_embeddings", None), torch.nn.Embedding
+        ):
+            return padding_idx + 1
+    return 0

@@ -18,7 +18,7 @@ from infinity_emb.backends import packed_attention, packed_heads
 from infinity_emb.backends.base import Encoded, Recipe, Rows, TokenIds
 from infinity_emb.backends.torch_backend import Pipeline, TorchBackend
 from infinity_emb.backends.torch_device import Choice
-from infinity_emb.backends.torch_inputs import HeadReads, InputLayout
+from infinity_emb.backends.torch_inputs import HeadReads, InputLayout, first_position
 from infinity_emb.backends.torch_models import transformers_of
 
 # Features for our attention and for sentence-transformers' flat pooling; the model's forward must let them
@@ -214,17 +214,3 @@ def _random_ids(transformer: Transformer, num_tokens: int) -> TokenIds:
     words = np.setdiff1d(np.arange(num_words, dtype=np.int32), special)
     chosen: TokenIds = np.random.default_rng(0).choice(words, num_tokens)
     return chosen
-
-
-def first_position(network: torch.nn.Module) -> int:
-    """RoBERTa's learned positions start behind its padding index; all others at 0.
-
-    Its embeddings are told by having both a padding index and a table of positions.
-    """
-    for module in network.modules():
-        padding_idx = getattr(module, "padding_idx", None)
-        if isinstance(padding_idx, int) and isinstance(
-            getattr(module, "position_embeddings", None), torch.nn.Embedding
-        ):
-            return padding_idx + 1
-    return 0
