@@ -114,6 +114,10 @@ class ModelTooLarge(StartupError):
     """There is no memory for the model; there may be when others are unloaded."""
 
 
+class DeviceFailed(StartupError):
+    """What computes did not start; it would not with another file of the model either."""
+
+
 class NameInUse(ServingError):
     """A model of that name is served already, or is being loaded or unloaded at this moment."""
 

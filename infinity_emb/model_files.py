@@ -121,13 +121,13 @@ def weights_bytes(folder: pathlib.Path) -> int:
 
 
 def has_weights(folder: pathlib.Path) -> bool:
-    """Whether torch weights lie in the folder itself."""
-    return any(_is_weights(path.name) for path in folder.iterdir())
+    """Whether torch weights lie in the folder itself, or an adapter that says where they are."""
+    return any(_is_weights(path.name) or path.name == "adapter_config.json" for path in folder.iterdir())
 
 
 def is_graph(name: str) -> bool:
     """Whether a file of a model is a network that other libraries than torch compute."""
-    return name.endswith(_GRAPH_SUFFIXES)
+    return name.endswith(_GRAPH_SUFFIXES) and not name.endswith("tokenizer.xml")  # OpenVINO's, a graph too
 
 
 def _is_foreign(name: str) -> bool:

@@ -75,7 +75,7 @@ def lacks_weights(folder: Path) -> bool:
 
     Weights of other modules, which lie in folders of their own, say nothing of the network's.
     """
-    folders = {folder, *(folder / str(each.get("path", "")) for each in _modules(folder))}
+    folders = {folder / str(each.get("path", "")) for each in _modules(folder)} or {folder}
     networks = (each for each in folders if "model_type" in read_object(each / "config.json"))
     return not all(has_weights(each) for each in networks)
 

@@ -450,6 +450,7 @@ def test_unknown_revision_is_named_even_when_another_is_cached(
     [
         ({"README.md": b"a dataset", "train.txt": b"a"}, "config.json or modules.json"),
         ({"config.json": b"{}", "onnx/model.onnx": b"onnx"}, "torch weights"),
+        ({"config.json": b"{}", "openvino/openvino_tokenizer.xml": b"<net/>"}, "model*.bin); check"),
     ],
 )
 def test_repository_that_is_no_torch_model_is_refused_before_a_download(

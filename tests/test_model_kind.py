@@ -126,6 +126,22 @@ def test_a_file_that_is_missing_is_an_empty_object(tmp_path: Path) -> None:
     assert read_object(tmp_path / "config.json") == {}
 
 
+def test_weights_lie_where_the_modules_say(tmp_path: Path) -> None:
+    """Some repositories have another description of the network at their top."""
+    network = tmp_path / "0_Transformer"
+    network.mkdir()
+    for each in (tmp_path, network):
+        save(each, {"config.json": {"model_type": "bert"}})
+    save(tmp_path, {"modules.json": [{"path": "0_Transformer"}]})
+    (network / "model.safetensors").touch()
+    assert not lacks_weights(tmp_path)
+
+
+def test_an_adapter_says_where_the_weights_are(tmp_path: Path) -> None:
+    save(tmp_path, {"config.json": {"model_type": "bert"}, "adapter_config.json": {}})
+    assert not lacks_weights(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["", "0_Transformer"])
 def test_a_network_without_weights_lacks_them_whatever_other_modules_have(place: str, tmp_path: Path) -> None:
     folder, dense = tmp_path / place, tmp_path / "1_Dense"

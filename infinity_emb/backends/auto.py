@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from infinity_emb.agreement import Bound
 from infinity_emb.backends import registry
 from infinity_emb.backends.auto_choice import (
     Agreement,
@@ -79,9 +81,10 @@ def _load_a_graph(args: EngineArgs, files: ModelFiles, engines: list[InferenceEn
     for engine in sorted(engines, key=lambda each: each is not InferenceEngine.optimum):
         try:
             return _load(args, files, engine, "the repository has no torch weights to compare engines by")
-        except StartupError as exc:
+        except Exception as exc:  # whatever its library raises: the others are not out for it
+            logger.debug("engine %s is out", engine, exc_info=True)
             refusals.append(f"{engine}: {_in_short(exc)}")
-            lacks_memory |= isinstance(exc, ModelTooLarge)
+            lacks_memory |= isinstance(exc, ModelTooLarge) or is_out_of_memory(exc)
     if lacks_memory:
         raise _too_large(args, refusals)
     raise StartupError(
@@ -171,6 +174,8 @@ class _Contest:
             return trial
         agreement = self._agreement(contender)
         bound = bound_of(self._args.dtype, self._usual_dtype or info.dtype)
+        if self._args.graph_file:  # whose numbers are wanted, if they are numbers
+            bound = Bound(cosine=-1, difference=sys.float_info.max)
         trial = replace(trial, agreement=agreement, failure=complaint(agreement, bound))
         best = choose(self._trials)
         if trial.failure or self._best is None or best is None:

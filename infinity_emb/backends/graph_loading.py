@@ -20,7 +20,7 @@ from infinity_emb.backends.onnx_export import exported_graph
 from infinity_emb.backends.onnx_weights import weight_files
 from infinity_emb.backends.torch_device import Choice
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.primitives import Dtype
 from infinity_emb.repository_files import fetch_file, list_files
@@ -58,6 +58,8 @@ class GraphLoader:
             origin = f"{file.name} ({file.reason})"
             try:
                 network, dtype = self._open(self._fetch(file, names), origin, file.dtype, probe)
+            except DeviceFailed:
+                raise
             except StartupError as exc:
                 if file.dtype is not Dtype.float32 or self.args.graph_file or probe.rows is None:
                     raise

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.home import home_folder
 from infinity_emb.model_files import ModelFiles
 
@@ -105,12 +105,40 @@ class MadeOnce:
         Processes that start together each make a whole folder, and the first one stays.
         Raises StartupError for what cannot be made or written.
         """
-        if self._path.exists():
-            return self._path
-        logger.info("model %s is %s once; this takes seconds to minutes", self.model, self.deed)
+        if not self._path.exists():
+            logger.info("model %s is %s once; this takes seconds to minutes", self.model, self.deed)
+            self._make()
+        return self._path
+
+    def opened(self, open_it: Callable[[Path], T]) -> T:
+        """What `open_it` makes of the main file. One from the cache that it refuses is made again.
+
+        open_it: raises StartupError where it refuses, and DeviceFailed where the file is not to blame. Raises
+        what it raises, and what `path` does.
+        """
+        was_there = self._path.exists()
+        try:
+            return open_it(self.path())
+        except DeviceFailed:
+            raise
+        except StartupError as exc:
+            if not was_there:
+                raise
+            logger.warning("model %s is %s again: %s", self.model, self.deed, exc)
+        self._make(in_place_of_another=True)
+        return open_it(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / self.main_file
+
+    def _make(self, *, in_place_of_another: bool = False) -> None:
+        """What is there stays until another one is whole."""
         try:
             with draft_beside(self.folder) as draft:
                 self.make(draft)
+                if in_place_of_another:
+                    self._discard()
                 self._put_in_place(draft)
         except StartupError:
             raise
@@ -125,26 +153,6 @@ class MadeOnce:
                 f"model {self.model!r} cannot be {self.deed} ({type(exc).__name__}: {reason});"
                 " use --engine torch"
             ) from exc
-        return self._path
-
-    def opened(self, open_it: Callable[[Path], T]) -> T:
-        """What `open_it` makes of the main file. One from the cache that it refuses is made again.
-
-        open_it: raises StartupError where it refuses. Raises what it raises, and what `path` does.
-        """
-        was_there = self._path.exists()
-        try:
-            return open_it(self.path())
-        except StartupError as exc:
-            if not was_there:
-                raise
-            logger.warning("model %s is %s again: %s", self.model, self.deed, exc)
-        self._discard()
-        return open_it(self.path())
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / self.main_file
 
     def _put_in_place(self, draft: Path) -> None:
         try:

@@ -32,6 +32,9 @@ from infinity_emb.primitives import Dtype
 
 logger = logging.getLogger("infinity_emb")
 
+# Of texts at once, below which a GPU is idle where they are short.
+_FEW_ITEMS = 16
+
 
 def load_model(args: EngineArgs, files: ModelFiles) -> LoadedModel:
     """Load, compare and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
@@ -100,13 +103,14 @@ def _open_network(
     folder = engine_folder(path)
     try:
         session = start(box)
-    except (StartupError, MemoryError) as exc:
+    except StartupError as exc:
         if box is None:
             raise
         # Where TensorRT computes parts of a graph, what passes between them has shapes that nobody can tell.
+        box, session = None, start(None)
         logger.warning("TensorRT will build an engine anew for batches of new shapes, for minutes: %s", exc)
-        box = None
-        session = start(box)
+    if box is not None and box.max_items < _FEW_ITEMS:
+        logger.warning("TensorRT computes %d texts of up to %d tokens at a time; --device cuda more", *box)
     max_items = None if box is None else box.max_items
     return OnnxNetwork(session, transformer, device, NUMBER_FORMATS[dtype], max_items=max_items)
 

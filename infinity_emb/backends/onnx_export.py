@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -66,16 +66,7 @@ def _folder_name(transformer: Transformer, args: EngineArgs, files: ModelFiles) 
         output_name_of(transformer),
         torch.__version__,
         transformers.__version__,
-        _version_of("onnxscript"),
     )
-
-
-def _version_of(distribution: str) -> str:
-    """Empty where it is not installed: a graph that an earlier start has made is served all the same."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 class _OneOutput(torch.nn.Module):
@@ -94,7 +85,7 @@ class _OneOutput(torch.nn.Module):
 
 
 def _export(transformer: Transformer, path: Path) -> None:
-    if not _version_of("onnxscript"):
+    if importlib.util.find_spec("onnxscript") is None:  # a graph that is there already needs none
         raise StartupError(
             "a graph is exported by onnxscript, which is not installed;"
             " install it with: pip install 'infinity-emb[onnx]'"

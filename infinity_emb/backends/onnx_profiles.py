@@ -39,7 +39,9 @@ def choose_box(max_tokens: int, args: EngineArgs, *, num_scores: int = 1) -> Box
     """
     if max_tokens**2 > _MAX_PAIRS:
         return None
-    budget = min(args.max_batch_tokens or _MAX_TOKENS, _MAX_SCORES // num_scores)
+    # Not by --max-batch-tokens: a model that is loaded again is given the size that was measured, and another
+    # box is another engine.
+    budget = min(_MAX_TOKENS, _MAX_SCORES // num_scores)
     max_items = min(args.batch_size, budget // max_tokens, _MAX_PAIRS // max_tokens**2)
     return Box(max(1, max_items), max_tokens)
 

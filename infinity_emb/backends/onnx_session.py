@@ -15,7 +15,7 @@ import onnxruntime
 from infinity_emb.backends.onnx_profiles import Box, profile_options
 from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.primitives import Device, Dtype
 
@@ -133,7 +133,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
-    Raises StartupError where it cannot be loaded, or where the provider did not start, and MemoryError.
+    Raises StartupError where it cannot be loaded, DeviceFailed where the provider did not start or could not
+    take what the CPU can, and MemoryError.
     """
     if provider.memory == "cuda":
         with contextlib.suppress(Exception):  # CUDA may be installed elsewhere; then the session finds it
@@ -149,14 +150,27 @@ def open_session(
         if is_out_of_memory(exc):
             raise MemoryError(str(exc)) from exc
         reason = " ".join(str(exc).split())[:400]
-        raise StartupError(f"onnxruntime cannot load {path} with {provider.onnx_name}: {reason}") from exc
+        told = f"onnxruntime cannot load {path} with {provider.onnx_name}: {reason}"
+        raise (DeviceFailed if _can_be_read(path, provider) else StartupError)(told) from exc
     # Where the libraries of a GPU are missing, onnxruntime logs it and goes on with the CPU.
     if session.get_providers()[0] != provider.onnx_name:
-        raise StartupError(
+        raise DeviceFailed(
             f"{provider.onnx_name} did not start, and onnxruntime would compute on the CPU; check that the"
             f" libraries that {provider.wheel} needs are installed, or use --device cpu"
         )
     return session
+
+
+def _can_be_read(path: Path, provider: Provider) -> bool:
+    """Whether a graph that a provider did not take is one that the CPU's takes."""
+    cpu = _PROVIDERS["cpu"].onnx_name
+    if provider.onnx_name == cpu:
+        return False
+    try:
+        onnxruntime.InferenceSession(str(path), providers=[cpu])
+    except Exception:  # noqa: BLE001 - onnxruntime's exceptions have no common base of their own
+        return False
+    return True
 
 
 def _helpers(provider: Provider, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:

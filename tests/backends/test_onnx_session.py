@@ -18,7 +18,7 @@ from infinity_emb.backends.onnx_session import (
     session_options,
 )
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.primitives import Dtype
 
@@ -177,6 +177,25 @@ def test_a_node_that_tensorrt_cannot_compute_stays_on_the_gpu(
         [(TENSORRT, told), (CUDA, {"device_id": "3", "use_tf32": "0"})],
         [(TENSORRT, told)],
     ]
+
+
+@pytest.mark.parametrize(("is_damaged", "error"), [(True, StartupError), (False, DeviceFailed)])
+def test_a_device_that_fails_is_told_from_a_damaged_file(
+    monkeypatch: pytest.MonkeyPatch, offered: list[str], is_damaged: bool, error: type[Exception]
+) -> None:
+    """A file that is damaged is made again; there is nothing wrong with one that the CPU takes."""
+
+    def start(path: str, *given: Any, providers: list[Any], **options: Any) -> Any:
+        if is_damaged or providers != [CPU]:
+            raise RuntimeError("no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    offered.insert(0, CUDA)
+    given = args(device="cuda")
+    with pytest.raises(StartupError, match=r"onnxruntime cannot load model\.onnx with CUDA") as caught:
+        open_session(Path("model.onnx"), choose_provider(given), {"device_id": "0"}, given)
+    assert caught.type is error
 
 
 def test_lack_of_memory_at_start_is_told_from_a_graph_that_cannot_be_computed(
