@@ -36,7 +36,7 @@ def compile_graph(
     folder = _folder_of(parts, device, properties)
     if _lie_in_one_folder(parts):
         return _compile_or_take(graph, device, properties, folder)
-    return _compile_or_take(_linked(parts).path(), device, properties, folder)
+    return _linked(parts).opened(lambda link: _compile_or_take(link, device, properties, folder))
 
 
 def _compile_or_take(
