@@ -16,7 +16,8 @@
     ├── NameInUse               a model of that name is served or being changed 409
     ├── LoadFailed              a model that was asked for cannot be served     400
     └── StartupError            a model or an option cannot be served at all    (exit code 1)
-        └── ModelTooLarge       there is no memory for a model                  507
+        ├── ModelTooLarge       there is no memory for a model                  507
+        └── DeviceFailed        what computes did not start                     (exit code 1)
 
 A class exists only where some caller acts differently. Every message says what was wrong, the limit and
 the way out. HTTP statuses are listed here for the reader; `server/errors.py` holds the table.
@@ -124,3 +125,8 @@ class NameInUse(ServingError):
 
 class LoadFailed(ServingError):
     """A model that the server was asked to load while it runs cannot be served."""
+
+
+def one_line(error: BaseException, max_chars: int | None = None) -> str:
+    """What it says without line breaks, cut after so many characters."""
+    return " ".join(str(error).split())[:max_chars]

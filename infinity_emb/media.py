@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.errors import AudioCorruption, ImageCorruption, ModelNotDeployedError, ServingError
+from infinity_emb.errors import (
+    AudioCorruption,
+    ImageCorruption,
+    ModelNotDeployedError,
+    ServingError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -173,4 +179,4 @@ def _missing_extra(what: str, extra: str) -> ModelNotDeployedError:
 
 
 def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

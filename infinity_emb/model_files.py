@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from infinity_emb.config import DEFAULT_MODEL
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.home import write_whole
 
 _DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partition("/")[2]})
@@ -346,4 +346,4 @@ def _explain_failure(model_id: str, revision: str | None, error: Exception) -> s
 
 
 def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -12,7 +12,7 @@ import ctranslate2
 
 from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.primitives import Device, Dtype
 
@@ -114,5 +114,5 @@ def open_encoder(folder: Path, target: Target, args: EngineArgs) -> ctranslate2.
     except (RuntimeError, ValueError) as exc:
         if is_out_of_memory(exc):
             raise MemoryError(str(exc)) from exc
-        reason = " ".join(str(exc).split())[:400]
+        reason = one_line(exc, 400)
         raise StartupError(f"CTranslate2 cannot load {folder} on {target.device}: {reason}") from exc

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import DeviceFailed, StartupError
+from infinity_emb.errors import DeviceFailed, StartupError, one_line
 from infinity_emb.home import home_folder
 from infinity_emb.model_files import ModelFiles
 
@@ -148,7 +148,7 @@ class MadeOnce:
                 f" ({exc}); set INFINITY_HOME to a folder that can be written and has room"
             ) from exc
         except Exception as exc:  # whatever an architecture makes the library raise
-            reason = " ".join(str(exc).split())[:300]
+            reason = one_line(exc, 300)
             raise StartupError(
                 f"model {self.model!r} cannot be {self.deed} ({type(exc).__name__}: {reason});"
                 " use --engine torch"

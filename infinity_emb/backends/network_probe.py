@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infinity_emb.backends.network_stand_in import StandIn
 from infinity_emb.backends.torch_device import is_out_of_memory
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.primitives import ModelKind
 
 # Of different lengths, so that padding is compared as well.
@@ -77,7 +77,7 @@ class Probe:
         except Exception as exc:  # whatever its library raises on its first inputs
             if is_out_of_memory(exc):
                 raise
-            reason = " ".join(str(exc).split())[:300]
+            reason = one_line(exc, 300)
             raise StartupError(f"it cannot compute ({type(exc).__name__}: {reason})") from exc
         finally:
             self.transformer.model = original

@@ -15,7 +15,7 @@ import onnxruntime
 from infinity_emb.backends.onnx_profiles import Box, profile_options
 from infinity_emb.backends.torch_device import is_out_of_memory
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import DeviceFailed, StartupError
+from infinity_emb.errors import DeviceFailed, StartupError, one_line
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.primitives import Device, Dtype
 
@@ -149,7 +149,7 @@ def open_session(
     except Exception as exc:  # onnxruntime's exceptions have no common base of their own
         if is_out_of_memory(exc):
             raise MemoryError(str(exc)) from exc
-        reason = " ".join(str(exc).split())[:400]
+        reason = one_line(exc, 400)
         told = f"onnxruntime cannot load {path} with {provider.onnx_name}: {reason}"
         raise (DeviceFailed if _can_be_read(path, provider) else StartupError)(told) from exc
     # Where the libraries of a GPU are missing, onnxruntime logs it and goes on with the CPU.

@@ -18,7 +18,7 @@ from infinity_emb.backends.made_once import MadeOnce, draft_beside, folder_of_en
 from infinity_emb.backends.onnx_weights import weight_files
 from infinity_emb.backends.openvino_library import core, openvino
 from infinity_emb.backends.torch_device import is_out_of_memory
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 
 logger = logging.getLogger("infinity_emb")
 
@@ -47,13 +47,13 @@ def _compile_or_take(
         return _compile_kept(graph, device, properties, folder)
     except (OSError, RuntimeError) as exc:  # OpenVINO's own errors are RuntimeErrors
         _check_memory(exc)
-        reason = _one_line(exc)
+        reason = one_line(exc, 400)
     logger.warning("compiling %s without the cache %s: %s", graph.name, folder, reason)
     try:
         return _compile(graph, device, properties)
     except RuntimeError as exc:
         _check_memory(exc)
-        raise StartupError(f"OpenVINO cannot compute {graph} on {device}: {_one_line(exc)}") from exc
+        raise StartupError(f"OpenVINO cannot compute {graph} on {device}: {one_line(exc, 400)}") from exc
 
 
 def _compile_kept(
@@ -131,7 +131,3 @@ def _check_memory(exc: Exception) -> None:
     """Raises MemoryError for lack of it: the model may fit where another one is unloaded."""
     if is_out_of_memory(exc):
         raise MemoryError(str(exc)) from exc
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:400]

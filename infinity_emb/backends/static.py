@@ -19,7 +19,7 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.static_backend import StaticBackend, StaticPrepare
 from infinity_emb.backends.static_table import read_table
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.hardware import num_tokenizer_threads
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import module_names, read_object
@@ -150,9 +150,7 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
-        raise StartupError(
-            f"{path} is no tokenizer ({' '.join(str(exc).split())[:200]}); save the model again"
-        ) from exc
+        raise StartupError(f"{path} is no tokenizer ({one_line(exc, 200)}); save the model again") from exc
     return tokenizer, tokenizer.truncation or {}
 
 

@@ -51,7 +51,7 @@ from infinity_emb.backends.warmup import (
     sample_inputs,
 )
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import ModelTooLarge, StartupError
+from infinity_emb.errors import ModelTooLarge, StartupError, one_line
 from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.model_files import ModelFiles, weights_bytes
 from infinity_emb.model_kind import choose_kind
@@ -171,7 +171,7 @@ def _open(args: EngineArgs, model: BaseModel, kind: ModelKind) -> OpenedModel:
     try:
         return DoorMaker(pipeline, kind, outputs_of(model, kind)).open()
     except Exception as exc:  # whatever the model raises on its first inputs
-        text = " ".join(str(exc).split())[:400]
+        text = one_line(exc, 400)
         raise StartupError(
             f"model {args.model_name_or_path!r} was loaded but cannot compute: {type(exc).__name__}: {text}"
         ) from exc

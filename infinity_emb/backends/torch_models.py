@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from infinity_emb.backends.base import Rows, leave_scores
 from infinity_emb.backends.m3_heads import M3Heads, has_m3_heads
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.model_files import ModelFiles, is_graph
 from infinity_emb.model_kind import lacks_weights
 from infinity_emb.primitives import Capability, ModelKind, OutputName, PoolingMethod
@@ -95,7 +95,7 @@ def _append_m3_heads(model: BaseModel, files: ModelFiles) -> None:
 
 
 def _loading_failure(args: EngineArgs, files: ModelFiles, exc: Exception) -> str:
-    text = " ".join(str(exc).split())
+    text = one_line(exc)
     if "trust_remote_code" in text:
         return (
             f"model {args.model_name_or_path!r} brings Python code of its own; --trust-remote-code runs it"

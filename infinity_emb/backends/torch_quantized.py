@@ -29,7 +29,7 @@ from infinity_emb.backends.torch_models import transformers_of
 from infinity_emb.backends.torch_reference import Reference
 from infinity_emb.backends.torch_smoothing import inner_linears, inputs_seen
 from infinity_emb.calibration import calibration_texts
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.primitives import Dtype, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -203,7 +203,7 @@ def _by_torchao(layers: Sequence[nn.Linear], dtype: Dtype) -> Undo:
         for layer in layers:
             ao.quantize_(layer, config)
     except Exception as exc:  # assertions and more, by version and GPU
-        text = " ".join(str(exc).split())[:300]
+        text = one_line(exc, 300)
         raise StartupError(f"--dtype {dtype} cannot be used: torchao refuses it ({text})") from exc
 
     def undo() -> None:

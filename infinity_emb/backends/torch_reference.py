@@ -20,7 +20,7 @@ from infinity_emb.backends.base import Clip, Pair, Picture, Rows
 from infinity_emb.backends.torch_device import choose_devices
 from infinity_emb.backends.torch_models import load_sentence_transformers_model, sampling_rate_of
 from infinity_emb.config import EngineArgs
-from infinity_emb.errors import BackendFailed, BadInput
+from infinity_emb.errors import BackendFailed, BadInput, one_line
 from infinity_emb.model_files import ModelFiles
 from infinity_emb.model_kind import choose_kind
 from infinity_emb.primitives import InferenceEngine
@@ -98,13 +98,11 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ValueError as exc:
-        raise BadInput(f"sentence-transformers refuses it: {_one_line(exc)}") from exc
+        raise BadInput(f"sentence-transformers refuses it: {one_line(exc, 200)}") from exc
     except Exception as exc:  # whatever a model's own code raises
-        raise BackendFailed(f"sentence-transformers raises {type(exc).__name__}: {_one_line(exc)}") from exc
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:200]
+        raise BackendFailed(
+            f"sentence-transformers raises {type(exc).__name__}: {one_line(exc, 200)}"
+        ) from exc
 
 
 def load_reference(args: EngineArgs, files: ModelFiles) -> Reference:

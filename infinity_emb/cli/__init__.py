@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from infinity_emb.errors import EngineNotReady, StartupError
+from infinity_emb.errors import EngineNotReady, StartupError, one_line
 
 COMMANDS = ("v1", "v2", "verify")
 _INSTALL = "install it with: pip install 'infinity-emb[server]'"
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(args=arguments, prog_name="infinity_emb")
     except (StartupError, EngineNotReady) as exc:
-        return _fail(" ".join(str(exc).split()))
+        return _fail(one_line(exc))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
