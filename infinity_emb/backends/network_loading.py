@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers.base.model import BaseModel
@@ -35,15 +35,24 @@ logger = logging.getLogger("infinity_emb")
 
 # How far a float32 stand-in may be from torch, of the largest number in an answer or of 1.
 MAX_DIFFERENCE = BOUNDS[Dtype.float32].difference
+_TASKS = ("feature-extraction", "fill-mask", "sequence-classification")
+
+
+class _SameWeights(NamedTuple):
+    """What tells that a graph was made from the model's own weights.
+
+    likeness: the least of token vectors. difference: the most of scores, which have no direction.
+    """
+
+    likeness: float
+    difference: float
+
+
 # A number format that rounds makes other numbers. These bounds only tell what was made from other weights: of
 # all-MiniLM-L6-v2, files of 8 bits have a likeness of 0.82 to 0.99, of 4 bits 0.84; its layers in another
 # order have 0.31, and another network 0.01.
-_MIN_LIKENESS = {Dtype.int8: 0.5}
-_MIN_LIKENESS_OF_HALF = 0.95
-# Scores have no direction.
-_MAX_SCORE_DIFFERENCE = {Dtype.int8: 0.5}
-_MAX_SCORE_DIFFERENCE_OF_HALF = 0.2
-_TASKS = ("feature-extraction", "fill-mask", "sequence-classification")
+_OF_EIGHT_BITS = _SameWeights(likeness=0.5, difference=0.5)
+_OF_MORE_BITS = _SameWeights(likeness=0.95, difference=0.2)
 
 
 def load_with_stand_in(
@@ -135,11 +144,11 @@ def _complain_of(difference: float, limit: float) -> str:
 
 def _complain_of_weights(found: Nearness, dtype: Dtype) -> str:
     """What tells that it was made from other weights; empty where nothing does."""
+    limit = _OF_EIGHT_BITS if dtype is Dtype.int8 else _OF_MORE_BITS
     if found.likeness is None:
-        limit = _MAX_SCORE_DIFFERENCE.get(dtype, _MAX_SCORE_DIFFERENCE_OF_HALF)
-        complaint = _complain_of(found.difference, limit)
+        complaint = _complain_of(found.difference, limit.difference)
     else:
-        limit = _MIN_LIKENESS.get(dtype, _MIN_LIKENESS_OF_HALF)
-        told = f"has a mean cosine of {found.likeness:.2f} to torch's token vectors, the limit is {limit}"
-        complaint = "" if found.likeness >= limit else told
+        least = limit.likeness
+        told = f"has a mean cosine of {found.likeness:.2f} to torch's token vectors, the limit is {least}"
+        complaint = "" if found.likeness >= least else told
     return complaint and f"{complaint}, as if it was made from other weights"

@@ -6,7 +6,7 @@ Knows nothing of files, devices or options; `torch_loading.py` calls it once per
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,22 +24,24 @@ from infinity_emb.backends.torch_models import transformers_of
 # Features for our attention and for sentence-transformers' flat pooling; the model's forward must let them
 # pass although they are not in its signature.
 PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_row", "key_mask"})
+
+
+class _Tolerance(NamedTuple):
+    """vector: of 1 - cosine. score: of any score, as a part of the largest."""
+
+    vector: float
+    score: float
+
+
 # How far a packed row may be from the row of the same text alone, before the model is taken to be one that
-# cannot be packed: as 1 - cosine for vectors, as a part of the largest for scores. Rounding stays far below;
-# a wrong mask is far above. Not `agreement.BOUNDS`: both rows are of one network in one number format.
-_TOLERANCE = {
-    torch.float32: 1e-6,
-    torch.float16: 1e-3,
-    torch.bfloat16: 1e-2,
-    torch.int16: 1e-3,
-    torch.int8: 3e-2,
-}
-_SCORE_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-    torch.int16: 2e-2,
-    torch.int8: 2e-1,
+# cannot be packed. Rounding stays far below; a wrong mask is far above. Not `agreement.BOUNDS`: both rows are
+# of one network in one number format.
+_TOLERANCES = {
+    torch.float32: _Tolerance(vector=1e-6, score=1e-4),
+    torch.float16: _Tolerance(vector=1e-3, score=2e-2),
+    torch.bfloat16: _Tolerance(vector=1e-2, score=1e-1),
+    torch.int16: _Tolerance(vector=1e-3, score=2e-2),
+    torch.int8: _Tolerance(vector=3e-2, score=2e-1),
 }
 _MAX_CHECKED_TOKENS = 1100
 _MEDIA = frozenset({"image", "audio", "video"})
@@ -167,12 +169,12 @@ def _scattered(entries: Any) -> Rows:
 
 def tolerance_of(pipeline: Pipeline) -> float:
     """How far `difference` may be from 0 for rounding alone."""
-    table = _SCORE_TOLERANCE if pipeline.dense_name == "scores" else _TOLERANCE
     networks = [transformer.model for transformer in transformers_of(pipeline.model)]
     formats = [getattr(network, "number_format", None) for network in networks]  # where it is not torch's
     # A bag of words has no parameter at all.
     parameters = (each.dtype for each in pipeline.model.parameters())
-    return table[next(filter(None, formats), None) or next(parameters, torch.float32)]
+    tolerance = _TOLERANCES[next(filter(None, formats), None) or next(parameters, torch.float32)]
+    return tolerance.score if pipeline.dense_name == "scores" else tolerance.vector
 
 
 def difference(rows: Rows, expected: Rows, dense_name: str) -> float:
