@@ -84,7 +84,7 @@ def _load_a_graph(args: EngineArgs, files: ModelFiles, engines: list[InferenceEn
         except Exception as exc:  # whatever its library raises: the others are not out for it
             logger.debug("engine %s is out", engine, exc_info=True)
             refusals.append(f"{engine}: {_in_short(exc)}")
-            lacks_memory |= isinstance(exc, ModelTooLarge) or is_out_of_memory(exc)
+            lacks_memory |= _lacks_memory(exc)
     if lacks_memory:
         raise _too_large(args, refusals)
     raise StartupError(
@@ -100,6 +100,11 @@ def _too_large(args: EngineArgs, refusals: Sequence[str]) -> ModelTooLarge:
         f"there is no memory for model {args.model_name_or_path!r}: {'; '.join(refusals)};"
         " unload another one, or choose a smaller --dtype"
     )
+
+
+def _lacks_memory(exc: Exception) -> bool:
+    """Whether an engine is out for what unloading another model may mend, while it loads or computes."""
+    return isinstance(exc, ModelTooLarge) or is_out_of_memory(exc)
 
 
 def _load(args: EngineArgs, files: ModelFiles, engine: InferenceEngine, reason: str) -> LoadedModel:
@@ -145,8 +150,7 @@ class _Contest:
             trial = self._measure(engine, contender)
         except Exception as exc:  # whatever its library raises: the others are not out for it
             logger.debug("engine %s is out", engine, exc_info=True)
-            lacks_memory = isinstance(exc, ModelTooLarge) or is_out_of_memory(exc)
-            trial = Trial(engine=engine, failure=_in_short(exc), lacks_memory=lacks_memory)
+            trial = Trial(engine=engine, failure=_in_short(exc), lacks_memory=_lacks_memory(exc))
         self._trials.append(trial)
         if choose(self._trials) is trial:
             self._best, contender = contender, self._best
