@@ -49,6 +49,23 @@ def input_of(name: str, features: Mapping[str, Any], *, first_position: int = 0)
     return given
 
 
+def inputs_of(
+    types: Mapping[str, str],
+    torch_types: Mapping[str, torch.dtype],
+    features: Mapping[str, Any],
+    *,
+    first_position: int,
+) -> dict[str, Tensor]:
+    """All inputs of the graph, each contiguous and of the type that it asks for.
+
+    types: by the input's name, in the library's words, which torch_types translates.
+    """
+    return {
+        name: input_of(name, features, first_position=first_position).to(torch_types[each]).contiguous()
+        for name, each in types.items()
+    }
+
+
 def _positions(ids: Tensor, mask: Tensor, first: int) -> Tensor:
     """As transformers counts them: (B, S) int64 from `first` on."""
     if first:

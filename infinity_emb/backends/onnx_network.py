@@ -12,7 +12,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
-from infinity_emb.backends.graph_inputs import check_inputs, find_output, input_of
+from infinity_emb.backends.graph_inputs import check_inputs, find_output, inputs_of
 from infinity_emb.backends.network_stand_in import StandIn
 from infinity_emb.backends.torch_device import is_out_of_memory
 
@@ -50,12 +50,7 @@ class OnnxNetwork(StandIn):
 
     def compute(self, features: dict[str, Any]) -> Tensor:
         """Inputs and output stay where they are: nothing is copied from or to a GPU's memory."""
-        feeds = {
-            name: input_of(name, features, first_position=self.first_position)
-            .to(_TORCH_TYPES[given_type])
-            .contiguous()
-            for name, given_type in self._input_types.items()
-        }
+        feeds = inputs_of(self._input_types, _TORCH_TYPES, features, first_position=self.first_position)
         num_items = len(features["input_ids"])
         if self._max_items is None or num_items <= self._max_items:
             return self._run(feeds)
