@@ -1,10 +1,17 @@
 # make run    make the environment if need be, and serve the default model on port 7997 (ARGS="…" for options)
 # make test   everything that CI runs: check, then all tests
 # make check  formatting, lint, types, import floors
+# make coverage  the tests with line coverage, against its floor
 # make bench  speed as ratios to sentence-transformers, in one run
-# make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, a soak, gpu
+# make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, attack, a soak, gpu,
+#              observability, and roofline: the path for CUDA on paper
+# make bench-compare  speed of this tree against another commit, in turn (ARGS="2f27a20 --quick")
 # make test-clients  what people use as clients, all of them, each in an environment of its own
+# make structure  sizes and habits of the package and the path of one request, against their limits
 # make docs   write docs/settings.md again
+# make docs-site  build the documentation site into site/, offline and strict (ARGS=serve to edit it)
+# make test-examples  examples/, those with packages of their own too, each in an environment of its own
+# make release-check  compare the version, the newest heading of CHANGELOG.md and the git tag
 # make coverage-page  write docs/coverage.md again, from the models that mteb lists
 
 PYTHON ?= python3
@@ -13,15 +20,20 @@ BIN := .venv/bin
 WORKERS ?= 2
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
+DOCS := .venv-docs
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: run test test-clients check bench docs coverage-page system-packages clean
+.PHONY: run test coverage test-clients check bench bench-compare structure docs docs-site test-examples coverage-page release-check clean
 
 run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
 
-test: check system-packages
+test: check
+	@command -v chromium >/dev/null || echo "the browser tests of /docs and /ui are skipped: chromium is not installed (Debian: apt-get install chromium)"
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+coverage: .venv/tested
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
 
 test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
@@ -35,11 +47,26 @@ check: .venv/tested
 bench: .venv/tested
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
+bench-compare: .venv/tested
+	$(BIN)/python -m scripts.compare_commits $(ARGS)
+
 bench-%: .venv/tested
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
+structure: .venv/tested
+	$(BIN)/python -m scripts.structure --check $(ARGS)
+
 docs: .venv/tested
 	$(BIN)/python -m infinity_emb.cli.settings_page > docs/settings.md
+
+docs-site: $(DOCS)/made
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs $(or $(ARGS),build --strict)
+
+test-examples: .venv/tested
+	$(BIN)/python -m pytest tests/docs/test_examples.py --all-examples $(ARGS)
+
+release-check:
+	$(PYTHON) -m scripts.release_check
 
 coverage-page: $(MTEB)/made
 	$(MTEB)/bin/python -W ignore -m scripts.mteb_coverage > docs/coverage.md.new
@@ -52,6 +79,14 @@ $(MTEB)/made: .venv/served
 	$(MTEB)/bin/pip install --quiet --constraint constraints.txt mteb==2.26.24
 	touch $@
 
+# MkDocs and its theme, beside the packages of .venv, whose code the reference is generated from.
+$(DOCS)/made: .venv/served
+	$(BIN)/python -m venv $(DOCS)
+	$(BIN)/python $(PURELIB) > "$$($(DOCS)/bin/python $(PURELIB))/served.pth"
+	$(DOCS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt --group docs
+	touch $@
+
 .venv/served: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -62,11 +97,5 @@ $(MTEB)/made: .venv/served
 	$(INSTALL) --group dev
 	touch $@
 
-# The docs page is tested in a real browser where there is one, or where Debian's can be installed.
-system-packages:
-	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null \
-			|| echo "chromium could not be installed; its test is skipped"; fi
-
 clean:
-	rm -rf .venv .venv-clients $(MTEB) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients $(MTEB) $(DOCS) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Speed, always as a ratio to a peer measured in the same run."""
+"""Measure speed, always as a ratio to a peer in the same run."""

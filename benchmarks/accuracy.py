@@ -1,10 +1,10 @@
-"""How far each engine and number format moves the default model's vectors from sentence-transformers' own.
+"""Compare the default model's vectors, by each engine and dtype, with those of sentence-transformers.
 
     python -m benchmarks.accuracy [--engines torch,torch-int8] [--device cuda]
 
-On 500 real texts, half short and half passages: the cosine of each text's two vectors, mean and lowest, and
-how well its order of all other texts by similarity is kept (Spearman's rank correlation), mean and lowest.
-The reference is computed in the same run, in float32. What an engine refuses is told. The last line is JSON.
+500 texts, half short and half passages. Prints the mean and lowest cosine of each text's two vectors, and the
+mean and lowest rank correlation (Spearman) of its similarities to the other texts. The reference is computed
+in the same run, in float32. Variants that an engine refuses are listed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.peers import SentenceTransformers
-from benchmarks.rounds import machine
+from benchmarks.rounds import describe_machine
 from benchmarks.texts import bundled_model_folder, load_texts
-from benchmarks.variants import Variant, installed
+from benchmarks.variants import Variant, select_variants
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.errors import StartupError
+from infinity_emb.types import Device, Dtype, InferenceEngine
 
 NUM_SHORT, NUM_PASSAGES = 250, 250
 
@@ -30,7 +31,7 @@ Vectors = npt.NDArray[np.floating]
 
 
 class Accuracy(NamedTuple):
-    """Of all texts: cosine to the reference, and rank correlation of their neighbours."""
+    """Hold the cosine to the reference and the rank correlation of neighbours, over all texts."""
 
     mean_cosine: float
     lowest_cosine: float
@@ -39,36 +40,36 @@ class Accuracy(NamedTuple):
 
 
 class Refused(Exception):
-    """The engine does not serve this number format here."""
+    """Report that the engine does not serve this dtype on this machine."""
 
 
 def main() -> None:
-    """Compute and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--engines", default="", help="Only these.")
+    """Compare all variants and print the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--engines", default="", help="names separated by commas (default: all)")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    options = parser.parse_args()
     model = str(bundled_model_folder())
     short, passages = load_texts(num_short=NUM_SHORT, num_passages=NUM_PASSAGES)
     texts = short + passages
     expected = SentenceTransformers(model).embed(texts)
-    print(f"{machine()}; {len(texts)} texts\n")
+    print(f"{describe_machine()}; {len(texts)} texts\n")
     print(f"{'':<24} {'mean cos':>10} {'lowest':>10} {'mean rank':>10} {'lowest':>10}")
     results: dict[str, object] = {}
-    for variant in installed(given.engines, given.device):
+    for variant in select_variants(options.engines, options.device):
         try:
-            accuracy = compare(embed(variant, model, texts, given.device), expected)
+            accuracy = compare(embed(variant, model, texts, options.device), expected)
         except Refused as exc:
             print(f"{variant.name:<24} refused: {exc}")
             results[variant.name] = {"refused": str(exc)}
         else:
             print(f"{variant.name:<24}" + "".join(f" {value:>10.6f}" for value in accuracy))
             results[variant.name] = accuracy._asdict()
-    print("\n" + json.dumps({"machine": machine(), "accuracy": results}))
+    print("\n" + json.dumps({"machine": describe_machine(), "accuracy": results}))
 
 
 def embed(variant: Variant, model: str, texts: list[str], device: str) -> Vectors:
-    """(N, D) float32 by one engine. Raises Refused."""
+    """Embed with one engine. Returns (N, D) float32. Raises Refused."""
 
     async def run(engine: AsyncEmbeddingEngine) -> Vectors:
         async with engine:
@@ -76,9 +77,9 @@ def embed(variant: Variant, model: str, texts: list[str], device: str) -> Vector
 
     args = EngineArgs(
         model_name_or_path=model,
-        engine=variant.engine,
-        dtype=variant.dtype,
-        device=device,
+        engine=InferenceEngine(variant.engine),
+        dtype=Dtype(variant.dtype),
+        device=Device(device),
         model_warmup=False,
     )
     try:
@@ -91,23 +92,33 @@ def embed(variant: Variant, model: str, texts: list[str], device: str) -> Vector
 
 
 def compare(found: Vectors, expected: Vectors) -> Accuracy:
-    """found, expected: (N, D), one row a text, in one order."""
-    found, expected = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (found, expected))
+    """Compare two sets of vectors.
+
+    found, expected: (N, D), one row per text, in the same order.
+    """
+    found, expected = (_normalize(vectors) for vectors in (found, expected))
     cosines = (found * expected).sum(axis=1)
-    correlations = rank_correlations(found @ found.T, expected @ expected.T)
-    return Accuracy(*(float(each) for kept in (cosines, correlations) for each in (kept.mean(), kept.min())))
+    correlations = correlate_ranks(found @ found.T, expected @ expected.T)
+    return Accuracy(
+        float(cosines.mean()), float(cosines.min()), float(correlations.mean()), float(correlations.min())
+    )
 
 
-def rank_correlations(found: Vectors, expected: Vectors) -> Vectors:
-    """(N,), Spearman's of each row of two (N, N) tables of similarities, a text's own place left out."""
+def _normalize(vectors: Vectors) -> Vectors:
+    normalized: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normalized
+
+
+def correlate_ranks(found: Vectors, expected: Vectors) -> Vectors:
+    """Return (N,): Spearman's correlation of the rows of two (N, N) similarity matrices."""
     num_texts = len(found)
     others = ~np.eye(num_texts, dtype=bool)
     ranks = [
-        np.argsort(np.argsort(table[others].reshape(num_texts, -1), axis=1), axis=1).astype(np.float64)
-        for table in (found, expected)
+        np.argsort(np.argsort(similarities[others].reshape(num_texts, -1), axis=1), axis=1).astype(np.float64)
+        for similarities in (found, expected)
     ]
-    centred = [each - each.mean(axis=1, keepdims=True) for each in ranks]
-    lengths = [np.linalg.norm(each, axis=1) for each in centred]
+    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
+    lengths = [np.linalg.norm(rank, axis=1) for rank in centred]
     correlations: Vectors = (centred[0] * centred[1]).sum(axis=1) / (lengths[0] * lengths[1])
     return correlations
 

@@ -1,9 +1,9 @@
-"""What another vendor's wire format costs over our own, for the same 32 passages: ratios of request times.
+"""Measure what another vendor's API costs over ours: ratios of request times for the same 32 passages.
 
     python -m benchmarks.dialects [--rounds 7]
 
-One server, one client, the routes in turn within each round; our own route answers numbers as JSON, as the
-others do. What each row means is in docs/measurements.md.
+One server, one client; the routes take turns within each round. Our own route returns JSON numbers, as the
+others do. docs/measurements.md explains each row.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ QUERY = "Where is Munich?"
 GOAL = "<= 1.05"
 
 
-def embedding_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name → path and body; the first is our own."""
+def build_embedding_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return name → path and body; the first is our own route."""
     return {
         "/embeddings": ("/embeddings", {"input": passages, "encoding_format": "float"}),
         "TEI /embed": ("/embed", {"inputs": passages}),
@@ -32,8 +32,8 @@ def embedding_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]
     }
 
 
-def ranking_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name → path and body; the first is our own."""
+def build_ranking_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return name → path and body; the first is our own route."""
     return {
         "/rerank": ("/rerank", {"query": QUERY, "documents": passages}),
         "TEI /rerank": ("/rerank", {"query": QUERY, "texts": passages}),
@@ -41,13 +41,13 @@ def ranking_bodies(passages: list[str]) -> dict[str, tuple[str, dict[str, Any]]]
         "vLLM /score": ("/score", {"text_1": QUERY, "text_2": passages}),
         "NIM /ranking": (
             "/v1/ranking",
-            {"query": {"text": QUERY}, "passages": [{"text": each} for each in passages]},
+            {"query": {"text": QUERY}, "passages": [{"text": text} for text in passages]},
         ),
     }
 
 
 class Bench:
-    """One server, and the same passages in every dialect."""
+    """Run one server, and send it the same passages in every dialect."""
 
     def __init__(self) -> None:
         self.server = Server(["--model-id", str(bundled_model_folder()), "--served-model-name", "bench"])
@@ -60,11 +60,11 @@ class Bench:
             [
                 {
                     name: make_request(path, body, port=self.server.port)
-                    for name, (path, body) in bodies(chunk).items()
+                    for name, (path, body) in build_bodies(chunk).items()
                 }
                 for chunk in chunks
             ]
-            for bodies in (embedding_bodies, ranking_bodies)
+            for build_bodies in (build_embedding_bodies, build_ranking_bodies)
         ]
         self.rows = {
             name: Row(f"{name} / {next(iter(requests[0]))}", GOAL)
@@ -73,17 +73,17 @@ class Bench:
         }
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self.server.close()
 
     def measure(self) -> dict[str, float]:
-        """One round: each dialect's time over our own route's, for all passages."""
-        values = {}
+        """Run one round; return the time of each dialect over that of our own route, for all passages."""
+        values: dict[str, float] = {}
         for requests in self._groups:
             seconds = dict.fromkeys(requests[0], 0.0)
-            for number, by_name in enumerate(requests):
+            for index, by_name in enumerate(requests):
                 names = list(by_name)
-                for name in names[number % len(names) :] + names[: number % len(names)]:
+                for name in names[index % len(names) :] + names[: index % len(names)]:
                     took_s, _ = asyncio.run(run_load([by_name[name]], port=self.server.port, num_clients=1))
                     seconds[name] += took_s
             own, *others = seconds
@@ -92,7 +92,7 @@ class Bench:
 
 
 def main() -> None:
-    """Print a table, and the same as JSON."""
+    """Run the rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()

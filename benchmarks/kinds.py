@@ -1,10 +1,10 @@
-"""Speed of the other kinds of model, as ratios: a packed reranker to CrossEncoder, a static model over HTTP.
+"""Measure ratios for other kinds of model: a packed reranker to CrossEncoder, a static model over HTTP.
 
     python -m benchmarks.kinds [--rounds 5]
 
-The reranker has the shape of ms-marco-MiniLM-L6: the bundled model's weights with a classification head of
-random numbers. The static model is a random table for the bundled tokenizer. Everything takes turns within
-one run, as in `benchmarks.serve`; the last line is JSON.
+The reranker has the shape of ms-marco-MiniLM-L6: the bundled encoder with a random classification head. The
+static model is a random table for the bundled tokenizer. The peers take turns within one run, as in
+`benchmarks.serve`; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATIC_DIMENSION = 256
 
 
 def save_reranker(folder: Path) -> str:
-    """The bundled encoder with a head for one label."""
+    """Save the bundled encoder with a head for one label; return the folder."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -38,7 +38,7 @@ def save_reranker(folder: Path) -> str:
 
 
 def save_static(folder: Path) -> str:
-    """A table of random rows."""
+    """Save a table of random vectors; return the folder."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
@@ -54,16 +54,16 @@ def save_static(folder: Path) -> str:
 
 
 class Bench:
-    """The peers, and the rounds in which they take turns."""
+    """Hold the peers and run the rounds."""
 
     def __init__(self, folder: Path) -> None:
         reranker, static = save_reranker(folder / "reranker"), save_static(folder / "static")
         self.short, passages = load_texts(num_short=1024, num_passages=256)
         # Documents of mixed length, as a first search returns them: sentences and passages.
-        self.documents = [each for pair in zip(self.short, passages, strict=False) for each in pair]
+        self.documents = [text for pair in zip(self.short, passages, strict=False) for text in pair]
         self.documents = self.documents[:NUM_DOCUMENTS]
         self.queries = self.short[-NUM_QUERIES:]
-        # All different: equal texts of one request are computed once.
+        # All different: the engine computes equal texts of one request once.
         self.many = [f"{text} {number}" for number in range(8) for text in self.short]
         self.cross_encoder = Peer("cross-encoder", reranker)
         self.reranker = Peer("engine", reranker)
@@ -74,19 +74,19 @@ class Bench:
         self.rows = {
             "rerank": Row("packed reranker / CrossEncoder.predict, mixed lengths", ">= 2.0"),
             "static_engine": Row("static engine / sentence-transformers, short queries", ""),
-            "static_http": Row("static engine / its server, 32 queries a request, 4 clients", ""),
-            "static_bare": Row("server with the static model / with no model at all", "about 1"),
+            "static_http": Row("static engine / its server, 32 queries per request, 4 clients", ""),
+            "static_bare": Row("server with the static model / with the fake engine", "about 1"),
         }
 
     def close(self) -> None:
-        """End all processes."""
-        for each in (self.cross_encoder, self.reranker, self.static_reference, self.static_engine):
-            each.close()
+        """Stop all processes."""
+        for peer in (self.cross_encoder, self.reranker, self.static_reference, self.static_engine):
+            peer.close()
         self.static_server.close()
         self.bare_server.close()
 
     def measure(self) -> dict[str, float]:
-        """One round: the value of each row."""
+        """Run one round and return the value of each row."""
         pairs = {"queries": self.queries, "documents": self.documents}
         reference_s = self.cross_encoder.ask("rerank", **pairs)["s"]
         reranker_s = self.reranker.ask("rerank", **pairs)["s"]
@@ -109,8 +109,8 @@ class Bench:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the rounds and print the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:

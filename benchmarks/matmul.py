@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of the default model's shapes: nothing exact can be faster."""
+"""Measure matrix products of the default model's shapes: no exact engine can be faster."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ HIDDEN, INTERMEDIATE, NUM_LAYERS = 384, 1536, 6
 _SHAPES = ((HIDDEN, HIDDEN), (HIDDEN, INTERMEDIATE), (INTERMEDIATE, HIDDEN))
 
 
-def model_matmul_flops_per_token() -> int:
-    """Two operations a weight: four square products and two of the feed-forward, per layer."""
+def count_matmul_flops_per_token() -> int:
+    """Count two operations per weight: four square products and two feed-forward ones in each layer."""
     return NUM_LAYERS * 2 * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INTERMEDIATE)
 
 
-def matmul_flops_per_s(num_rows: int = 1024) -> float:
-    """The best of a few runs over the shapes, each by its share of the model."""
+def measure_matmul_flops_per_s(num_rows: int = 1024) -> float:
+    """Return the best rate of a few runs, each shape weighted by its share of the model."""
     flops = 2 * num_rows * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INTERMEDIATE)
     seconds = sum(
-        _seconds(num_rows, inputs, outputs) * (4 if inputs == outputs else 1) for inputs, outputs in _SHAPES
+        _time_product(num_rows, inputs, outputs) * (4 if inputs == outputs else 1)
+        for inputs, outputs in _SHAPES
     )
     return flops / seconds
 
 
-def _seconds(num_rows: int, inputs: int, outputs: int) -> float:
+def _time_product(num_rows: int, inputs: int, outputs: int) -> float:
     rows, weight = torch.randn(num_rows, inputs), torch.randn(outputs, inputs)
     best_s = float("inf")
     with torch.inference_mode():

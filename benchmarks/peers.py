@@ -1,7 +1,7 @@
-"""What is measured, each in a process of its own: sentence-transformers, our engine, our server.
+"""Run each subject of a comparison in its own process: sentence-transformers, a cross-encoder, our engine.
 
-Run as `python -m benchmarks.peers NAME`, it answers one JSON line for each JSON line it reads; so nobody's
-threads, allocator or imports disturb anybody else, and turns can alternate.
+`python -m benchmarks.peers NAME MODEL OPTIONS` answers each line of JSON with one. Separate processes keep
+threads, allocators and imports apart, and let the subjects take turns.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import psutil
 
 
 class Subject(Protocol):
-    """Something that embeds."""
+    """Declare what embeds texts."""
 
     def embed(self, texts: list[str]) -> np.ndarray: ...
 
 
 class SentenceTransformers:
-    """The peer, as its documentation uses it."""
+    """Embed with sentence-transformers, as its documentation does."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         from sentence_transformers import SentenceTransformer
 
-        # torch calls nothing tensorrt; that is onnxruntime's name for a way to use the same device.
+        # tensorrt is onnxruntime's name for another way to use the CUDA device.
         self._model = SentenceTransformer(model, device={"tensorrt": "cuda"}.get(device, device))
         self._model.encode(["warm up"], show_progress_bar=False)
 
@@ -40,7 +40,7 @@ class SentenceTransformers:
 
 
 class CrossEncoderPeer:
-    """The peer for pairs, as its documentation uses it."""
+    """Score pairs with sentence-transformers, as its documentation does."""
 
     def __init__(self, model: str) -> None:
         from sentence_transformers import CrossEncoder
@@ -55,7 +55,7 @@ class CrossEncoderPeer:
 
 
 class BareEngine:
-    """Our engine without HTTP."""
+    """Run our engine without HTTP."""
 
     def __init__(self, model: str, **options: Any) -> None:
         from infinity_emb import AsyncEmbeddingEngine, EngineArgs
@@ -70,16 +70,16 @@ class BareEngine:
         return np.array(self._loop.run_until_complete(self._engine.embed(texts))[0])
 
     def rerank(self, queries: list[str], documents: list[str]) -> None:
-        """One request after the other."""
+        """Send one request per query, one after another."""
         for query in queries:
             self._loop.run_until_complete(self._engine.rerank(query=query, docs=documents))
 
     def embed_each(self, texts: list[str], num_clients: int) -> None:
-        """One request per text from so many coroutines, as a server's clients send them."""
-        todo = iter(texts)
+        """Send one request per text from `num_clients` coroutines, like the clients of a server."""
+        remaining = iter(texts)
 
         async def client() -> None:
-            for text in todo:
+            for text in remaining:
                 await self._engine.embed([text])
 
         async def all_clients() -> None:
@@ -87,24 +87,25 @@ class BareEngine:
 
         self._loop.run_until_complete(all_clients())
 
-    def forward_ms(self, text: str, num_runs: int) -> list[float]:
-        """One text through the backend alone: no queue, no event loop, no tokenizer."""
-        from infinity_emb.backends.base import InputOptions
+    def time_forward_ms(self, text: str, num_runs: int) -> list[float]:
+        """Time one text in the backend alone: no queue, no event loop, no tokenizer."""
+        from infinity_emb.items import InputOptions, number_inputs
 
-        model = self._engine._model
-        batch = model.prepare([text], InputOptions())
+        model = self._engine.slot.model
+        assert model is not None
+        batch = model.encode(number_inputs([text]), InputOptions())
         backend = model.replicas[0]
-        return [_milliseconds(lambda: backend.launch(batch).collect()) for _ in range(num_runs)]
+        return [_time_ms(lambda: backend.launch(batch).result()) for _ in range(num_runs)]
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
+def _time_ms(call: Callable[[], Any]) -> float:
     started_s = time.perf_counter()
     call()
     return (time.perf_counter() - started_s) * 1000
 
 
 class Peer:
-    """The other end of such a process."""
+    """Start such a process and talk to it."""
 
     def __init__(self, name: str, model: str, **options: Any) -> None:
         started_s = time.perf_counter()
@@ -119,14 +120,14 @@ class Peer:
         self.ready_s = time.perf_counter() - started_s
 
     def ask(self, action: str, **arguments: Any) -> dict[str, Any]:
-        """Have it done and return what came of it."""
+        """Send one action and return the result."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"action": action, **arguments}) + "\n")
         self._process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -136,38 +137,37 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the measured process ended with code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        result: dict[str, Any] = json.loads(line)
+        return result
 
 
-def resident_mib(pid: int | None = None) -> float:
-    """Resident memory of a process in MiB."""
-    return psutil.Process(pid).memory_info().rss / 2**20
+def measure_resident_mib(pid: int | None = None) -> float:
+    """Return the resident memory of a process in MiB."""
+    return float(psutil.Process(pid).memory_info().rss / 2**20)
 
 
 def main() -> None:
-    """Serve one subject over standard input and output."""
+    """Run one subject, controlled over standard input and output."""
     name, model, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not end up among the results
     subjects = {
         "sentence-transformers": SentenceTransformers,
         "cross-encoder": CrossEncoderPeer,
         "engine": BareEngine,
     }
     subject: Any = subjects[name](model, **options)
-    told = {name: getattr(subject, name, None) for name in ("batch_tokens", "dtype")}
-    _answer(answers, {"resident_mib": resident_mib(), **told})
+    ready = {name: getattr(subject, name, None) for name in ("batch_tokens", "dtype")}
+    _write_line(results, {"resident_mib": measure_resident_mib(), **ready})
     for line in sys.stdin:
-        request = json.loads(line)
-        _answer(answers, _act(subject, request))
+        _write_line(results, _act(subject, json.loads(line)))
 
 
 def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["action"] == "forward":
-        return {"ms": subject.forward_ms(request["text"], request["num_runs"])}
+        return {"ms": subject.time_forward_ms(request["text"], request["num_runs"])}
     if request["action"] == "memory":
-        return {"resident_mib": resident_mib()}
+        return {"resident_mib": measure_resident_mib()}
     started_s = time.perf_counter()
     if request["action"] == "rerank":
         subject.rerank(request["queries"], request["documents"])
@@ -178,8 +178,8 @@ def _act(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     return {"s": time.perf_counter() - started_s}
 
 
-def _answer(stream: Any, answer: dict[str, Any]) -> None:
-    stream.write(json.dumps(answer) + "\n")
+def _write_line(stream: TextIO, result: dict[str, Any]) -> None:
+    stream.write(json.dumps(result) + "\n")
     stream.flush()
 
 

@@ -1,7 +1,4 @@
-"""Rounds in which everything that is compared takes a turn, and the report of what came out.
-
-Knows nothing of what is measured.
-"""
+"""Run rounds in which all subjects take turns, and report the results."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import numpy as np
 
 @dataclass(slots=True)
 class Row:
-    """One line of the table: a ratio measured once a round, and the goal it has."""
+    """Hold one line of the table: a ratio that each round measures, and its goal."""
 
     name: str
     goal: str
@@ -34,55 +31,54 @@ class Row:
 
 
 class Bench(Protocol):
-    """Peers, and what is measured of them."""
+    """Declare a benchmark: its peers, and the figures of a round."""
 
     @property
     def rows(self) -> Mapping[str, Row]: ...
 
     def measure(self) -> Mapping[str, float]:
-        """One round: the value of each row."""
+        """Run one round and return the value of each row."""
 
     def close(self) -> object:
-        """End the peers."""
+        """Stop the peers."""
 
 
 def report(bench: Bench, num_rounds: int, *, about: str = "") -> None:
-    """Run the rounds, close the bench in any case, print the table, and the same as JSON.
+    """Run the rounds, close the bench in any case, and print the table and the JSON line.
 
-    about: what was measured, beside the machine.
+    about: the workload, printed beside the machine.
     """
     try:
         run_rounds(bench.rows, bench.measure, num_rounds)
     finally:
         bench.close()
-    print(f"\n{machine()}{about and '; '}{about}\n")
+    print(f"\n{describe_machine()}{about and '; '}{about}\n")
     print_rows(bench.rows)
-    print("\n" + json.dumps({"machine": machine(), "ratios": ratios_of(bench.rows)}))
+    print("\n" + json.dumps({"machine": describe_machine(), "ratios": summarize_rows(bench.rows)}))
 
 
 def run_rounds(rows: Mapping[str, Row], measure: Callable[[], Mapping[str, float]], num_rounds: int) -> None:
-    """One round that does not count, then those that do. measure: a round; the value of each row."""
-    for number in range(num_rounds + 1):
-        values = measure()
-        if number:
-            for name, value in values.items():
-                rows[name].values.append(value)
+    """Run one round as a warm-up, then `num_rounds` that count. measure: returns the value of each row."""
+    measure()
+    for _ in range(num_rounds):
+        for name, value in measure().items():
+            rows[name].values.append(value)
 
 
 def print_rows(rows: Mapping[str, Row]) -> None:
-    """The table for people."""
+    """Print the table."""
     print(f"{'':<62} {'median':>8}  {'spread':<16} goal")
     for row in rows.values():
         print(row)
 
 
-def ratios_of(rows: Mapping[str, Row]) -> dict[str, object]:
-    """The same for programs."""
+def summarize_rows(rows: Mapping[str, Row]) -> dict[str, object]:
+    """Return the rows as they are printed in the JSON line."""
     return {name: {"median": row.median, "rounds": row.values} for name, row in rows.items()}
 
 
-def machine() -> str:
-    """The processor and its cores."""
+def describe_machine() -> str:
+    """Name the processor and the number of its cores."""
     try:
         with open("/proc/cpuinfo") as lines:
             found = re.search(r"model name\s*:\s*(.*)", lines.read())

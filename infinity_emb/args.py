@@ -1,5 +1,5 @@
-"""Where infinity_emb kept `EngineArgs`; it stands in `config.py`."""
+"""Import names of infinity_emb 0.0.77; `EngineArgs` now lives in `config/engine_args.py`."""
 
-from infinity_emb.config import EngineArgs
+from infinity_emb.config.engine_args import EngineArgs
 
 __all__ = ["EngineArgs"]

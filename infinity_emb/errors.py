@@ -1,86 +1,107 @@
-"""The exceptions of this package, one tree.
+"""Exceptions of this package.
 
     ServingError
-    ├── BadInput                what the caller sent cannot be served           400
-    │   ├── InputTooLong        a text has too many tokens and may not be cut   400
-    │   ├── MatryoshkaDimError  `dimensions` outside 1..dimension               400
-    │   ├── ImageCorruption     an image cannot be decoded, or not safely       400
-    │   ├── AudioCorruption     a sound cannot be decoded, or not safely        400
-    │   ├── UnknownModel        no engine of that name                          400
-    │   └── ModelNotDeployedError  the model cannot do that task or modality    400
-    ├── Overloaded              the queue is full                               429
-    ├── DeadlineExceeded        not answered within the request's time          504
-    ├── BackendFailed           computing these items failed                    500
-    │   └── DeviceOutOfMemory   they do not fit into the device's memory        500
-    ├── EngineNotReady          not started, shutting down or dead              503
-    ├── NameInUse               a model of that name is served or being changed 409
-    ├── LoadFailed              a model that was asked for cannot be served     400
-    └── StartupError            a model or an option cannot be served at all    (exit code 1)
-        ├── ModelTooLarge       there is no memory for a model                  507
-        └── DeviceFailed        what computes did not start                     (exit code 1)
+    ├── BadInput                   the request cannot be served as it is          400
+    │   ├── InputTooLong           too many tokens, and truncation is off         400
+    │   ├── MatryoshkaDimError     `dimensions` outside 1..embedding dimension    400
+    │   ├── ImageCorruption        an image cannot be decoded safely              400
+    │   ├── AudioCorruption        an audio clip cannot be decoded safely         400
+    │   ├── UnknownModel           no model of that name is served                404
+    │   ├── ModelNotNamed          no model is named, and several could be meant  400
+    │   └── ModelNotDeployedError  the model does not support this task           400
+    ├── Overloaded                 the queue is full                              429
+    ├── DeadlineExceeded           no result within the request's timeout         504
+    ├── BackendFailed              computing these items failed                   500
+    │   └── DeviceOutOfMemory      a batch does not fit into device memory        500
+    ├── EngineNotReady             not started, shutting down, or failed          503
+    ├── NameInUse                  the name is taken, or its model is changing    409
+    ├── LoadFailed                 a requested model could not be loaded          400
+    └── StartupError               a model or an option cannot be served          exit code 1
+        ├── ModelTooLarge          not enough memory for the model                507
+        └── DeviceFailed           the device or its library did not start        exit code 1
 
-A class exists only where some caller acts differently. Every message says what was wrong, the limit and
-the way out. HTTP statuses are listed here for the reader; `server/errors.py` holds the table.
+A class exists only where some caller acts differently. Every message states the problem, the limit and the
+remedy. HTTP statuses are listed here for the reader; `server/responses/errors.py` holds the table.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ServingError(Exception):
-    """Base of everything this package raises on purpose.
+# The position of a ranking's query, which is not one of the request's numbered inputs.
+QUERY_POSITION = -1
 
-    position: which of the request's inputs is to blame, where it is one; the message then names it.
+
+class ServingError(Exception):
+    """Base of all exceptions that this package raises deliberately.
+
+    position: index of the input that caused the error, if it was a single one, or QUERY_POSITION; the
+    message names it.
     """
 
     def __init__(self, reason: str, *, position: int | None = None) -> None:
-        super().__init__(reason if position is None else f"input {position} {reason}")
-        self.reason = reason
-        self.position = position
+        is_query = position == QUERY_POSITION
+        subject = "query " if is_query else "" if position is None else f"input {position} "
+        super().__init__(subject + reason)
+        self.reason = subject + reason if is_query else reason
+        self.position = None if is_query else position
 
-    def moved_to(self, position: int) -> Self:
-        """The same error about the input that the caller knows by another number."""
-        moved = type(self)(self.reason, position=position)
-        moved.__cause__ = self.__cause__
-        return moved
+    def at_position(self, position: int) -> Self:
+        """Return a copy that names the input at `position` of the request."""
+        located = type(self)(self.reason, position=position)
+        located.__cause__ = self.__cause__ or self
+        return located
 
 
 class BadInput(ServingError, ValueError):
-    """What the caller sent cannot be served; sending it again will fail again."""
+    """The request cannot be served as it is; retrying it will fail again."""
 
 
 class InputTooLong(BadInput):
-    """A text has more tokens than the model takes and the caller asked not to cut it."""
+    """A text exceeds the token limit and truncation is off."""
 
 
 class MatryoshkaDimError(BadInput):
-    """The requested number of dimensions is not in 1..dimension of the model."""
+    """The requested number of dimensions is outside 1..embedding dimension."""
 
 
 class ImageCorruption(BadInput):
-    """An image is broken, of an unknown format, too small or too large."""
+    """An image is corrupt, of an unknown format, too small or too large."""
 
 
 class AudioCorruption(BadInput):
-    """A sound is broken, of an unknown format, empty or too long."""
+    """An audio clip is corrupt, of an unknown format, empty or too long."""
 
 
 class UnknownModel(BadInput, IndexError):
-    """No engine serves a model of that name. An IndexError too, as `array[name]` raises."""
+    """No model of that name is served. Also an IndexError, as raised by `array[name]`.
+
+    name: as the request has it.
+    """
+
+    def __init__(self, reason: str, *, position: int | None = None, name: str = "") -> None:
+        super().__init__(reason, position=position)
+        self.name = name
+
+
+class ModelNotNamed(BadInput):
+    """The request names no model, and several could be meant."""
 
 
 class ModelNotDeployedError(BadInput):
-    """The model is served but cannot do this task or modality."""
+    """The model does not support this task or modality."""
 
 
 class Overloaded(ServingError):
     """The queue is full; the same request may be accepted later.
 
-    retry_after_s: when there will probably be room.
+    retry_after_s: estimated number of seconds until the queue has room.
     """
 
     def __init__(self, reason: str, *, position: int | None = None, retry_after_s: int = 1) -> None:
@@ -89,44 +110,53 @@ class Overloaded(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """The request was not answered within the time that it had; what remained of it was dropped."""
+    """The request timed out; its remaining items were dropped."""
 
 
 class BackendFailed(ServingError, RuntimeError):
-    """The device could not compute these items; others are not affected."""
+    """Computing these items failed; other items are not affected."""
 
 
 class DeviceOutOfMemory(BackendFailed):
-    """A batch does not fit into the device's memory; a smaller one may."""
+    """A batch does not fit into device memory; a smaller one may."""
 
 
 class EngineNotReady(ServingError, ValueError):
-    """The engine is not started, is shutting down, or its worker died.
+    """The engine is not started, is shutting down, or its workers failed.
 
-    A ValueError too: callers of `embed` on a stopped engine have always caught that.
+    Also a ValueError, which callers of `embed` on a stopped engine catch since infinity_emb 0.0.77.
     """
 
 
 class StartupError(ServingError):
-    """A model, an extra, a device or an option that cannot be served; raised before anything runs."""
+    """A model, extra, device or option cannot be served; raised before serving starts."""
 
 
 class ModelTooLarge(StartupError):
-    """There is no memory for the model; there may be when others are unloaded."""
+    """There is not enough memory for the model; unloading others may help."""
 
 
 class DeviceFailed(StartupError):
-    """What computes did not start; it would not with another file of the model either."""
+    """The device or its library did not start; another model file would not help."""
 
 
 class NameInUse(ServingError):
-    """A model of that name is served already, or is being loaded or unloaded at this moment."""
+    """A model of that name is served, or is being loaded or unloaded."""
 
 
 class LoadFailed(ServingError):
-    """A model that the server was asked to load while it runs cannot be served."""
+    """A model requested through the admin API could not be loaded."""
 
 
-def one_line(error: BaseException, max_chars: int | None = None) -> str:
-    """What it says without line breaks, cut after so many characters."""
-    return " ".join(str(error).split())[:max_chars]
+def quote_all(names: Iterable[str]) -> str:
+    """Return the names for a sentence, each in quotes: 'a', 'b'."""
+    return ", ".join(map(repr, names))
+
+
+# Escape sequences that torch, among others, writes into its messages.
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def one_line(message: object, max_chars: int | None = None) -> str:
+    """Return a message on one line, without a terminal's colors, cut to `max_chars` characters."""
+    return " ".join(_COLORS.sub("", str(message)).split())[:max_chars]

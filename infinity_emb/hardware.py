@@ -1,7 +1,6 @@
-"""What this machine lets us use: cores and memory within the container's limits.
+"""Detect the cores and the memory that this process may use, within the limits of its container.
 
-Knows nothing of torch. Linux's control groups are read as files; elsewhere all cores count, and memory is not
-known.
+Reads Linux control groups; on other systems all cores count, and free memory is unknown.
 """
 
 from __future__ import annotations
@@ -11,19 +10,21 @@ import ctypes
 import os
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
+STATM = Path("/proc/self/statm")
 CPUINFO = Path("/proc/cpuinfo")
 
 MAX_TOKENIZER_THREADS = 8
 
 
 def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
-    """Cores this process may really use, rounded down, at least 1.
+    """Count the cores that this process may use, rounded down, at least 1.
 
-    The affinity mask (cpusets) bounds it, and so does the CPU quota of the control group: with 16 cores
-    visible and a quota of 2, sixteen threads would stand in each other's way.
+    Both the affinity mask (cpusets) and the CPU quota of the control group limit it: with 16 visible cores
+    and a quota of 2, sixteen threads would slow each other down.
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, `cpu.max`; version 1: `cpu.cfs_quota_us`.
     """
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -31,14 +32,14 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
     return max(1, visible if quota is None else min(visible, int(quota)))
 
 
-def num_tokenizer_threads(asked: int) -> int:
-    """Threads that prepare inputs: as asked, or by cores where that is 0."""
-    return asked or min(MAX_TOKENIZER_THREADS, num_usable_cpus())
+def num_tokenizer_threads(requested: int) -> int:
+    """Return the number of tokenizer threads: as requested, or by cores when that is 0."""
+    return requested or min(MAX_TOKENIZER_THREADS, num_usable_cpus())
 
 
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
-    """What the maker calls the processor; its architecture where the system does not say."""
-    for line in _read_lines(cpuinfo):
+    """Return the processor's model name, or its architecture when the name is unknown."""
+    for line in read_lines(cpuinfo):
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()
@@ -46,12 +47,12 @@ def cpu_name(cpuinfo: Path = CPUINFO) -> str:
 
 
 def free_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) -> int | None:
-    """Memory that this process could still have without swapping; None where the system does not say.
+    """Return the memory that this process can still allocate without swapping, or None when unknown.
 
-    What files have in the page cache counts as free, of the machine and of the control group.
+    The page cache counts as free, for the machine and for the control group.
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, `memory.max`
     """
-    free = [1024 * int(line.split()[1]) for line in _read_lines(meminfo) if line.startswith("MemAvailable:")]
+    free = [1024 * int(line.split()[1]) for line in read_lines(meminfo) if line.startswith("MemAvailable:")]
     for folder in _own_cgroups(cgroup_root):
         limit, used = (_read_words(folder / name) for name in ("memory.max", "memory.current"))
         if limit and used and limit[0] != "max":
@@ -59,19 +60,43 @@ def free_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) 
     return max(0, min(free)) if free else None
 
 
+class MemoryUse(NamedTuple):
+    """Bytes that this process holds, of how many; 0 where unknown."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
+def measure_process_memory(
+    cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO, statm: Path = STATM
+) -> MemoryUse:
+    """Return the resident memory of this process, and the memory of the machine or the control group.
+
+    Source: https://docs.kernel.org/filesystems/proc.html, `statm`: total and resident size in pages.
+    """
+    words = _read_words(statm)
+    used_bytes = int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
+    limits = [1024 * int(line.split()[1]) for line in read_lines(meminfo) if line.startswith("MemTotal:")]
+    for folder in _own_cgroups(cgroup_root):
+        limit = _read_words(folder / "memory.max")
+        if limit and limit[0] != "max":
+            limits.append(int(limit[0]))
+    return MemoryUse(used_bytes, min(limits, default=0))
+
+
 def return_freed_memory() -> None:
-    """Have glibc give to the system what this process has freed; other libraries do so by themselves."""
+    """Make glibc return freed memory to the system; other C libraries do so on their own."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cached_bytes(group: Path) -> int:
-    lines = map(str.split, _read_lines(group / "memory.stat"))
+    lines = map(str.split, read_lines(group / "memory.stat"))
     return sum(int(words[1]) for words in lines if words[0] in ("active_file", "inactive_file"))
 
 
 def _quota_v2(root: Path) -> float | None:
-    """`cpu.max` is "quota period" in microseconds, or "max period". The tightest parent counts."""
+    """Read `cpu.max`: "quota period" in microseconds, or "max period". The lowest of all parents counts."""
     quotas = []
     for folder in _own_cgroups(root):
         words = _read_words(folder / "cpu.max")
@@ -89,20 +114,21 @@ def _quota_v1(root: Path) -> float | None:
 
 
 def _own_cgroups(root: Path) -> list[Path]:
-    """The folder of this process's group and its parents, as far as they are visible."""
+    """List the directories of this process's control group and of its visible parents."""
     own = root
-    for line in _read_lines(Path("/proc/self/cgroup")):
+    for line in read_lines(Path("/proc/self/cgroup")):
         if line.startswith("0::/"):
             own = root / line.removeprefix("0::/")
     return [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
 
 
 def _read_words(path: Path) -> list[str]:
-    return " ".join(_read_lines(path)).split()
+    return " ".join(read_lines(path)).split()
 
 
-def _read_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Read a file of the kernel; [] where there is none."""
     try:
         return path.read_text().splitlines()
-    except OSError:  # no such controller here
+    except OSError:  # the controller is not available
         return []

@@ -1,7 +1,4 @@
-"""Where infinity_emb kept its server: the names that the package `embed` and older code import from here.
-
-Knows nothing of the server, which is imported when `create_server` is asked for: `embed` needs none.
-"""
+"""Import names of infinity_emb 0.0.77 that the package `embed` and older code use."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ class AutoPadding:
 
         AutoPadding(length=2, model_name_or_path=["a", "b"], batch_size=32)
 
-    A list or tuple has one value, for all models, or one per model; anything else is for all of them.
+    A list or tuple holds one value for all models, or one per model; any other value is for all models.
     Iterating raises ValueError for a list of another length.
     """
 

@@ -1,9 +1,9 @@
-"""Where infinity_emb kept its logger and the numbers of its levels; `cli/logs.py` is what sets it up."""
+"""Import names of infinity_emb 0.0.77; `cli/log_setup.py` configures logging."""
 
 import logging
 
-from infinity_emb import config
-from infinity_emb.cli.logs import TRACE
+from infinity_emb.cli.log_setup import TRACE
+from infinity_emb.config import server_config as config
 
 __all__ = ["LOG_LEVELS", "logger"]
 

@@ -1,1 +1,1 @@
-"""Programs for people who work on this repository; nothing here is installed."""
+"""Support work on this repository; nothing here is installed."""

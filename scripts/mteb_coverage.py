@@ -1,9 +1,8 @@
-"""docs/coverage.md: which of the models that the `mteb` package lists this server loads, and by which path.
+"""Write docs/coverage.md: the models that the `mteb` package lists, and whether this server can load them.
 
     python -m scripts.mteb_coverage > docs/coverage.md
 
-Asks the installed mteb package for its list and writes the page; the rules are those of `mteb_verdicts`.
-`make coverage-page` brings that package, which nothing else here needs.
+Needs the mteb package, which `make coverage-page` installs; the rules are in `mteb_verdicts`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
-from scripts.mteb_verdicts import Evidence, Path, Verdict, classify, extras_held_back
+from scripts.mteb_verdicts import Evidence, Path, Verdict, classify, find_excluded_extras
 
 EXPLAINED: Mapping[Path, str] = {
     Path.EMBEDDER: "one vector a text. Whether batches are packed or padded is decided when the model is"
@@ -63,7 +62,7 @@ that its vectors are mteb's, that it fits into memory, or that it is fast.
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Everything that the page says, in any order; `models` is name → verdict."""
+    """Hold the content of the page; `models` is name → verdict, in any order."""
 
     mteb_version: str
     transformers_version: str
@@ -72,22 +71,22 @@ class Coverage:
 
 
 def collect() -> Coverage:
-    """Ask the installed mteb package. Raises ImportError where it is missing."""
+    """Read the list of the installed mteb package. Raises ImportError if it is missing."""
     mteb = importlib.import_module("mteb")  # by name, so that types are checked without it
     transformers_version = metadata.version("transformers")
-    held_back = extras_held_back(metadata.requires("mteb") or (), transformers_version)
-    every = mteb.get_model_metas()
-    is_open = [each for each in every if each.open_weights]
+    excluded_extras = find_excluded_extras(metadata.requires("mteb") or (), transformers_version)
+    models = mteb.get_model_metas()
+    open_models = [model for model in models if model.open_weights]
     return Coverage(
         mteb_version=metadata.version("mteb"),
         transformers_version=transformers_version,
-        num_closed=len(every) - len(is_open),
-        models={str(each.name): classify(each, held_back) for each in is_open},
+        num_closed=len(models) - len(open_models),
+        models={str(model.name): classify(model, excluded_extras) for model in open_models},
     )
 
 
-def coverage_page(coverage: Coverage) -> str:
-    """The page as Markdown; the order of `coverage.models` does not matter."""
+def format_page(coverage: Coverage) -> str:
+    """Return the page as Markdown; the order of `coverage.models` does not matter."""
     models = coverage.models
     num_cannot = _count(models, Path.CANNOT)
     introduction = _INTRODUCTION.format(
@@ -99,7 +98,7 @@ def coverage_page(coverage: Coverage) -> str:
         num_served=len(models) - num_cannot,
         num_cannot=num_cannot,
     )
-    parts = [introduction, _summary(models), _HOW_TO_READ, _paths(), *_sections(models)]
+    parts = [introduction, _format_summary(models), _HOW_TO_READ, _format_paths(), *_format_sections(models)]
     return "\n".join(parts)
 
 
@@ -107,58 +106,59 @@ def _count(models: Mapping[str, Verdict], path: Path) -> int:
     return sum(verdict.path is path for verdict in models.values())
 
 
-def _summary(models: Mapping[str, Verdict]) -> str:
+def _format_summary(models: Mapping[str, Verdict]) -> str:
     rows = [
-        _summary_row(path.value, [each for each in models.values() if each.path is path]) for path in Path
+        _format_summary_row(path.value, [verdict for verdict in models.values() if verdict.path is path])
+        for path in Path
     ]
     head = [
         "## Summary\n",
         "| path | models | as mteb itself loads them | with remote code |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows, _summary_row("**all open models**", models.values())]) + "\n"
+    return "\n".join([*head, *rows, _format_summary_row("**all open models**", models.values())]) + "\n"
 
 
-def _summary_row(title: str, verdicts: Collection[Verdict]) -> str:
-    num_same = sum(each.evidence is Evidence.SAME_CLASS for each in verdicts)
-    num_remote = sum(each.needs_remote_code for each in verdicts)
+def _format_summary_row(title: str, verdicts: Collection[Verdict]) -> str:
+    num_same = sum(verdict.evidence is Evidence.SAME_CLASS for verdict in verdicts)
+    num_remote = sum(verdict.needs_remote_code for verdict in verdicts)
     return f"| {title} | {len(verdicts)} | {num_same} | {num_remote} |"
 
 
-def _paths() -> str:
+def _format_paths() -> str:
     return "\n".join(["## The paths\n", *(f"- **{path.value}**: {EXPLAINED[path]}" for path in Path)]) + "\n"
 
 
-def _sections(models: Mapping[str, Verdict]) -> Iterator[str]:
+def _format_sections(models: Mapping[str, Verdict]) -> Iterator[str]:
     for path in Path:
         yield f"## {path.value[0].upper()}{path.value[1:]}\n"
         if path is Path.CANNOT:
-            yield _reasons(models)
-        yield "\n".join(_fold(models, path)) + "\n"
+            yield _format_reasons(models)
+        yield "\n".join(_format_models(models, path)) + "\n"
 
 
-def _reasons(models: Mapping[str, Verdict]) -> str:
-    rows = (f"| {reason} | {len(names)} |" for _, reason, names in grouped(models, Path.CANNOT))
+def _format_reasons(models: Mapping[str, Verdict]) -> str:
+    rows = (f"| {reason} | {len(names)} |" for _, reason, names in group_by_reason(models, Path.CANNOT))
     return "\n".join(["| why | models |", "|---|---|", *rows]) + "\n"
 
 
-def _fold(models: Mapping[str, Verdict], path: Path) -> Iterator[str]:
+def _format_models(models: Mapping[str, Verdict], path: Path) -> Iterator[str]:
     yield f"<details><summary>{_count(models, path)} models</summary>\n"
-    for evidence, reason, names in grouped(models, path):
+    for evidence, reason, names in group_by_reason(models, path):
         yield f"**{evidence.value}**: {reason} ({len(names)})\n"
-        for organisation, members in by_organisation(names):
-            marked = (name + _marks(models[f"{organisation}/{name}"]) for name in members)
+        for organisation, members in group_by_organisation(names):
+            marked = (name + _format_marks(models[f"{organisation}/{name}"]) for name in members)
             yield f"- {organisation}: {', '.join(marked)}"
         yield ""
     yield "</details>"
 
 
-def _marks(verdict: Verdict) -> str:
+def _format_marks(verdict: Verdict) -> str:
     return "†" * verdict.needs_remote_code + "‡" * verdict.has_settings
 
 
-def grouped(models: Mapping[str, Verdict], path: Path) -> list[tuple[Evidence, str, list[str]]]:
-    """The models of a path by evidence and reason, the largest group of an evidence first."""
+def group_by_reason(models: Mapping[str, Verdict], path: Path) -> list[tuple[Evidence, str, list[str]]]:
+    """Group the models of a path by evidence and reason, the largest group of an evidence first."""
     groups: defaultdict[tuple[Evidence, str], list[str]] = defaultdict(list)
     for name, verdict in models.items():
         if verdict.path is path:
@@ -168,8 +168,8 @@ def grouped(models: Mapping[str, Verdict], path: Path) -> list[tuple[Evidence, s
     return [(evidence, reason, groups[evidence, reason]) for evidence, reason in keys]
 
 
-def by_organisation(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """`org/model` names → (org, its models), both in alphabetical order without regard to case."""
+def group_by_organisation(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (org, its models) from `org/model` names, both in alphabetical order without regard to case."""
     organisations: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names, key=lambda name: (name.casefold(), name)):
         organisation, _, model = name.partition("/")
@@ -178,4 +178,4 @@ def by_organisation(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(coverage_page(collect()))
+    sys.stdout.write(format_page(collect()))

@@ -1,7 +1,7 @@
-"""What the loaders of the `mteb` package do with a model, in groups: one line and its loaders.
+"""List the loaders of the `mteb` package, grouped by how they open a model.
 
-Read from mteb 2.26.24 and sentence-transformers 6.2. Data only: `mteb_verdicts` makes verdicts of it. A
-loader is named by module and name, because several modules of mteb have one of the same name.
+Read from mteb 2.26.24 and sentence-transformers 6.2. Data only; the rules are in `mteb_verdicts`.
+A loader is named by its module too, because several modules of mteb use the same name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Way(Enum):
-    """How much a loader says about opening the model's folder with sentence-transformers."""
+    """Say what a loader proves about opening the folder with sentence-transformers."""
 
     SAME = "mteb opens it with a class of sentence-transformers, as the server does"
     FILES = "mteb goes another way; the folder's format is one that sentence-transformers opens"
@@ -22,7 +22,7 @@ class Way(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """What one loader does; `reason` is the line for the page."""
+    """Describe one loader; `reason` is the line on the page."""
 
     way: Way
     reason: str

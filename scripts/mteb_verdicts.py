@@ -1,7 +1,7 @@
-"""Verdicts about models of the `mteb` package: the path each takes through this server, or why it has none.
+"""Decide how this server loads each model of the `mteb` package, or why it cannot.
 
-Pure rules over the fields of mteb's `ModelMeta`; needs no mteb, loads no model and asks no hub. What each
-loader of mteb does stands in `mteb_loaders`.
+The rules read the fields of mteb's `ModelMeta` and the groups of loaders in `mteb_loaders`; they import no
+mteb and load no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.mteb_loaders import (
 
 
 class Path(Enum):
-    """How the server computes a model."""
+    """Name the path by which the server computes a model."""
 
     EMBEDDER = "embedder (packed or padded)"
     STATIC = "static"
@@ -39,7 +39,7 @@ class Path(Enum):
 
 
 class Evidence(Enum):
-    """What a verdict rests on."""
+    """Name the evidence for a verdict."""
 
     SAME_CLASS = "As mteb itself loads them"
     FILES = "By what their folders are said to hold"
@@ -47,7 +47,7 @@ class Evidence(Enum):
 
 
 class Meta(Protocol):
-    """What is read of an mteb `ModelMeta`."""
+    """Declare the fields that are read from mteb's `ModelMeta`."""
 
     name: str | None
     loader: Any
@@ -63,7 +63,10 @@ class Meta(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`has_settings`: mteb gives settings of the tokenizer or the folder, and the server does not."""
+    """Hold the result for one model.
+
+    has_settings: mteb sets options of the tokenizer or the config that the server leaves alone.
+    """
 
     path: Path
     needs_remote_code: bool
@@ -77,8 +80,8 @@ TOO_OLD = "mteb holds it to a transformers older than the server's"
 VIDEO = "made for video, which the server does not take"
 LISTED = "mteb has code of its own; listed in sentence-transformers' documentation for MultiVectorEncoder"
 
-# Arguments of mteb's loaders that can change a vector. Number formats and lengths are not among them, nor
-# what a request can give as its `prompt`; a reranker's goes before the query alone, never the passage.
+# Arguments of mteb's loaders that can change a vector. Left out: dtypes, lengths, and what a request can send
+# as its `prompt`, which a reranker puts before the query and never before the passage.
 _SETTINGS = """
     add_eos_token attend_to_expansion_tokens config_kwargs include_prompt padding_side passage_prefix
     processor_kwargs tokenizer_kwargs
@@ -87,12 +90,12 @@ SETTINGS = frozenset(_SETTINGS.split())
 DECODERS = re.compile("qwen|llama|mistral|ministral|gemma", re.IGNORECASE)
 
 
-def classify(meta: Meta, held_back: Collection[str] = ()) -> Verdict:
-    """One model's verdict.
+def classify(meta: Meta, excluded_extras: Collection[str] = ()) -> Verdict:
+    """Return the verdict for one model.
 
-    held_back: mteb's extras that pin an older transformers, as `extras_held_back` answers.
+    excluded_extras: mteb's extras that pin an older transformers, from `find_excluded_extras`.
     """
-    name = loader_name(meta.loader)
+    name = name_loader(meta.loader)
     if meta.name in LISTED_FOR_MULTI_VECTOR:
         return _served(meta, name, LISTED, Evidence.FILES)
     if meta.name in LISTED_WITH_REVISION:
@@ -100,26 +103,26 @@ def classify(meta: Meta, held_back: Collection[str] = ()) -> Verdict:
     loader = LOADERS.get(name)
     if loader is None:
         return _cannot(meta, name, f"unknown loader {name}" if name else NO_LOADER)
-    if why_not := _why_not(meta, loader, held_back):
-        return _cannot(meta, name, why_not)
+    if objection := _find_objection(meta, loader, excluded_extras):
+        return _cannot(meta, name, objection)
     reason = f"tagged Sentence Transformers: {loader.reason}" if loader.way is Way.TAG else loader.reason
     return _served(meta, name, reason, Evidence.SAME_CLASS if loader.way is Way.SAME else Evidence.FILES)
 
 
-def _why_not(meta: Meta, loader: Loader, held_back: Collection[str]) -> str:
-    """The first reason against a model whose loader is known; nothing where there is none."""
+def _find_objection(meta: Meta, loader: Loader, excluded_extras: Collection[str]) -> str:
+    """Return the first reason why a model with a known loader cannot be served; "" without one."""
     if loader.way is Way.NO:
         return loader.reason
     if loader.way is Way.TAG and "Sentence Transformers" not in meta.framework:
         return f"not tagged Sentence Transformers: {loader.reason}"
-    if any(normal_extra(extra) in held_back for extra in meta.extra_requirements_groups or ()):
+    if any(normalize_extra(extra) in excluded_extras for extra in meta.extra_requirements_groups or ()):
         return TOO_OLD
     is_for_video = "video" in meta.modalities and not {"image", "audio"} & set(meta.modalities)
     return VIDEO if is_for_video else ""
 
 
-def loader_name(loader: Any) -> str:
-    """`module.name` of a class, a function or a partial of one; nothing for None."""
+def name_loader(loader: Any) -> str:
+    """Return `module.name` of a class, a function or a partial of one; "" for None."""
     loader = getattr(loader, "func", loader)
     return f"{loader.__module__.rpartition('.')[2]}.{loader.__name__}" if loader else ""
 
@@ -130,14 +133,14 @@ def _cannot(meta: Meta, loader: str, reason: str) -> Verdict:
 
 def _served(meta: Meta, loader: str, reason: str, evidence: Evidence) -> Verdict:
     has_settings = not SETTINGS.isdisjoint(meta.loader_kwargs)
-    return Verdict(_path(meta, loader), _needs_remote_code(meta, loader), reason, evidence, has_settings)
+    return Verdict(_find_path(meta, loader), _needs_remote_code(meta, loader), reason, evidence, has_settings)
 
 
 def _needs_remote_code(meta: Meta, loader: str) -> bool:
     return loader in REMOTE_CODE or bool(meta.loader_kwargs.get("trust_remote_code"))
 
 
-def _path(meta: Meta, loader: str) -> Path:
+def _find_path(meta: Meta, loader: str) -> Path:
     modalities = {"text"} if loader in TEXT_ONLY else set(meta.modalities)
     if "late-interaction" in meta.model_type:
         return Path.LATE_INTERACTION
@@ -154,8 +157,8 @@ def _path(meta: Meta, loader: str) -> Path:
     return Path.STATIC if is_table else Path.EMBEDDER
 
 
-def extras_held_back(requirements: Iterable[str], transformers_version: str) -> frozenset[str]:
-    """The extras whose requirement of transformers excludes this version.
+def find_excluded_extras(requirements: Iterable[str], transformers_version: str) -> frozenset[str]:
+    """Return the extras whose requirement of transformers excludes this version.
 
     requirements: lines as in a wheel's `Requires-Dist`, e.g. `transformers<5; extra == "old"`.
     """
@@ -163,13 +166,13 @@ def extras_held_back(requirements: Iterable[str], transformers_version: str) -> 
 
     parsed = [Requirement(line) for line in requirements]
     return frozenset(
-        normal_extra(extra)
-        for each in parsed
-        if each.name == "transformers" and not each.specifier.contains(transformers_version)
-        for extra in re.findall(r"extra == [\"']([^\"']+)", str(each.marker))
+        normalize_extra(extra)
+        for requirement in parsed
+        if requirement.name == "transformers" and not requirement.specifier.contains(transformers_version)
+        for extra in re.findall(r"extra == [\"']([^\"']+)", str(requirement.marker))
     )
 
 
-def normal_extra(name: str) -> str:
-    """mteb spells one extra with `-` or `_`, as it likes."""
+def normalize_extra(name: str) -> str:
+    """Return the spelling with `-`; mteb mixes `-` and `_`."""
     return name.replace("_", "-")

@@ -1,45 +1,71 @@
-"""What tests of several folders share: servers as processes of their own."""
+"""Fixtures of several folders: server processes, and asyncio for tests marked `anyio`."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import subprocess
+import faulthandler
+import functools
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from infinity_emb import worker
-from tests.server_process import CLEAN_ENVIRON, COMMAND, Server, StartServer
+from infinity_emb.scheduling.worker_pool import WorkerPool
+from tests.support.server_process import Server, StartServer
+
+# More than pytest-timeout allows: that gives up its timer at the first failure, and a clean-up may hang.
+LONGEST_TEST_S = 420
+
+
+def pytest_configure() -> None:
+    """Let signals end the processes of tests even where the run itself ignores them, as below `nohup`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """End the process where a test with its clean-up hangs; pytest-xdist reports the test and goes on."""
+    timer = threading.Timer(LONGEST_TEST_S, _exit_with_stacks)
+    timer.daemon = True
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+
+
+def _exit_with_stacks() -> None:
+    faulthandler.dump_traceback(sys.__stderr__)
+    os._exit(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
-    processes: list[subprocess.Popen[str]] = []
+    servers: list[Server] = []
 
-    def start(*arguments: str, command: list[str] = COMMAND, **environ: str) -> Server:
-        process = subprocess.Popen(
-            [*command, *arguments], env=CLEAN_ENVIRON | environ, stderr=subprocess.PIPE, text=True
-        )
-        processes.append(process)
-        return Server(process, "", [])
+    def start(*arguments: str, **options: Any) -> Server:
+        servers.append(Server(*arguments, **options))
+        return servers[-1]
 
     yield start
-    for process in processes:
-        with process:
-            process.kill()
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture
 def serve(start_server: StartServer) -> StartServer:
     """Starts a server and waits until it listens."""
-
-    def start(*arguments: str, **environ: str) -> Server:
-        server = start_server(*arguments, **environ)
-        line = server.wait_for_line("listening on ")
-        server.url = line.partition("listening on ")[2].partition(",")[0]
-        return server
-
-    return start
+    return lambda *arguments, **environ: start_server(*arguments, **environ).wait_until_listening()
 
 
 @pytest.fixture
@@ -50,5 +76,6 @@ def pool() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
 
 @pytest.fixture
 def dies_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device thread that dies does not come back."""
-    monkeypatch.setattr(worker, "MAX_DEATHS_IN_A_ROW", 0)
+    """Let every worker thread give up at its first crash."""
+    give_up_at_once = functools.partialmethod(WorkerPool.__init__, max_consecutive_crashes=0)
+    monkeypatch.setattr(WorkerPool, "__init__", give_up_at_once)

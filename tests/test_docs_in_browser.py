@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.server_process import FAKE, StartServer
+from tests.support.server_process import FAKE, StartServer
 
 CHROMIUM = shutil.which("chromium")
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 def test_the_docs_page_shows_every_route_without_internet(serve: StartServer, tmp_path: Path) -> None:
     server = serve("v2", *FAKE, "--model-id", "debug")
     command = [

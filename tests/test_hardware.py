@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -7,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from infinity_emb import hardware
-from infinity_emb.hardware import cpu_name, free_memory_bytes, num_usable_cpus, return_freed_memory
+from infinity_emb.hardware import (
+    MemoryUse,
+    cpu_name,
+    free_memory_bytes,
+    measure_process_memory,
+    num_usable_cpus,
+    return_freed_memory,
+)
 
 NUM_VISIBLE = 16
 
@@ -20,12 +28,12 @@ def _sixteen_cores_and_the_root_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def be_in_group(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """This process's control group, as /proc/self/cgroup says it under version 2."""
-    read = hardware._read_lines
+    read = hardware.read_lines
 
     def read_lines(path: Path) -> list[str]:
         return ["1:cpu:/", f"0::{name}"] if path == Path("/proc/self/cgroup") else read(path)
 
-    monkeypatch.setattr(hardware, "_read_lines", read_lines)
+    monkeypatch.setattr(hardware, "read_lines", read_lines)
 
 
 def write(path: Path, text: str) -> None:
@@ -164,9 +172,26 @@ def test_free_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path) ->
     assert free_memory_bytes(tmp_path, tmp_path / "missing") is None
 
 
+def test_a_process_may_hold_what_the_tightest_group_allows(tmp_path: Path) -> None:
+    write(tmp_path / "meminfo", "MemTotal:       1000 kB\nMemAvailable:     500 kB")
+    write(tmp_path / "statm", "100 7 3 1 0 10 0")
+    files = {"meminfo": tmp_path / "meminfo", "statm": tmp_path / "statm"}
+    used = 7 * os.sysconf("SC_PAGE_SIZE")
+    assert measure_process_memory(tmp_path / "groups", **files) == MemoryUse(used, 1_024_000)
+    write(tmp_path / "groups" / "memory.max", "max")
+    assert measure_process_memory(tmp_path / "groups", **files) == MemoryUse(used, 1_024_000)
+    write(tmp_path / "groups" / "memory.max", "4096")
+    assert measure_process_memory(tmp_path / "groups", **files) == MemoryUse(used, 4096)
+
+
+def test_memory_is_0_where_the_system_does_not_say(tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing here"
+    assert measure_process_memory(nothing, nothing, nothing) == MemoryUse(0, 0)
+
+
 def test_returning_memory_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     return_freed_memory()
-    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: object())  # a C library without it
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library without it
     return_freed_memory()
 
 

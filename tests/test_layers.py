@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,214 +14,85 @@ import pytest
 PACKAGE = "infinity_emb"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
-# Imports point down. A name stands for the module and, for a package, for everything in it that has no
-# line of its own.
-FLOORS: dict[str, int] = {
-    # F0 words
-    "primitives": 0,
-    "errors": 0,
-    "options": 0,
-    "config": 0,
-    # F1 rules
-    "admission": 1,
-    "agreement": 1,
-    "backends.base": 1,
-    "batching": 1,
-    "media_hosts": 1,
-    "caller": 1,
-    "computed": 1,
-    "embedding": 1,
-    "fairness": 1,
-    "pieces": 1,
-    "postprocess": 1,
-    "progress": 1,
-    "prompts": 1,
-    "public_addresses": 1,
-    "scoring": 1,
-    "token_budget": 1,
-    # F2 adapters
-    "backends": 2,
-    "cache": 4,
-    "cache.entry_bytes": 2,
-    "cache.key_filter": 2,
-    "cache.keys": 2,
-    "cache.memory": 2,
-    "cache.stats": 2,
-    "cache.vector_file": 2,
-    "calibration": 2,
-    "hardware": 2,
-    "home": 2,
-    "media": 2,
-    "media_sources": 2,
-    "model_files": 2,
-    "model_kind": 2,
-    "model_version": 2,
-    "pipeline_tokenizing": 2,
-    "repository_files": 2,
-    "token_ids": 2,
-    "tokenizing": 2,
-    "vocabulary": 2,
-    # F3 worker
-    "pending": 3,
-    "watchdog": 3,
-    "worker": 3,
-    # F4 engine
-    "calibrator": 4,
-    "completion": 4,
-    "one_model": 4,
-    "embedding_tasks": 4,
-    "scoring_tasks": 4,
-    "token_tasks": 4,
-    "engine": 4,
-    "engine_array": 4,
-    "media_inputs": 4,
-    "residence": 4,
-    "running_model": 4,
-    # F5 server
-    "server": 5,
-    # F6 entry points
-    "args": 6,
-    "cli": 6,
-    "env": 6,
-    "infinity_server": 6,
-    "log_handler": 6,
-    "sync_engine": 6,
-    "verification": 6,
-    "verification_questions": 6,
-    "__main__": 6,
-}
+ARCHITECTURE = ROOT.parent / "docs" / "architecture.md"
 
-# The modules of one engine do not know those of another; those that all engines share stand in neither.
-ENGINES: dict[str, set[str]] = {
-    "auto": {
-        "backends.auto",
-        "backends.auto_choice",
-        "backends.auto_measure",
-        "backends.auto_memory",
-    },
-    "torch": {
-        "backends.m3_heads",
-        "backends.packed_attention",
-        "backends.packed_heads",
-        "backends.torch_backend",
-        "backends.torch_cores",
-        "backends.torch_device",
-        "backends.torch_doors",
-        "backends.torch_inputs",
-        "backends.torch_int8",
-        "backends.torch_layout",
-        "backends.torch_loading",
-        "backends.torch_models",
-        "backends.torch_outputs",
-        "backends.torch_prepare",
-        "backends.torch_quantized",
-        "backends.torch_reference",
-        "backends.torch_smoothing",
-        "backends.torch_vocabulary",
-    },
-    "network": {
-        "backends.network_loading",
-        "backends.network_empty",
-        "backends.network_probe",
-        "backends.network_stand_in",
-    },
-    "graph": {
-        "backends.graph_files",
-        "backends.graph_inputs",
-        "backends.graph_loading",
-        "backends.onnx_export",
-        "backends.onnx_weights",
-    },
-    "onnx": {
-        "backends.onnx_backend",
-        "backends.onnx_network",
-        "backends.onnx_profiles",
-        "backends.onnx_session",
-    },
-    "openvino": {
-        "backends.openvino_backend",
-        "backends.openvino_compiling",
-        "backends.openvino_device",
-        "backends.openvino_library",
-        "backends.openvino_network",
-    },
-    "ctranslate2": {
-        "backends.ct2_backend",
-        "backends.ct2_bert",
-        "backends.ct2_conversion",
-        "backends.ct2_encoder",
-        "backends.ct2_network",
-        "backends.ct2_spec",
-        "backends.ct2_t5",
-    },
-    "static": {"backends.static", "backends.static_backend", "backends.static_table"},
-    "fake": {"backends.fake", "backends.fake_vocabulary"},
-}
-# An engine that computes the network alone has the pipeline around it from torch, through `network`;
-# `auto` asks torch for the names of devices.
+
+def read_layers(page: str) -> list[list[str]]:
+    """Return the rows of the page's table of layers, lowest first; each is a list of folders and modules."""
+    section = page.partition("## Layers")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| *\d+ *\|([^|]*)\|", section, re.MULTILINE)
+    return [re.findall(r"`([\w.]+)`", row) for row in rows]
+
+
+LAYERS = read_layers(ARCHITECTURE.read_text(encoding="utf-8"))
+
+# Engines are folders of `backends`. An engine that computes the network alone takes the pipeline around it
+# from `torch`, through `external`; `auto` asks `torch` for the names of devices.
 BUILT_ON = {
     "auto": {"torch"},
-    "network": {"torch"},
-    "graph": {"network", "torch"},
-    "onnx": {"graph", "network", "torch"},
-    "openvino": {"graph", "network", "torch"},
-    "ctranslate2": {"network", "torch"},
-}
-SHARED_BY_ENGINES = {
-    "backends",
-    "backends.base",
-    "backends.made_once",
-    "backends.registry",
-    "backends.warmup",
+    "external": {"torch"},
+    "onnx": {"external", "torch"},
+    "openvino": {"external", "torch"},
+    "ctranslate2": {"external", "torch"},
 }
 
-# Foreign package → where it may be imported: in modules whose names begin so, where it ends in `.` or `_`.
+# Foreign package → the folders and modules that may import it.
 TORCH = (
-    "backends.torch_",
-    "backends.packed_attention",
-    "backends.packed_heads",
-    "backends.m3_heads",
-    "backends.network_",
-    "backends.graph_",
-    "backends.onnx_",
-    "backends.openvino_",
-    "backends.ct2_",
+    "backends.torch",
+    "backends.external",
+    "backends.onnx",
+    "backends.openvino",
+    "backends.ctranslate2",
 )
 HOMES: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
     "torch": TORCH,
     "transformers": TORCH,
     "sentence_transformers": TORCH,
-    "tokenizers": ("tokenizing", "backends.static", "backends.torch_vocabulary"),
-    "huggingface_hub": ("model_files", "repository_files"),
-    "tiktoken": ("token_ids",),
-    "tqdm": ("progress",),
-    # Images and audio: decoded in one place; torch models are handed images in a form of their own.
-    "PIL": ("media", "backends.torch_"),
-    "soundfile": ("media",),
-    "soxr": ("media",),
-    "httpx2": ("media_sources",),
+    "tokenizers": (
+        "preprocessing.fast_tokenizer",
+        "preprocessing.text_truncation",
+        "backends.static",
+        "backends.torch.vocabulary",
+        "backends.torch.tokenizer_check",
+    ),
+    "huggingface_hub": ("hub",),
+    "tiktoken": ("preprocessing.token_ids",),
+    "tqdm": ("engine.progress",),
+    "cachetools": ("cache.memory_tier",),
+    # Images and audio are decoded in one place; torch models are handed images as PIL objects.
+    "PIL": ("preprocessing.media.decode", "backends.torch"),
+    "soundfile": ("preprocessing.media.decode",),
+    "soxr": ("preprocessing.media.decode",),
+    "httpx2": ("preprocessing.media.fetch", "bulk.server_computer"),
+    "pyarrow": ("bulk",),
     # For type checkers alone: no start imports it.
     "typing_extensions": ("errors",),
     # The app's type; uvicorn is handed an app.
-    "fastapi": ("server.", "cli.uvicorn_server"),
-    "starlette": ("server.",),
-    "pydantic": ("server.",),
-    "pydantic_core": ("server.",),
-    "prometheus_client": ("server.",),
-    "fastapi_swagger": ("server.",),
-    "swagger_ui_bundle": ("server.",),
-    "orjson": ("server.",),
-    "pybase64": ("server.",),
-    "ml_dtypes": ("server.",),
-    "uvicorn": ("cli.",),
-    "typer": ("cli.",),
-    "click": ("cli.",),
-    "rich": ("cli.",),
-    "torchao": ("backends.torch_quantized",),
-    "onnxruntime": ("backends.onnx_",),
-    "openvino": ("backends.openvino_",),
-    "ctranslate2": ("backends.ct2_",),
+    "fastapi": ("server", "cli.uvicorn_server"),
+    "starlette": ("server",),
+    "pydantic": ("server",),
+    "pydantic_core": ("server",),
+    "prometheus_client": ("server", "cli.top"),
+    "fastapi_swagger": ("server",),
+    "opentelemetry": ("server.tracing",),
+    "swagger_ui_bundle": ("server",),
+    "orjson": ("server", "bulk"),
+    "pybase64": ("server",),
+    # zstd of Python 3.14, and its backport.
+    "backports": ("server",),
+    "compression": ("server",),
+    "ml_dtypes": ("server",),
+    "uvicorn": ("cli",),
+    "uvloop": ("cli.bench",),
+    "httptools": ("cli",),
+    "rich": ("cli",),
+    "torchao": ("backends.torch.int8",),
+    "onnx": ("backends.external.onnx_weights",),
+    "google": ("backends.external.onnx_weights",),  # protobuf, which onnx is built on
+    "onnxruntime": ("backends.onnx",),
+    "openvino": ("backends.openvino",),
+    "ctranslate2": ("backends.ctranslate2",),
     "ray": (),
 }
 
@@ -286,39 +158,46 @@ def read_imports() -> tuple[list[Import], list[Import]]:
 OWN, FOREIGN = read_imports()
 
 
-def floor_of(module: str) -> int | None:
-    """The floor of a module, or of the nearest package around it that has one."""
-    while module:
-        if module in FLOORS:
-            return FLOORS[module]
-        module = module.rpartition(".")[0]
-    return None
+def layer_of(module: str) -> int | None:
+    """Return the layer of a top-level folder or module; names of infinity_emb 0.0.77 are above all."""
+    name = module.partition(".")[0]
+    return next((number for number, names in enumerate(LAYERS) if name in names), None)
 
 
 def is_at(module: str, home: str) -> bool:
-    return module.startswith(home) if not home or home[-1] in "._" else module == home
+    return not home or module == home or module.startswith(f"{home}.")
+
+
+def engine_of(module: str) -> str | None:
+    """Return the engine that a module of `backends` belongs to; None for what engines share."""
+    parts = module.split(".")
+    if parts[0] != "backends" or len(parts) < 2:
+        return None
+    is_engine = (ROOT / "backends" / parts[1]).is_dir() or parts[1].startswith("fake")
+    return parts[1].partition("_")[0] if is_engine else None
 
 
 def listed(imports: list[Import]) -> str:
     return "\n".join(f"  {each}" for each in imports)
 
 
-def test_every_module_has_a_floor() -> None:
-    homeless = [module for module in MODULES if module and floor_of(module) is None]
-    assert not homeless, (
-        f"{homeless} stand on no floor: add them to FLOORS in {Path(__file__).name}, on the lowest floor that"
-        " their imports allow (docs/architecture.md tells what each floor is for)"
+def test_every_folder_and_module_has_a_layer_in_the_architecture_page() -> None:
+    top_level = {module.partition(".")[0] for module in MODULES if module}
+    named = {name for names in LAYERS for name in names}
+    assert top_level == named, (
+        f"{sorted(top_level ^ named)} stand in the package or in the table of layers of docs/architecture.md,"
+        " but not in both"
     )
 
 
-def test_every_line_of_the_tables_is_about_something_that_exists() -> None:
-    named = {*FLOORS, *SHARED_BY_ENGINES, *(module for modules in ENGINES.values() for module in modules)}
-    assert named <= MODULES.keys(), f"no such modules: {sorted(named - MODULES.keys())}; take them out"
-
-
 def test_imports_point_down() -> None:
+    """Within a layer too: what stands beside something else in the table does not import it."""
     upwards = [
-        each for each in OWN if each.module and (floor_of(each.module) or 0) < (floor_of(each.target) or 0)
+        each
+        for each in OWN
+        if each.module
+        and each.module.partition(".")[0] != each.target.partition(".")[0]
+        and (layer_of(each.module) or 0) <= (layer_of(each.target) or 0)
     ]
     assert not upwards, (
         "these imports point up; move what is needed down, or hand it over as an argument:\n"
@@ -327,13 +206,13 @@ def test_imports_point_down() -> None:
 
 
 def test_nobody_inside_imports_the_package_for_its_public_names() -> None:
-    """`from infinity_emb import EngineArgs` would reach any floor; only the version has no other home."""
+    """`from infinity_emb import EngineArgs` would reach any layer."""
     through_the_top = []
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
                 wanted = {alias.name for alias in node.names if alias.name not in MODULES}
-                if wanted - {"__version__"}:
+                if wanted:
                     through_the_top.append(Import(module, f"{PACKAGE}.{min(wanted)}", node.lineno))
     assert not through_the_top, "import from the module itself:\n" + listed(through_the_top)
 
@@ -342,29 +221,15 @@ def test_engines_do_not_import_each_other() -> None:
     sideways = [
         each
         for each in OWN
-        for engine, modules in ENGINES.items()
-        if each.module in modules and each.target.startswith("backends.")
-        if each.target
-        not in modules.union(SHARED_BY_ENGINES, *(ENGINES[name] for name in BUILT_ON.get(engine, ())))
+        if (engine := engine_of(each.module)) and (target := engine_of(each.target))
+        if target != engine and target not in BUILT_ON.get(engine, ())
     ]
     assert not sideways, "these backends import a module of another engine:\n" + listed(sideways)
 
 
-def test_what_engines_share_imports_none_of_them_and_every_backend_module_belongs_somewhere() -> None:
-    owned = {module for modules in ENGINES.values() for module in modules}
-    assert not [each for each in OWN if each.module in SHARED_BY_ENGINES and each.target in owned]
-    homeless = {
-        module
-        for module in MODULES
-        if module.startswith("backends.") and module not in owned | SHARED_BY_ENGINES
-    }
-    assert not homeless, f"add {sorted(homeless)} to ENGINES or SHARED_BY_ENGINES in {Path(__file__).name}"
-
-
-def test_nobody_but_the_registry_knows_an_engine() -> None:
-    """And the registry only by a string: each library is imported when somebody asks for it."""
-    owned = {module for modules in ENGINES.values() for module in modules}
-    wrong = [each for each in OWN if each.target in owned and each.module not in owned]
+def test_only_the_registry_leads_to_an_engine_and_by_a_string() -> None:
+    """Each library is imported when somebody asks for it."""
+    wrong = [each for each in OWN if engine_of(each.target) and not engine_of(each.module)]
     assert not wrong, "only backends/registry.py leads to an engine, by a string:\n" + listed(wrong)
 
 
@@ -407,17 +272,17 @@ def test_each_foreign_package_is_imported_at_home_alone() -> None:
         ("def f():\n    from torch import Tensor", ["torch"]),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fastapi", ["typing", "fastapi"]),
         ("try:\n    import orjson\nexcept ImportError:\n    pass", ["orjson"]),
-        ("from infinity_emb import worker", ["infinity_emb.worker"]),
+        ("from infinity_emb import scheduling", ["infinity_emb.scheduling"]),
         ("from infinity_emb import __version__", ["infinity_emb"]),
         (
             "from infinity_emb.backends import fake, base",
             ["infinity_emb.backends.fake", "infinity_emb.backends.base"],
         ),
-        ("from infinity_emb.worker import Item", ["infinity_emb.worker"]),
-        ("from . import errors", ["infinity_emb.server.errors"]),
-        ("from .errors import HANDLERS", ["infinity_emb.server.errors"]),
-        ("from .. import worker", ["infinity_emb.worker"]),
-        ("from ..worker import Item", ["infinity_emb.worker"]),
+        ("from infinity_emb.scheduling.worker_pool import Item", ["infinity_emb.scheduling.worker_pool"]),
+        ("from . import metrics", ["infinity_emb.server.metrics"]),
+        ("from .metrics import x", ["infinity_emb.server.metrics"]),
+        ("from .. import scheduling", ["infinity_emb.scheduling"]),
+        ("from ..scheduling import Item", ["infinity_emb.scheduling"]),
     ],
 )
 def test_every_kind_of_import_is_seen(source: str, targets: list[str]) -> None:
@@ -429,6 +294,10 @@ def test_a_relative_import_of_a_package_starts_in_that_package() -> None:
     assert list(imports_of("server", source, is_package=True)) == [("infinity_emb.server.app", 1)]
 
 
-def test_the_floor_of_a_module_is_that_of_the_nearest_package() -> None:
-    assert (floor_of("backends.base"), floor_of("backends.fake"), floor_of("server.app")) == (1, 2, 5)
-    assert floor_of("no_such_module") is None
+def test_the_table_of_layers_is_read_from_the_page() -> None:
+    assert read_layers("## Layers\n| 1 | `a` `b` | x |\n| 2 | `c` | y |\n## Other\n| 3 | `d` |") == [
+        ["a", "b"],
+        ["c"],
+    ]
+    assert len(LAYERS) > 5
+    assert layer_of("no_such_module") is None

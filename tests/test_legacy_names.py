@@ -11,17 +11,12 @@ import numpy as np
 import pytest
 
 import infinity_emb
-from infinity_emb import args, config, errors, infinity_server, log_handler, primitives
+from infinity_emb import args, errors, infinity_server, log_handler, primitives
+from infinity_emb.config import engine_args as config
 from infinity_emb.server.app import create_server
 from tests.test_public_names import FOREIGN, run_script
 
 DEBUG = {"engine": "debugengine", "model_name_or_path": "debug"}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Tests marked `anyio` run on asyncio."""
-    return "asyncio"
 
 
 # EngineArgs
@@ -99,6 +94,43 @@ def test_auto_padding_gives_each_model_its_arguments() -> None:
     assert list(padding) == [{"a": "x", "c": 1, **both}, {"a": "y", "c": 2, **both}] == list(padding)
     with pytest.raises(ValueError, match="a has 3 values for 2 models"):
         list(infinity_server.AutoPadding(length=2, a=[1, 2, 3]))
+
+
+def test_the_schemas_of_0_0_77_make_a_server_of_ones_own() -> None:
+    """The names could not be imported; people build a route of their own from them."""
+    from infinity_emb.fastapi_schemas import convert, errors, pymodels
+
+    request = pymodels.OpenAIEmbeddingInput.model_validate({"input": ["a", "b"], "model": "m", "user": "me"})
+    assert (request.input, request.model) == (["a", "b"], "m")
+    vectors = np.arange(4, dtype=np.float32).reshape(2, 2)
+    for model in ("debug", args.EngineArgs(**DEBUG)):
+        fields = convert.list_embeddings_to_response(vectors, model, 7)
+        result = pymodels.OpenAIEmbeddingResult(**fields)
+        assert [each.embedding for each in result.data] == [[0, 1], [2, 3]]
+        assert (result.object, result.model, result.usage.total_tokens) == ("list", "debug", 7)
+        assert result.id.startswith("infinity-")
+        assert result.created > 1_700_000_000
+    encoded = convert.list_embeddings_to_response(
+        vectors[:1], engine_args="m", usage=1, encoding_format=primitives.EmbeddingEncodingFormat.base64
+    )
+    assert encoded["data"][0]["embedding"] == "AAAAAAAAgD8="
+
+    ranked = [primitives.RerankReturnType(0.5, "text", 1)]
+    for returns, expected in ((True, "text"), (False, None)):
+        body = convert.to_rerank_response(ranked, model="m", usage=3, return_documents=returns)
+        [entry] = pymodels.ReRankResult(**body).results
+        assert (entry.relevance_score, entry.index, entry.document) == (0.5, 1, expected)
+    labelled = pymodels.ClassifyResult.to_classify_response([[{"label": "x", "score": 1.0}]], "m", 2)
+    assert pymodels.ClassifyResult(**labelled).data[0][0].label == "x"
+    listed = pymodels.OpenAIModelInfo(data=[pymodels.ModelInfo(id="m", stats={})])
+    assert (listed.data[0].owned_by, listed.object) == ("infinity", "list")
+    both = pymodels.MultiModalOpenAIEmbedding.model_validate({"input": "a", "modality": "text"})
+    assert both.root.input == ["a"]
+
+    error = errors.OpenAIException(message="no", code=418)
+    response = errors.openai_exception_handler(None, error)
+    assert response.status_code == 418
+    assert response.body == b'{"error":{"message":"no","type":null,"param":null,"code":418}}'
 
 
 # What packages call

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scripts import mteb_loaders
-from scripts.mteb_coverage import EXPLAINED, Coverage, coverage_page
+from scripts.mteb_coverage import EXPLAINED, Coverage, format_page
 from scripts.mteb_loaders import LISTED_FOR_MULTI_VECTOR, LISTED_WITH_REVISION, LOADERS, REMOTE_CODE, Way
 from scripts.mteb_verdicts import (
     NO_LOADER,
@@ -23,8 +23,8 @@ from scripts.mteb_verdicts import (
     Path,
     Verdict,
     classify,
-    extras_held_back,
-    loader_name,
+    find_excluded_extras,
+    name_loader,
 )
 
 PAGE = (FilePath(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
@@ -104,7 +104,9 @@ def test_a_model_that_is_opened_takes_the_path_of_its_type_and_modalities(model:
     ],
 )
 def test_a_model_that_is_not_opened_says_why(model: Model, reason: str) -> None:
-    assert classify(model, held_back={"out-of-date"}) == Verdict(Path.CANNOT, False, reason, Evidence.NONE)
+    assert classify(model, excluded_extras={"out-of-date"}) == Verdict(
+        Path.CANNOT, False, reason, Evidence.NONE
+    )
 
 
 def test_a_custom_loader_counts_only_where_the_folder_is_tagged() -> None:
@@ -131,7 +133,7 @@ def test_what_sentence_transformers_documents_counts_whatever_mteb_uses(name: st
         modalities=["image", "text"],
         extra_requirements_groups=["out_of_date"],
     )
-    assert classify(model, held_back={"out-of-date"}).path is Path.LATE_INTERACTION
+    assert classify(model, excluded_extras={"out-of-date"}).path is Path.LATE_INTERACTION
     assert classify(model).evidence is Evidence.FILES
 
     model.name = "someone/else"
@@ -152,12 +154,12 @@ def test_settings_that_change_a_vector_are_told_from_those_that_do_not() -> None
 
 
 def test_a_loader_is_named_by_module_and_name_through_a_partial_too() -> None:
-    assert loader_name(functools.partial(classify)) == loader_name(classify) == "mteb_verdicts.classify"
-    assert loader_name(Model) == f"{__name__.rpartition('.')[2]}.Model"
-    assert loader_name(None) == ""
+    assert name_loader(functools.partial(classify)) == name_loader(classify) == "mteb_verdicts.classify"
+    assert name_loader(Model) == f"{__name__.rpartition('.')[2]}.Model"
+    assert name_loader(None) == ""
 
 
-def test_extras_are_held_back_where_they_exclude_the_server_s_transformers() -> None:
+def test_extras_are_excluded_that_pin_another_transformers() -> None:
     requirements = [
         "transformers<6.0.0,>=4.40.0",
         "torch<1; extra == 'torch-alone'",
@@ -165,8 +167,8 @@ def test_extras_are_held_back_where_they_exclude_the_server_s_transformers() -> 
         'transformers[torch]==4.49.0; extra == "pinned-too"',
         "transformers>=5; extra == 'new'",
     ]
-    assert extras_held_back(requirements, "5.23.0") == {"old", "pinned-too"}
-    assert extras_held_back(requirements, "4.49.0") == {"new"}
+    assert find_excluded_extras(requirements, "5.23.0") == {"old", "pinned-too"}
+    assert find_excluded_extras(requirements, "4.49.0") == {"new"}
 
 
 def test_each_loader_stands_in_one_group() -> None:
@@ -188,7 +190,7 @@ def test_every_path_is_explained_on_the_page() -> None:
 def test_the_committed_page_is_what_its_own_lists_render_to() -> None:
     """When this fails: make coverage-page. All counts of the page are made from the lists, so they agree."""
     coverage = read_page(PAGE)
-    assert coverage_page(coverage) == PAGE
+    assert format_page(coverage) == PAGE
     assert len(coverage.models) > 800
 
 

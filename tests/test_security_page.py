@@ -1,4 +1,4 @@
-"""SECURITY.md promises nothing without a test, and each test that it names exists."""
+"""Check that every guarantee in SECURITY.md names a test, and that the test exists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 
 def test_every_promise_has_a_test() -> None:
-    promises = PAGE.partition("## What is promised")[2].partition("## What is not")[0]
+    promises = PAGE.partition("## Guarantees")[2].partition("## Not guaranteed")[0]
+    assert promises.count("\n- ") > 25
     for promise in re.split(r"\n- ", promises)[1:]:
         assert "tests/" in promise, promise
+
+
+def test_every_actor_of_the_threat_model_has_guarantees() -> None:
+    """A row may say more: a client with a key, or any client if no key is set."""
+    table = PAGE.partition("| actor |")[2].partition("## Guarantees")[0]
+    actors = re.findall(r"^\| ((?:a|the|somebody) [^|,]+)", table, flags=re.MULTILINE)
+    headings = re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE)
+    assert len(actors) > 5
+    assert [actor.strip() for actor in actors] == [heading[0].lower() + heading[1:] for heading in headings]
 
 
 def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:

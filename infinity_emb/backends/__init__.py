@@ -1,1 +1,1 @@
-"""What computes: one module per library, behind the seam in `base`."""
+"""Compute batches: one folder per library, behind the interfaces in `base`."""

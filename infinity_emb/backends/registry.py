@@ -1,112 +1,166 @@
 """Engine name → module that loads a model for it; each foreign library is imported only when asked for.
 
-A static model goes with `torch` to whoever asks for it and needs none, so its files are looked at first.
-Knows nothing else of what the modules do. A module here has `load_model(args, files) -> LoadedModel`.
+A static model needs no library, whichever engine is requested, so its files are read first.
+ A module here has `load_model(args, files) -> LoadedModel`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import logging
 from dataclasses import replace
-from typing import cast
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, cast
 
 from infinity_emb.backends.base import LoadedModel, Reference
-from infinity_emb.config import EngineArgs
-from infinity_emb.errors import ModelTooLarge, StartupError
-from infinity_emb.model_files import ModelFiles, resolve_model_files
-from infinity_emb.model_kind import lacks_weights
-from infinity_emb.primitives import InferenceEngine, ModelKind
+from infinity_emb.backends.packages import check_libraries, check_model_packages, is_installed
+from infinity_emb.backends.startup_check import check_outputs_differ
+from infinity_emb.backends.vector_length import measure_vector_length
+from infinity_emb.concurrency import call_within
+from infinity_emb.config.model_options import LoadOptions
+from infinity_emb.errors import ModelTooLarge, StartupError, one_line
+from infinity_emb.hub.contents_check import check_contents
+from infinity_emb.hub.detect import lacks_weights
+from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
+from infinity_emb.types import InferenceEngine, ModelKind, PoolingMethod
 
 logger = logging.getLogger("infinity_emb")
 
-# And the extra that brings what the module imports.
-_MODULES = {
-    InferenceEngine.torch: ("infinity_emb.backends.torch_loading", "torch"),
-    InferenceEngine.optimum: ("infinity_emb.backends.onnx_backend", "optimum"),
-    InferenceEngine.ctranslate2: ("infinity_emb.backends.ct2_backend", "ct2"),
-    InferenceEngine.openvino: ("infinity_emb.backends.openvino_backend", "openvino"),
-    InferenceEngine.debugengine: ("infinity_emb.backends.fake", None),
-    InferenceEngine.auto: ("infinity_emb.backends.auto", "torch"),
+
+class _Engine(NamedTuple):
+    """The module of an engine and what it needs.
+
+    extra: installs what the module imports.
+    library: computes in place of torch.
+    """
+
+    module: str
+    extra: str | None
+    library: str | None = None
+
+
+_ENGINES = {
+    InferenceEngine.torch: _Engine("infinity_emb.backends.torch.load", "torch", "torch"),
+    InferenceEngine.optimum: _Engine("infinity_emb.backends.onnx.load", "optimum", "onnxruntime"),
+    InferenceEngine.ctranslate2: _Engine("infinity_emb.backends.ctranslate2.load", "ct2", "ctranslate2"),
+    InferenceEngine.openvino: _Engine("infinity_emb.backends.openvino.load", "openvino", "openvino"),
+    InferenceEngine.debugengine: _Engine("infinity_emb.backends.fake", None),
+    InferenceEngine.auto: _Engine("infinity_emb.backends.auto.load", "torch"),
 }
-# The library of an engine that has another name.
-_LIBRARIES = {InferenceEngine.optimum: "onnxruntime"}
+# What every engine reads texts with, also that of static models, and what all others build networks with.
+_TOKENIZER_LIBRARY = "tokenizers"
+_NETWORK_LIBRARIES = ("torch", "transformers", "sentence_transformers")
 # Those that need no torch weights where the repository has a graph.
 READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino)
-_STATIC_MODULE = "infinity_emb.backends.static"
+_STATIC_MODULE = "infinity_emb.backends.static.load"
 
 
-def load_model(args: EngineArgs) -> LoadedModel:
+def load_model(args: LoadOptions) -> LoadedModel:
     """Load a model with the engine that `args` names.
 
     Raises StartupError for an engine that this version does not have or whose extra is not installed, for a
     model that is nowhere to be found, and for everything that the engine refuses. Raises ModelTooLarge where
     there is no memory for it.
     """
-    if args.engine not in _MODULES:
-        available = ", ".join(_MODULES)
+    if args.engine not in _ENGINES:
+        available = ", ".join(_ENGINES)
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
-    _, extra = _MODULES[args.engine]
+    extra = _ENGINES[args.engine].extra
     if extra is None:
         return load_from(args, None)
+    check_libraries(args.engine, [_TOKENIZER_LIBRARY], extra)
     reads_graphs = args.engine in (*READ_GRAPHS, InferenceEngine.auto)
     if args.graph_file and not reads_graphs:
         logger.warning("--graph-file %s has no effect with --engine %s", args.graph_file, args.engine)
     return load_from(args, _find_files(args, graph_suffices=reads_graphs))
 
 
-def load_from(args: EngineArgs, files: ModelFiles | None) -> LoadedModel:
-    """The same, where the files are found already.
+def load_from(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
+    """Load a model from files that are already resolved.
 
     files: None for an engine that reads none.
     """
-    module_name, extra = _MODULES[args.engine]
+    if files is not None:
+        check_contents(files.path, is_pooling_given=args.pooling_method is not PoolingMethod.auto)
+        _check_packages(args, files.path)
+    module = _import_engine(args, files)
+    name = args.model_name_or_path
     try:
-        module = importlib.import_module(_STATIC_MODULE if _is_static(args, files) else module_name)
-    except ImportError as exc:
+        model = call_within(args.load_timeout_s, lambda: _load_and_check(module, args, files))
+    except TimeoutError as exc:
         raise StartupError(
-            f"--engine {args.engine} needs a package that is not installed ({exc});"
-            f" install it with: pip install 'infinity-emb[{extra}]'"
+            f"model {name!r} was not loaded in time: {exc}; raise --load-timeout-s if its files are right"
         ) from exc
-    try:
-        model = cast(LoadedModel, module.load_model(args, files))
     except MemoryError as exc:
-        raise ModelTooLarge(
-            f"there is no memory for model {args.model_name_or_path!r}; unload another one first"
+        raise ModelTooLarge(f"there is no memory for model {name!r}; unload another one first") from exc
+    except StartupError:
+        raise
+    except Exception as exc:  # a model's files can make the libraries raise anything
+        logger.debug("cannot load %s", name, exc_info=True)
+        raise StartupError(
+            f"model {name!r} could not be loaded: {type(exc).__name__}: {one_line(exc, 400)}"
         ) from exc
     if model.info.engine:  # chosen by measurement
         return model
-    # A static table is computed without any library, whatever is asked for.
-    name = InferenceEngine.torch if args.engine is InferenceEngine.auto else args.engine
-    return replace(model, info=replace(model.info, engine=str(name)))
+    # A static table is computed without any library, whichever engine is requested.
+    engine = InferenceEngine.torch if args.engine is InferenceEngine.auto else args.engine
+    return replace(model, info=replace(model.info, engine=str(engine)))
+
+
+def _import_engine(args: LoadOptions, files: ModelFiles | None) -> ModuleType:
+    engine = _ENGINES[args.engine]
+    is_static = files is not None and _is_static(args, files.path)
+    try:
+        return importlib.import_module(_STATIC_MODULE if is_static else engine.module)
+    except ImportError as exc:
+        raise StartupError(
+            f"--engine {args.engine} needs a package that cannot be imported ({exc});"
+            f" install it with: pip install 'infinity-emb[{engine.extra}]'"
+        ) from exc
+
+
+def _check_packages(args: LoadOptions, folder: Path) -> None:
+    """Raise StartupError for packages that the engine or the model needs and that are not installed."""
+    engine = _ENGINES[args.engine]
+    if engine.extra is None or _is_static(args, folder):
+        return
+    libraries = filter(None, [*_NETWORK_LIBRARIES, engine.library])
+    check_libraries(args.engine, libraries, engine.extra)
+    check_model_packages(args.model_name_or_path, folder)
+
+
+def _load_and_check(module: ModuleType, args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
+    model = cast(LoadedModel, module.load_model(args, files))
+    if files is None:
+        return model
+    check_outputs_differ(
+        model, args.model_name_or_path, may_be_wrong=bool(args.graph_file and model.info.graph)
+    )
+    return measure_vector_length(model)
 
 
 def installed_engines() -> dict[InferenceEngine, str]:
-    """The engines whose library is installed, each with that library's name; torch first.
+    """Return the installed engines, each with the name of its library; torch first.
 
     Nothing is imported to find out.
     """
-    candidates = [
-        engine
-        for engine, (_, extra) in _MODULES.items()
-        if extra is not None and engine is not InferenceEngine.auto
-    ]
-    libraries = {engine: _LIBRARIES.get(engine, engine.value) for engine in candidates}
+    libraries = {engine: each.library for engine, each in _ENGINES.items() if each.library is not None}
     return {
         engine: libraries[engine]
-        for engine in sorted(candidates, key=lambda each: each is not InferenceEngine.torch)
-        if importlib.util.find_spec(libraries[engine]) is not None
+        for engine in sorted(libraries, key=lambda each: each is not InferenceEngine.torch)
+        if is_installed(libraries[engine])
     }
 
 
-def load_reference(args: EngineArgs) -> Reference:
-    """sentence-transformers' own answers for the model that `args` names, whatever its engine.
+def load_reference(args: LoadOptions) -> Reference:
+    """Load the model with sentence-transformers, as the reference for any engine.
 
     Raises StartupError where sentence-transformers is not installed or cannot load it.
     """
     try:
-        module = importlib.import_module("infinity_emb.backends.torch_reference")
+        module = importlib.import_module("infinity_emb.backends.torch.reference")
     except ImportError as exc:
         raise StartupError(
             f"a comparison with sentence-transformers needs it ({exc});"
@@ -120,11 +174,16 @@ def load_reference(args: EngineArgs) -> Reference:
     return cast(Reference, module.load_reference(args, files))
 
 
-def _find_files(args: EngineArgs, *, graph_suffices: bool = False) -> ModelFiles:
-    return resolve_model_files(args.model_name_or_path, revision=args.revision, graph_suffices=graph_suffices)
+def _find_files(args: LoadOptions, *, graph_suffices: bool = False) -> ModelFiles:
+    return resolve_model_files(
+        args.model_name_or_path,
+        revision=args.revision,
+        graph_suffices=graph_suffices,
+        check=functools.partial(_check_packages, args),
+    )
 
 
-def _is_static(args: EngineArgs, files: ModelFiles | None) -> bool:
-    if files is None or args.model_kind not in (ModelKind.auto, ModelKind.embedder):
+def _is_static(args: LoadOptions, folder: Path) -> bool:
+    if args.model_kind not in (ModelKind.auto, ModelKind.embedder):
         return False
-    return bool(importlib.import_module(_STATIC_MODULE).is_static(files.path))
+    return bool(importlib.import_module(_STATIC_MODULE).is_static(folder))

@@ -1,1 +1,1 @@
-"""Answers that are computed once: in memory, on disk, and shared by requests that are under way."""
+"""Cache the outputs of a model, in memory and on disk."""

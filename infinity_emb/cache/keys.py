@@ -1,8 +1,6 @@
-"""What an answer is kept under: 16 bytes of all that it depends on.
+"""Compute cache keys: 16 bytes that identify the model's version, the options and the exact input.
 
-That is the model and its version (`model_version`), how the input is to be read and what is wanted of it, and
-the exact text. Equal keys mean equal answers, so a text must not be made to share another's: the hash is a
-cryptographic one. Knows nothing of where answers are kept.
+Equal keys mean equal outputs, and clients choose the texts, so the hash is a cryptographic one.
 """
 
 from __future__ import annotations
@@ -10,63 +8,53 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+from array import array
 from collections.abc import Sequence
 from dataclasses import fields
 
-from infinity_emb.backends.base import Ids, Input, InputOptions, Pair
+from infinity_emb.items import Input, InputOptions, Pair, TokenIdsInput, count_chars, is_tokenized
 
 KEY_SIZE_BYTES = 16
-# Up to so many inputs and characters are hashed on the event loop: a fraction of a millisecond.
+# Up to this many inputs and characters are hashed on the event loop, in a fraction of a millisecond.
 MAX_INLINE_INPUTS = 64
 MAX_INLINE_CHARS = 32_768
-_all_of = operator.attrgetter(*(each.name for each in fields(InputOptions)))  # whatever options there are
-_CHARS_PER_ID = 32  # a number takes longer to write than a letter
+_get_all_options = operator.attrgetter(*(field.name for field in fields(InputOptions)))
 
 
 def is_cacheable(inputs: Sequence[Input], options: InputOptions) -> bool:
-    """Whether the inputs have keys. Images, audio and passages have none, nor has what is scored for the rows
-    of a query."""
-    return options.query_rows is None and all(isinstance(each, (str, Pair, Ids)) for each in inputs)
+    """Return false for images, audio and passages, and for texts scored against a query's vectors."""
+    return options.query_vectors is None and all(map(is_tokenized, inputs))
 
 
 def is_quick(inputs: Sequence[Input]) -> bool:
-    """Whether hashing these may hold an event loop."""
-    return len(inputs) <= MAX_INLINE_INPUTS and sum(map(_num_chars, inputs)) <= MAX_INLINE_CHARS
+    """Return true when keys of these inputs may be computed on the event loop."""
+    return len(inputs) <= MAX_INLINE_INPUTS and sum(map(count_chars, inputs)) <= MAX_INLINE_CHARS
 
 
-def keys_of(version: str, inputs: Sequence[Input], options: InputOptions) -> list[bytes]:
-    """One per input, each of which `is_cacheable`.
+def compute_keys(version: str, inputs: Sequence[Input], options: InputOptions) -> list[bytes]:
+    """Return one key per input; all of them are cacheable.
 
-    version: of the model, as `model_version` says it.
+    version: of the model, from `model_version`.
     """
-    scope = _scope_of(version, _all_of(options))
-    return [_digest(scope + _content(each)) for each in inputs]
+    scope = _hash_scope(version, _get_all_options(options))
+    return [_hash(scope + _to_bytes(value)) for value in inputs]
 
 
 @functools.lru_cache(maxsize=256)
-def _scope_of(version: str, how: tuple[object, ...]) -> bytes:
-    return _digest(repr((version, how)).encode("utf-8", "surrogatepass"))
+def _hash_scope(version: str, options: tuple[object, ...]) -> bytes:
+    return _hash(repr((version, options)).encode("utf-8", "surrogatepass"))
 
 
-def _digest(content: bytes) -> bytes:
+def _hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=KEY_SIZE_BYTES).digest()
 
 
-def _content(each: Input) -> bytes:
-    """Different for different inputs; lone surrogates, which the tokenizer will refuse, included."""
-    if isinstance(each, Pair):
-        query = each.query.encode("utf-8", "surrogatepass")
-        return b"pair %d " % len(query) + query + each.document.encode("utf-8", "surrogatepass")
-    if isinstance(each, Ids):
-        return b"ids " + repr(each.ids).encode()
-    assert isinstance(each, str)
-    return b"text " + each.encode("utf-8", "surrogatepass")
-
-
-def _num_chars(each: Input) -> int:
-    if isinstance(each, Pair):
-        return len(each.query) + len(each.document)
-    if isinstance(each, Ids):
-        return len(each.ids) * _CHARS_PER_ID
-    assert isinstance(each, str)
-    return len(each)
+def _to_bytes(value: Input) -> bytes:
+    """Return different bytes for different inputs, also for texts with lone surrogates."""
+    if isinstance(value, Pair):
+        query = value.query.encode("utf-8", "surrogatepass")
+        return b"pair %d " % len(query) + query + value.document.encode("utf-8", "surrogatepass")
+    if isinstance(value, TokenIdsInput):
+        return b"ids " + array("q", value.ids).tobytes()
+    assert isinstance(value, str)
+    return b"text " + value.encode("utf-8", "surrogatepass")

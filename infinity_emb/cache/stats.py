@@ -1,4 +1,4 @@
-"""What a cache has done since it was opened."""
+"""Count what a cache has done since it was opened."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counters of inputs, and sizes. The disk's are written by its own threads."""
+    """Counters of inputs, and sizes. Those of the disk are updated by its threads."""
 
     num_memory_hits: int = 0
     num_disk_hits: int = 0
-    num_shared: int = 0  # another request computed them at the same time
+    num_shared: int = 0  # computed by another request at the same time
     num_misses: int = 0
-    num_dropped: int = 0  # corrupt, and computed anew; a corrupt file counts as one
-    num_unwritten: int = 0  # computed and not kept on disk: it was full, too slow or locked
+    num_dropped: int = 0  # corrupt entries, recomputed; a corrupt file counts as one
+    num_unwritten: int = 0  # not written to disk, which was full, slow or locked
     memory_bytes: int = 0
     disk_bytes: int = 0

@@ -1,110 +1,64 @@
-"""The commands `v2`, `v1` and `verify`: flags and environment → configs → a server process, or a comparison.
-
-A flag counts before its environment variable, that before the default. Knows no option by name but the
-model id, which `v1` spells differently, and those that the start itself turns on.
-"""
+"""Run a command: most from the declared options, a tool from its own arguments."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any
+import sys
+from collections.abc import Mapping, Sequence
 
-import typer
-
-from infinity_emb import __version__
-from infinity_emb.cli.flags import CommandWithPanels, with_flags
-from infinity_emb.cli.logs import configure_logging
-from infinity_emb.cli.serving_process import preload, serve
-from infinity_emb.config import EngineArgs, ServerConfig, given_options
-from infinity_emb.options import Given, option_fields, unknown_env_names
+from infinity_emb.cli.bulk import compute_files
+from infinity_emb.cli.completion import run_completion
+from infinity_emb.cli.log_setup import configure_logging
+from infinity_emb.cli.parser import build_parser
+from infinity_emb.cli.serve import preload, serve
+from infinity_emb.cli.tools import TOOLS
+from infinity_emb.config.bulk_options import BULK_PARTS, BulkOptions
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.config.environment import Given, collect_given, find_unknown_variables
+from infinity_emb.config.options import list_options
+from infinity_emb.config.server_config import ServerConfig
 
 logger = logging.getLogger("infinity_emb")
 
-# No rich: it draws tables that cut long names, and frames around one-line errors.
-app = typer.Typer(
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
-)
 
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code.
 
-@app.callback(invoke_without_command=True)
-def show_version(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Serve embedding models over REST.
-
-    The command v2 may be left out: `infinity_emb --model-id X` serves X.
+    Raises StartupError, and SystemExit after `--help`, `--version` and usage errors.
     """
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+    parser = build_parser()
+    if run_completion(arguments, parser):
+        return 0
+    if arguments[0] in TOOLS:
+        return TOOLS[arguments[0]].run(parser.parse_strictly(arguments))
+    command, flags = parser.parse(arguments)
+    if command == "verify":
+        return _verify(flags)
+    if command == "profile":
+        return _profile(flags)
+    if command in BULK_PARTS:
+        return _compute_files(command, flags)
+    _serve(_keep_last(flags) if command == "v1" else flags, is_deprecated=command == "v1")
+    return 0
 
 
-@app.command(cls=CommandWithPanels)
-@with_flags(repeats_models=True)
-def v2(**flags: Any) -> None:
-    """Serve one or more models.
-
-    Options of a model may be repeated, one value per model; a single value holds for all of them. Every
-    option has an environment variable too, with ; between several values; where both are given, the flag
-    counts.
-    """
-    _run(flags)
+def _keep_last(flags: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Keep the last value of each option of a model: `v1` serves one."""
+    names = {spelling.name for option in list_options(EngineArgs) for spelling in option.spellings}
+    return {name: values[-1:] if name in names else values for name, values in flags.items()}
 
 
-@app.command(cls=CommandWithPanels)
-@with_flags(repeats_models=False, renamed={"model_name_or_path": "model-name-or-path"})
-def v1(**flags: Any) -> None:
-    """Serve one model. Deprecated: use v2."""
-    _run(flags, is_deprecated=True)
-
-
-@app.command(cls=CommandWithPanels)
-@with_flags(repeats_models=True, configs=(EngineArgs,))
-def verify(**flags: Any) -> None:
-    """Compare served models with sentence-transformers.
-
-    Each model is loaded twice on this machine and asked about texts, images or sounds that come with this
-    program: one at a time, in one list, and all at once. The table shows the largest difference of any
-    number, as a part of the largest in its answer or of 1, and the lowest cosine. The exit code is 0 where
-    all answers are equal but for rounding, and 1 where one differs or a model cannot be compared.
-    """
-    # Imported here, as the engines are: `--help` is quick.
-    from infinity_emb.verification import verify
-
-    configure_logging("warning")
-    _warn_of_unknown_variables()
-    is_equal = True
-    for number, args in enumerate(EngineArgs.from_given(given_options(EngineArgs, _columns(flags)))):
-        if number:
-            typer.echo()
-        checks = verify(args, tell=typer.echo)
-        is_equal = is_equal and bool(checks) and all(check.is_passed for check in checks)
-    if not is_equal:
-        raise typer.Exit(1)
-
-
-def _columns(flags: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {
-        name: value if isinstance(value, list) else [value]
-        for name, value in flags.items()
-        if value is not None
-    }
-
-
-def _run(flags: Mapping[str, Any], *, is_deprecated: bool = False) -> None:
-    columns = _columns(flags)
-    model_options = given_options(EngineArgs, columns)
-    server_options = given_options(ServerConfig, columns)
+def _serve(flags: Mapping[str, list[str]], *, is_deprecated: bool) -> None:
+    model_options = collect_given(EngineArgs, flags, is_per_model=True)
+    server_options = collect_given(ServerConfig, flags, is_per_model=False)
     engine_args = EngineArgs.from_given(model_options)
     config = ServerConfig.from_given(server_options)
     configure_logging(config.log_level, config.log_format)
     if is_deprecated:
         logger.warning("v1 is deprecated; use v2, with --model-id in place of --model-name-or-path")
-    _log_without_effect(model_options)
+    _log_ignored_options(model_options)
+    _warn_of_old_names({**model_options, **server_options})
     _warn_of_unknown_variables()
     if config.preload_only:
         preload(engine_args)
@@ -112,17 +66,76 @@ def _run(flags: Mapping[str, Any], *, is_deprecated: bool = False) -> None:
         serve(engine_args, config)
 
 
-def _log_without_effect(given: Mapping[str, Given]) -> None:
-    idle = [
-        given[each.name].source
-        for each in option_fields(EngineArgs)
-        if each.metadata["no_effect"] and each.name in given
+def _verify(flags: Mapping[str, list[str]]) -> int:
+    """Compare each model; return 0 when every check of every model has passed."""
+    from infinity_emb.verify.verify import verify  # imports an engine
+
+    configure_logging("warning")
+    given = collect_given(EngineArgs, flags, is_per_model=True)
+    engine_args = EngineArgs.from_given(given)
+    _warn_of_old_names(given)
+    _warn_of_unknown_variables()
+    is_equal = True
+    for number, args in enumerate(engine_args):
+        if number:
+            _print()
+        checks = verify(args, write_line=_print)
+        is_equal = is_equal and bool(checks) and all(check.is_passed for check in checks)
+    return 0 if is_equal else 1
+
+
+def _profile(flags: Mapping[str, list[str]]) -> int:
+    from infinity_emb.cli.profile.measure import measure  # imports an engine
+    from infinity_emb.cli.profile.report import format_json, format_table
+
+    configure_logging("warning")
+    given = collect_given(EngineArgs, flags, is_per_model=True)
+    _warn_of_old_names(given)
+    _warn_of_unknown_variables()
+    for number, args in enumerate(EngineArgs.from_given(given)):
+        profile = measure(args)
+        lines = [format_json(profile)] if "json" in flags else [*[""][:number], *format_table(profile)]
+        _print("\n".join(lines))
+    return 0
+
+
+def _compute_files(command: str, flags: Mapping[str, list[str]]) -> int:
+    model_options = collect_given(EngineArgs, flags, is_per_model=True)
+    options = collect_given(BulkOptions, flags, is_per_model=False)
+    configure_logging("warning")
+    _warn_of_old_names(model_options)
+    _warn_of_unknown_variables()
+    engine_args = EngineArgs.from_given(model_options)
+    return compute_files(command, flags["inputs"], BulkOptions.from_given(options), engine_args)
+
+
+def _print(line: str = "") -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _log_ignored_options(given: Mapping[str, Given]) -> None:
+    ignored = [
+        given[option.name].source
+        for option in list_options(EngineArgs)
+        if option.spec.is_ignored and option.name in given
     ]
-    if idle:
-        logger.info("accepted without effect, see docs/settings.md: %s", ", ".join(idle))
+    if ignored:
+        logger.info(
+            "deprecated options are ignored (infinity_emb v2 --help lists them): %s", ", ".join(ignored)
+        )
+
+
+def _warn_of_old_names(given: Mapping[str, Given]) -> None:
+    for option in (*list_options(EngineArgs), *list_options(ServerConfig)):
+        source = given[option.name].source if option.name in given else None
+        for old in option.spellings[1:]:
+            if source in (old.flag, old.env):
+                new = option.flag if source == old.flag else option.env
+                logger.warning("%s is deprecated; use %s", source, new)
 
 
 def _warn_of_unknown_variables() -> None:
-    for name, nearest in unknown_env_names(os.environ, EngineArgs, ServerConfig).items():
-        hint = f"did you mean {nearest}?" if nearest else "see docs/settings.md"
-        logger.warning("the environment variable %s is no option; %s", name, hint)
+    for name, nearest in find_unknown_variables(os.environ, EngineArgs, ServerConfig, BulkOptions).items():
+        hint = f"did you mean {nearest}?" if nearest else "infinity_emb v2 --help lists them all"
+        logger.warning("unknown environment variable %s; %s", name, hint)

@@ -1,80 +1,68 @@
-"""docs/settings.md, made from the options that `config.py` declares.
-
-    python -m infinity_emb.cli.settings_page > docs/settings.md
-
-Knows no option by name. A test compares the file with what stands here.
-"""
+"""docs/settings.md, generated from the declared options; `make docs` writes it, and a test compares it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import Field
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from infinity_emb.config import EngineArgs, ServerConfig
-from infinity_emb.options import (
-    ENV_NAMES_OF_FOLDERS,
-    ENV_NAMES_WITHOUT_EFFECT,
-    default_text,
-    env_name,
-    flag_name,
-    is_repeated,
-    option_choices,
-    option_fields,
-    option_kind,
-)
+from infinity_emb.config.bulk_options import BulkOptions
+from infinity_emb.config.engine_args import ENGINE_PARTS
+from infinity_emb.config.environment import DIRECTORY_VARIABLES, IGNORED_VARIABLES
+from infinity_emb.config.model_options import IgnoredOptions
+from infinity_emb.config.options import Option, list_options
+from infinity_emb.config.server_config import SERVER_PARTS
 
 _INTRODUCTION = """\
 # Settings
 
-Made by `python -m infinity_emb.cli.settings_page > docs/settings.md`; edit `infinity_emb/config.py` instead.
+Generated from `infinity_emb/config/` by `make docs`; do not edit it by hand.
 
-Every option is a flag of `infinity_emb v2` and an environment variable. The flag counts before the variable,
-the variable before the default. A switch is `--flag` or `--no-flag`, its variable `true` or `false`. An empty
-value is the default, unless the table says otherwise. A wrong value or an unknown flag ends the start with
-one line that says what was expected; an unknown `INFINITY_*` variable is a warning. In Python, an option of a
-model is a keyword of `EngineArgs`.
-"""
+Every option is a flag of `infinity_emb v2` and an environment variable. The flag takes precedence over the
+variable, the variable over the default. A boolean option is turned on with `--flag` and off with
+`--no-flag`; its variable is `true` or `false`. An empty value stands for the default, unless the table says
+otherwise. A wrong value or an unknown flag ends the start with a one-line error; an unknown `INFINITY_*`
+variable is a warning. In Python, the options of a model are keywords of `EngineArgs`.
 
-_MODEL = """\
-## Model
-
-To serve several models, repeat the flag, or put `;` between the values of the variable. One value holds for
-all models; several are matched by position, and their number must be that of the models.
+To serve several models, repeat the flag, or separate the values of the variable with `;`. A single value
+applies to all models; several are matched by position, one per model.
 
     infinity_emb v2 --model-id first/model --model-id second/model --dtype float32
     INFINITY_MODEL_ID="first/model;second/model" INFINITY_DTYPE=float32 infinity_emb v2
 """
 
-_SERVER = "## Server\n"
+_BULK = """\
+## Bulk jobs
 
-_FOLDERS = "## Folders\n\nEnvironment variables alone, no flags.\n"
-
-_WITHOUT_EFFECT = """\
-## Without effect
-
-Accepted so that command lines and compose files of infinity_emb 0.0.77 keep working. One line in the log
-names those that were given.
+Options of `infinity_emb embed`, `rerank` and `classify`, next to those of the model: see [bulk.md](bulk.md).
 """
 
-_VARIABLES_WITHOUT_EFFECT = "These variables are accepted in silence:\n"
+_DIRECTORIES = "## Directories\n\nEnvironment variables without a flag.\n"
+
+_IGNORED = """\
+## Deprecated, ignored
+
+Accepted so that command lines and compose files of infinity_emb 0.0.77 keep working. One log line names
+those that were given.
+"""
+
+_IGNORED_VARIABLES = "These variables are ignored silently:\n"
 
 
 def settings_page() -> str:
-    """The page as Markdown."""
-    parts = [
-        _INTRODUCTION,
-        _MODEL,
-        _table(EngineArgs, (each for each in option_fields(EngineArgs) if not each.metadata["no_effect"])),
-        _SERVER,
-        _table(ServerConfig, option_fields(ServerConfig)),
-        _FOLDERS,
-        _list(ENV_NAMES_OF_FOLDERS),
-        _WITHOUT_EFFECT,
-        _table(EngineArgs, (each for each in option_fields(EngineArgs) if each.metadata["no_effect"])),
-        _VARIABLES_WITHOUT_EFFECT,
-        _list(ENV_NAMES_WITHOUT_EFFECT),
+    """Write the page as Markdown."""
+    parts = [_INTRODUCTION]
+    for heading, part in {**ENGINE_PARTS, **SERVER_PARTS}.items():
+        if part is not IgnoredOptions:
+            parts += [f"## {heading}\n", _table(part)]
+    parts += [
+        _BULK,
+        _table(BulkOptions),
+        _DIRECTORIES,
+        _list(DIRECTORY_VARIABLES),
+        _IGNORED,
+        _table(IgnoredOptions),
+        _IGNORED_VARIABLES,
+        _list(IGNORED_VARIABLES),
     ]
     return "\n".join(parts)
 
@@ -83,34 +71,34 @@ def _list(variables: Mapping[str, str]) -> str:
     return "\n".join(f"- `{name}`: {meaning}" for name, meaning in variables.items()) + "\n"
 
 
-def _table(config: type, options: Iterable[Field[Any]]) -> str:
+def _table(part: type) -> str:
     lines = [
         "| flag | variable | value | default | meaning |",
         "|---|---|---|---|---|",
-        *(f"| {' | '.join(_cells(config, each))} |" for each in options),
+        *(f"| {' | '.join(_cells(option))} |" for option in list_options(part)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(config: type, each: Field[Any]) -> Iterator[str]:
-    default = default_text(each)
-    yield f"`--{flag_name(each)}`"
-    yield f"`{env_name(each)}`"
-    yield _value(config, each)
-    yield f"`{default}`" if default else ""
-    yield str(each.metadata["help"])
+def _cells(option: Option) -> Iterator[str]:
+    yield f"`{option.flag}`"
+    yield f"`{option.env}`"
+    yield _describe_value(option)
+    yield f"`{option.default_text}`" if option.default_text else ""
+    old = ", ".join(f"`{spelling.flag}`" for spelling in option.spellings[1:])
+    yield f"{option.spec.help} {option.spec.details}{old and f' Deprecated name: {old}.'}".strip()
 
 
-def _value(config: type, each: Field[Any]) -> str:
-    """What may be given: the choices, or the type with its limits."""
-    if choices := option_choices(config, each):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if is_repeated(config, each):
-        return "text, any number of times"
-    names = {bool: "switch", int: "whole number", tuple: "numbers", str: "text"}
-    minimum, maximum = each.metadata["minimum"], each.metadata["maximum"]
-    limits = [f"from {minimum}"] * bool(minimum) + [f"to {maximum}"] * bool(maximum)
-    return " ".join([names[option_kind(config, each)], *limits])
+def _describe_value(option: Option) -> str:
+    """Return the choices, or the type with its limits."""
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    if option.is_repeated:
+        return "string, repeatable"
+    names = {bool: "flag", int: "integer", tuple: "integers", str: "string"}
+    limits = [f"from {option.spec.minimum}"] * bool(option.spec.minimum)
+    limits += [f"to {option.spec.maximum}"] * bool(option.spec.maximum)
+    return " ".join([names[option.kind], *limits])
 
 
 if __name__ == "__main__":

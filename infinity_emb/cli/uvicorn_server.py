@@ -1,8 +1,8 @@
-"""uvicorn with the ending that an orchestrator and a person at a terminal expect.
+"""A uvicorn server that stops as orchestrators and users expect.
 
-The first Ctrl-C or SIGTERM stops accepting, finishes what was accepted and lets `run` return; uvicorn itself
-raises the signal again afterwards, which would end the process by it. What is not finished at the deadline
-fails with an answer. A second Ctrl-C quits at once. Knows nothing of models. Called by `serving_process.py`.
+The first Ctrl-C, SIGTERM, SIGHUP or SIGQUIT stops accepting, finishes accepted requests and lets `run`
+return, where uvicorn would raise the signal again and end the process. Requests that are unfinished at the
+deadline get an error. A second Ctrl-C exits at once.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from infinity_emb.cli.guarded_protocol import ClientLimits, GuardedProtocol, end_slow_clients
-from infinity_emb.cli.signals import handle_signals, quit_at_once
-from infinity_emb.config import ServerConfig
+from infinity_emb.cli.connection_slots import ConnectionSlots
+from infinity_emb.cli.descriptors import fit_connections
+from infinity_emb.cli.http_protocol import ClientLimits, HttpProtocol, enforce_timeouts
+from infinity_emb.cli.signals import exit_now, handle_signals
+from infinity_emb.config.server_config import ServerConfig
 
 logger = logging.getLogger("infinity_emb")
 
 
-# What remains after the deadline for the batch on the device, and for answers under way to slow clients.
+# Time after the deadline to finish the running batch and to send the last responses.
 GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
 
 
 class UvicornServer(uvicorn.Server):
-    """One server for one app.
+    """A server for one app.
 
-    url: where it listens, for the log.
-    fail_rest: called when the deadline of a shutdown has passed; makes waiting requests end with an error.
-    tell_state: called in the event loop on SIGUSR1.
+    announce: called when the server listens; tells the user.
+    abort_pending: called at the deadline of a shutdown; fails all waiting requests.
+    log_state: called in the event loop on SIGUSR1.
     """
 
     def __init__(
@@ -44,47 +46,46 @@ class UvicornServer(uvicorn.Server):
         app: FastAPI,
         config: ServerConfig,
         *,
-        url: str,
-        fail_rest: Callable[[], Awaitable[object]],
-        tell_state: Callable[[], None],
+        announce: Callable[[], None],
+        abort_pending: Callable[[], Awaitable[object]],
+        log_state: Callable[[], None],
     ) -> None:
-        super().__init__(_uvicorn_config(app, config))
-        self._url = url
-        self._docs = f", docs at {url}{config.url_prefix}/docs" if config.docs else ""
+        super().__init__(_make_uvicorn_config(app, config))
+        self._announce = announce
         self._shutdown_timeout_s = config.shutdown_timeout_s
-        self._fail_rest = fail_rest
-        self._tell_state = tell_state
+        self._abort_pending = abort_pending
+        self._log_state = log_state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where it listens, when it does."""
+        """Start, and tell where the server listens."""
         await super().startup(sockets=sockets)
-        if hasattr(signal, "SIGUSR1"):  # Windows has none
-            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._tell_state)
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._log_state)
         if self.started:
-            logger.info("listening on %s%s", self._url, self._docs)
+            self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Once a second, look for clients that are too slow."""
+        """Check once a second for slow clients."""
         if counter % _TICKS_PER_S == 0:
-            end_slow_clients(self.server_state.connections, asyncio.get_running_loop().time())
+            enforce_timeouts(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what was accepted until the deadline, then fail the rest."""
+        """Finish accepted requests until the deadline, then fail the others."""
         logger.info(
-            "stopping: accepted requests get up to %d s to finish; Ctrl-C again quits at once",
+            "stopping: accepted requests have up to %d s to finish; press Ctrl-C again to exit at once",
             self._shutdown_timeout_s,
         )
-        failing_rest = asyncio.create_task(self._fail_rest_at_deadline())
+        aborting = asyncio.create_task(self._abort_at_deadline())
         try:
             await super().shutdown(sockets=sockets)
         finally:
-            failing_rest.cancel()
+            aborting.cancel()
         logger.info("stopped")
 
-    async def _fail_rest_at_deadline(self) -> None:
+    async def _abort_at_deadline(self) -> None:
         await asyncio.sleep(self._shutdown_timeout_s)
-        await self._fail_rest()
+        await self._abort_pending()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -93,29 +94,31 @@ class UvicornServer(uvicorn.Server):
             yield
 
     def stop(self) -> None:
-        """Begin to stop, as for SIGTERM; may be called on any thread."""
+        """Begin to stop, as for SIGTERM. Thread-safe."""
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; on a second Ctrl-C, quit."""
+        """Begin to stop; exit at once on a second Ctrl-C."""
         if self.should_exit and sig == signal.SIGINT:
-            quit_at_once(sig, "quit at once; requests that were accepted are lost")
+            exit_now(sig, "exiting at once; accepted requests are lost")
         self.stop()
 
 
-def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+def _make_uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     limits = ClientLimits(
         request_read_timeout_s=config.request_read_timeout_s,
-        answer_write_timeout_s=config.answer_write_timeout_s,
-        max_connections=config.max_connections,
+        response_write_timeout_s=config.response_write_timeout_s,
     )
+    max_connections, max_extra = fit_connections(config.max_connections)
+    slots = ConnectionSlots(max_connections=max_connections, max_extra=max_extra)
     return uvicorn.Config(
         app,
-        http=partial(GuardedProtocol, limits=limits),  # type: ignore[arg-type]  # uvicorn calls what it is given
+        http=partial(HttpProtocol, limits=limits, slots=slots),  # type: ignore[arg-type]  # uvicorn calls what it is given
         loop="auto",  # uvloop where it can be imported
         ws="none",
         lifespan="on",
-        log_config=None,  # its lines go through the handler that `logs.py` sets up
+        log_config=None,  # `log_setup.py` has configured the handler
         access_log=config.log_level in ("debug", "trace"),
+        timeout_keep_alive=config.keep_alive_s,
         timeout_graceful_shutdown=config.shutdown_timeout_s + GRACE_S,
     )

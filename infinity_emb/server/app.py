@@ -1,113 +1,115 @@
-"""Puts the server together: engines, routes, middlewares, documentation.
+"""Build the server: routes, middleware and OpenAPI document over the served models.
 
-Knows nothing of what a route or a middleware does. The command line calls `build_app`; users of the Python
-API call `create_server`.
+The command line calls `build_app`; users of the Python API call `create_server`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, params
-from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
-from infinity_emb import __version__
-from infinity_emb.config import EngineArgs, ServerConfig, given_options
-from infinity_emb.engine_array import AsyncEngineArray
-from infinity_emb.server.admin_route import ADMIN_PATH, AdminRoute
-from infinity_emb.server.api_keys import ApiKeys
-from infinity_emb.server.api_route import ApiRoute, add_api_routes, direct_routes, error_shapes
-from infinity_emb.server.auth import ApiKeyMiddleware
-from infinity_emb.server.body_limit import BodyReader
-from infinity_emb.server.classify_route import ClassifyRoute
-from infinity_emb.server.dialects.cohere import CohereRoutes
-from infinity_emb.server.dialects.nim import NIM_HEALTH_PATHS, NimHealthRoutes, NimRoutes
-from infinity_emb.server.dialects.ollama import OllamaRoutes
-from infinity_emb.server.dialects.tei import TeiRoutes
-from infinity_emb.server.dialects.tei_tokens import TeiTokenRoutes
-from infinity_emb.server.dialects.vllm import VllmRoutes
-from infinity_emb.server.direct_routes import DirectRoutesMiddleware
-from infinity_emb.server.docs_page import DocsPage
-from infinity_emb.server.embeddings_route import EmbeddingsRoute
-from infinity_emb.server.error_shape import ErrorShape
-from infinity_emb.server.errors import HANDLERS, RETRY_HEADERS, UnexpectedErrorMiddleware
-from infinity_emb.server.http_metrics import HTTPMetrics, HTTPMetricsMiddleware
-from infinity_emb.server.model_metrics import ModelCollector
-from infinity_emb.server.models_route import ModelsRoute
-from infinity_emb.server.request_id import RequestIdMiddleware
-from infinity_emb.server.rerank_route import RerankRoute
-from infinity_emb.server.served_engines import EngineSource, ServedEngines
-from infinity_emb.server.sparse_route import SparseRoute
-from infinity_emb.server.system_routes import METRICS_PATH, OPEN_PATHS, SystemRoutes, add_system_routes
+from infinity_emb._version import __version__
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.config.environment import collect_given
+from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.engine.array import AsyncEngineArray
+from infinity_emb.scheduling.fair_threads import FairThreads
+from infinity_emb.server.batches.routes import make_batch_endpoints
+from infinity_emb.server.batches.service import BatchService, make_batch_service
+from infinity_emb.server.endpoints import API_ENDPOINTS, HEALTH_ENDPOINTS, OPEN_PATHS, PROBE_PATHS
+from infinity_emb.server.metrics import ModelCollector
+from infinity_emb.server.middleware.api_keys import ApiKeys
+from infinity_emb.server.middleware.auth import ApiKeyMiddleware
+from infinity_emb.server.middleware.http_metrics import HTTPMetrics, HTTPMetricsMiddleware
+from infinity_emb.server.middleware.request_counters import RequestCounters
+from infinity_emb.server.middleware.request_id import RequestIdMiddleware
+from infinity_emb.server.middleware.unexpected_errors import UnexpectedErrorMiddleware
+from infinity_emb.server.requests.body import BodyReader
+from infinity_emb.server.requests.json_body import JsonReader
+from infinity_emb.server.requests.memory import MemoryBudget
+from infinity_emb.server.responses.errors import HANDLERS, RETRY_HEADERS
+from infinity_emb.server.router import (
+    ExactPathRouter,
+    ServerContext,
+    make_routes,
+)
+from infinity_emb.server.routes.admin import ADMIN_ENDPOINTS, ADMIN_PATH
+from infinity_emb.server.routes.pages import Pages
+from infinity_emb.server.routes.system import METRICS_PATH, make_metrics_endpoint
+from infinity_emb.server.routing import Endpoint, map_error_formats
+from infinity_emb.server.served_models import EngineSource, ServedModels
+from infinity_emb.server.server_app import ServerApp
+from infinity_emb.server.tracing import make_tracing
+
+if TYPE_CHECKING:
+    from infinity_emb.server.tracing.middleware import Tracing
 
 logger = logging.getLogger("infinity_emb")
 
 TITLE = "Infinity - Embedding Inference Server"
-SUMMARY = "Embedding models, rerankers and classifiers over REST, with the wire format of OpenAI."
+SUMMARY = "Embedding models, rerankers and classifiers over REST, compatible with the API of OpenAI."
 
 
-class ServerApp(FastAPI):
-    """A FastAPI app with the engines that it serves, which exist once it has started."""
+def build_app(engines: EngineSource, config: ServerConfig, *, documents_at_start: bool = False) -> ServerApp:
+    """Build the ASGI app that serves `engines`, or what `engines()` loads when the app starts.
 
-    engine_array: AsyncEngineArray
-
-
-def build_app(engines: EngineSource, config: ServerConfig) -> ServerApp:
-    """The ASGI app over `engines`, or over what `engines()` loads when the app starts.
-
+    documents_at_start: make the OpenAPI document when the app starts instead of for the first request, which
+        would hold the event loop for a second.
     Raises StartupError for an `--api-key-file` without keys.
     """
-    served = ServedEngines(engines, shutdown_timeout_s=config.shutdown_timeout_s)
-    registry = CollectorRegistry()
-    docs = DocsPage(config.url_prefix, is_served=config.docs)
-    routes = _api_routes(served, max_client_batch_size=config.max_client_batch_size)
-    admin_routes = AdminRoute(served).routes() if config.admin_key else []
-    auth = _auth_of(
-        config,
-        open_paths=_open_paths(config, docs),
-        shapes=error_shapes(routes, prefix=config.url_prefix),
+    models = ServedModels(
+        engines,
+        shutdown_timeout_s=config.shutdown_timeout_s,
+        is_strict_about_names=config.strict_model_names,
     )
-    direct = Middleware(
-        DirectRoutesMiddleware, routes=direct_routes([*routes, *admin_routes], prefix=config.url_prefix)
+    registry = CollectorRegistry()
+    tracing = make_tracing() if config.otel else None
+    pages = Pages(config)
+    keys = ApiKeys.from_config(config)
+    threads = FairThreads(1, "infinity-json")
+    context = ServerContext(
+        models=models,
+        bodies=JsonReader(BodyReader(threads, max_body_bytes=config.max_body_bytes), threads),
+        threads=threads,
+        memory=MemoryBudget(config.max_total_body_bytes),
+        max_client_batch_size=config.max_client_batch_size,
+    )
+    batches = make_batch_service(config, context) if config.batch_dir else None
+    endpoints = [*API_ENDPOINTS, *(make_batch_endpoints(batches) if batches else [])]
+    routes = [(each.method, path) for each in API_ENDPOINTS for path in each.list_paths(config.url_prefix)]
+    tasks = [path for method, path in routes if method == "POST"]
+    metrics = HTTPMetrics(registry, RequestCounters(models, tasks), routes)
+    lifespan = _make_lifespan(
+        models, tracing, batches, preload_only=config.preload_only, documents_at_start=documents_at_start
     )
     app = ServerApp(
-        title=TITLE,
-        summary=SUMMARY,
-        version=__version__,
-        license_info={"name": "MIT License", "identifier": "MIT"},
-        openapi_url=docs.openapi_url,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan_of(served, preload_only=config.preload_only),
-        middleware=[*_middlewares(config, HTTPMetrics(registry)), *auth, direct],
+        **_build_document(pages),
+        lifespan=lifespan,
+        # FastAPI writes spans of its own where the process has set a provider.
+        telemetry={"tracing": tracing is None},
+        middleware=[
+            *_build_middleware(config, keys, pages, metrics, tracing),
+            *(batches.middleware if batches else ()),
+        ],
         exception_handlers=HANDLERS,
+        routes=_build_routes(config, context, pages, registry, endpoints, has_keys=keys is not None),
     )
-    # Set afterwards: FastAPI deprecates the argument, and the server behind `create_server` is not ours.
+    app.router = ExactPathRouter(routes=app.router.routes, lifespan=lifespan)
+    # Set afterwards: FastAPI deprecates the argument, and users of `create_server` run their own server.
     app.root_path = config.proxy_root_path
-    app.state.served = served
-    app.state.bodies = BodyReader(
-        max_body_bytes=config.max_body_bytes, max_total_bytes=config.max_total_body_bytes
-    )
-    add_api_routes(
-        app.router,
-        routes,
-        prefix=config.url_prefix,
-        dependencies=_shown_key() if ApiKeys.of_config(config) else [],
-    )
-    add_api_routes(app.router, admin_routes, prefix=config.url_prefix, dependencies=_shown_key())
-    system = SystemRoutes(served, registry)
-    add_system_routes(app.router, system, has_metrics=config.metrics != "off")
-    NimHealthRoutes(system).add_to(app.router)
-    docs.add_to(app.router, redirect_from_root=config.redirect_slash)
-    _register_collectors(registry, served)
+    app.state.context = context
+    _register_collectors(registry, models)
     return app
 
 
@@ -122,11 +124,12 @@ def create_server(
     api_key: str | Sequence[str] | None = None,
     proxy_root_path: str | None = None,
 ) -> ServerApp:
-    """The app for these models, which are loaded when it starts.
+    """Build the app for these models, which are loaded when it starts.
 
-    An option that is not given, or None, is what `INFINITY_*` says, the key first of all.
-    doc_extra: accepted and not read; the server that runs the app tells where it listens.
-    Raises StartupError for an option that makes no sense.
+    Options that are None or left out come from `INFINITY_*` variables, the API key first of all.
+    api_key: "", the default of 0.0.77, serves without a key, whatever the environment says.
+    doc_extra: accepted and ignored; the server that runs the app reports its address.
+    Raises StartupError for an invalid option.
     """
     given = {
         "url_prefix": url_prefix,
@@ -138,100 +141,126 @@ def create_server(
     values: dict[str, Sequence[object]] = {
         name: [value] for name, value in given.items() if value is not None
     }
-    if api_key is not None:
+    environ = dict(os.environ)
+    if api_key == "":
+        environ.pop("INFINITY_API_KEY", None)
+    elif api_key is not None:
         values["api_key"] = [api_key] if isinstance(api_key, str) else api_key
-    config = ServerConfig.from_given(given_options(ServerConfig, values))
-    return build_app(lambda: AsyncEngineArray.from_args(engine_args_list), config)
+    config = ServerConfig.from_given(collect_given(ServerConfig, values, environ, is_per_model=False))
+    return build_app(lambda: AsyncEngineArray.from_args(engine_args_list), config, documents_at_start=True)
 
 
-def _api_routes(served: ServedEngines, *, max_client_batch_size: int) -> list[ApiRoute]:
-    """In the order of the document."""
-    tasks = [
-        route(served=served, max_client_batch_size=max_client_batch_size)
-        for route in (
-            EmbeddingsRoute,
-            RerankRoute,
-            ClassifyRoute,
-            SparseRoute,
-            TeiRoutes,
-            TeiTokenRoutes,
-            CohereRoutes,
-            OllamaRoutes,
-            NimRoutes,
-            VllmRoutes,
-        )
+def _build_document(pages: Pages) -> dict[str, Any]:
+    """Return FastAPI's arguments for the OpenAPI document."""
+    return {
+        "title": TITLE,
+        "summary": SUMMARY,
+        "version": __version__,
+        "license_info": {"name": "MIT License", "identifier": "MIT"},
+        "openapi_url": pages.openapi_url,
+        "docs_url": None,
+        "redoc_url": None,
+    }
+
+
+def _build_routes(
+    config: ServerConfig,
+    context: ServerContext,
+    pages: Pages,
+    registry: CollectorRegistry,
+    endpoints: Sequence[Endpoint],
+    *,
+    has_keys: bool,
+) -> list[BaseRoute]:
+    """Make all routes, in the order of the document."""
+    open_endpoints = [
+        *HEALTH_ENDPOINTS,
+        *([make_metrics_endpoint(registry)] if config.metrics != "off" else []),
+        *pages.list_endpoints(),
     ]
-    return [each for group in (*tasks, ModelsRoute(served)) for each in group.routes()]
+    protected = [
+        *make_routes(endpoints, context, prefix=config.url_prefix, needs_key=has_keys),
+        *(
+            make_routes(ADMIN_ENDPOINTS, context, prefix=config.url_prefix, needs_key=True)
+            if config.admin_key
+            else []
+        ),
+    ]
+    return [*protected, *make_routes(open_endpoints, context, prefix=config.url_prefix, needs_key=False)]
 
 
-def _middlewares(config: ServerConfig, metrics: HTTPMetrics) -> list[Middleware]:
-    """From the outermost inwards; what answers by itself stands inside of what must see every answer."""
-    middlewares = [Middleware(RequestIdMiddleware), Middleware(HTTPMetricsMiddleware, metrics=metrics)]
+def _build_middleware(
+    config: ServerConfig,
+    keys: ApiKeys | None,
+    pages: Pages,
+    metrics: HTTPMetrics,
+    tracing: Tracing | None,
+) -> list[Middleware]:
+    """List the middleware from the outermost inwards, so that the outer ones see every response."""
+    middleware = [
+        Middleware(RequestIdMiddleware),
+        *([tracing.middleware(PROBE_PATHS)] if tracing is not None else []),
+        Middleware(HTTPMetricsMiddleware, metrics=metrics),
+    ]
     if config.permissive_cors:
         everything = ["*"]
-        middlewares.append(
+        middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=everything,
                 allow_methods=everything,
                 allow_headers=everything,
-                allow_credentials=True,
-                expose_headers=["x-request-id", *RETRY_HEADERS],
+                allow_private_network=True,
+                expose_headers=["x-request-id", "server-timing", *RETRY_HEADERS],
             )
         )
-    middlewares.append(Middleware(UnexpectedErrorMiddleware))
-    return middlewares
-
-
-def _auth_of(
-    config: ServerConfig, *, open_paths: Sequence[str], shapes: Mapping[str, ErrorShape]
-) -> list[Middleware]:
-    """The innermost middleware, where a key is asked for."""
-    keys, admin_keys = ApiKeys.of_config(config), ApiKeys.of_admin(config)
-    if keys is None and admin_keys is None:
-        return []
-    return [
-        Middleware(
-            ApiKeyMiddleware,
-            api_keys=keys,
-            open_paths=open_paths,
-            error_shapes=shapes,
-            admin_keys=admin_keys,
-            admin_path=config.url_prefix + ADMIN_PATH,
+    middleware.append(Middleware(UnexpectedErrorMiddleware))
+    admin_keys = ApiKeys.from_admin_key(config)
+    if keys is not None or admin_keys is not None:
+        metrics_path = [METRICS_PATH] if config.metrics == "open" else []
+        middleware.append(
+            Middleware(
+                ApiKeyMiddleware,
+                api_keys=keys,
+                open_paths=[*OPEN_PATHS, *pages.paths, *metrics_path],
+                error_formats=map_error_formats(API_ENDPOINTS, config.url_prefix),
+                admin_keys=admin_keys,
+                admin_path=config.url_prefix + ADMIN_PATH,
+            )
         )
-    ]
+    return middleware
 
 
-def _shown_key() -> list[params.Depends]:
-    """Only for the document; `ApiKeyMiddleware` is what asks."""
-    return [Depends(HTTPBearer(auto_error=False))]
-
-
-def _open_paths(config: ServerConfig, docs: DocsPage) -> list[str]:
-    metrics = [METRICS_PATH] if config.metrics == "open" else []
-    return [*OPEN_PATHS, *NIM_HEALTH_PATHS, *docs.paths, *metrics]
-
-
-def _lifespan_of(served: ServedEngines, *, preload_only: bool) -> Lifespan[ServerApp]:
+def _make_lifespan(
+    models: ServedModels,
+    tracing: Tracing | None,
+    batches: BatchService | None,
+    *,
+    preload_only: bool,
+    documents_at_start: bool,
+) -> Lifespan[ServerApp]:
     @asynccontextmanager
     async def lifespan(app: ServerApp) -> AsyncIterator[None]:
-        async with served.running() as array:
+        if documents_at_start and app.openapi_url:
+            app.openapi()  # with the routes that have been added meanwhile
+        async with models.running() as array, tracing or nullcontext():
             app.engine_array = array
             if preload_only:
                 _stop_soon()
-            yield
+            async with batches.running(app) if batches else nullcontext():
+                yield
 
     return lifespan
 
 
 def _stop_soon() -> None:
-    """Ask the process to stop, as Ctrl-C would, once the server that runs the app has started."""
-    logger.info("everything is loaded; stopping, as preload_only asks")
+    """Stop the process as Ctrl-C would, once the server that runs the app has started."""
+    logger.info("all models loaded; exiting (--preload-only)")
     asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
 
-def _register_collectors(registry: CollectorRegistry, served: ServedEngines) -> None:
-    registry.register(ModelCollector(served))
+def _register_collectors(registry: CollectorRegistry, models: ServedModels) -> None:
+    registry.register(ModelCollector(models))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

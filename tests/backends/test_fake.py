@@ -8,47 +8,47 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from infinity_emb.backends.base import (
-    Answers,
-    Clip,
+from infinity_emb.backends.base import LoadedModel, check_outputs
+from infinity_emb.backends.fake import EMBEDDING_DIMENSION, LABELS, MAX_TOKENS, encode, load_model, split
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.errors import InputTooLong, StartupError
+from infinity_emb.items import (
+    AudioInput,
+    BatchOutputs,
     Encoded,
+    Float32Array,
+    ForwardSpec,
+    ImageInput,
     Input,
     InputOptions,
-    LoadedModel,
+    LateChunkingInput,
     Pair,
-    Passages,
-    Picture,
-    Recipe,
-    Rows,
-    check_answers,
+    number_inputs,
 )
-from infinity_emb.backends.fake import EMBEDDING_DIMENSION, LABELS, MAX_TOKENS, load_model, prepare, split
-from infinity_emb.config import EngineArgs
-from infinity_emb.errors import InputTooLong, StartupError
-from infinity_emb.primitives import Capability, ModelKind
+from infinity_emb.types import Capability, ModelKind
 
 
 def load(faults: str = "", **options: object) -> LoadedModel:
-    return load_model(EngineArgs(model_name_or_path=f"debug{faults}", engine="debugengine", **options))  # type: ignore[arg-type]
+    return load_model(EngineArgs(model_name_or_path=f"debug{faults}", engine="debugengine", **options))
 
 
 def answer(
     model: LoadedModel, inputs: Sequence[Input], *, full_precision: bool = False, **how: Any
-) -> Answers:
-    batch = model.prepare(inputs, InputOptions(**how))
+) -> BatchOutputs:
+    batch = model.encode(number_inputs(inputs), InputOptions(**how))
     backend = model.replicas[0]
     backend.prepare_thread()
-    return backend.launch(batch, full_precision=full_precision).collect()
+    return backend.launch(batch, full_precision=full_precision).result()
 
 
-def compute(model: LoadedModel, *inputs: Input, full_precision: bool = False) -> Rows:
+def compute(model: LoadedModel, *inputs: Input, full_precision: bool = False) -> Float32Array:
     rows = answer(model, inputs, full_precision=full_precision)["dense"]
     assert isinstance(rows, np.ndarray)
     return rows
 
 
 def ids_of(*inputs: Input, **how: Any) -> list[list[int]]:
-    return [each.token_ids.tolist() for each in prepare(inputs, InputOptions(**how))]
+    return [each.token_ids.tolist() for each in encode(number_inputs(inputs), InputOptions(**how))]
 
 
 def test_a_row_says_how_many_characters_its_text_has() -> None:
@@ -69,9 +69,9 @@ def test_what_is_said_about_each_kind_of_model_is_true(kind: ModelKind) -> None:
     assert info.max_tokens == MAX_TOKENS
     assert set(info.capabilities) <= set(get_args(Capability))
     for name in ["dense"] if is_scoring else info.outputs:
-        batch = model.prepare(["four", ""], InputOptions(outputs=(name,)))
-        answers = model.replicas[0].launch(batch).collect()
-        check_answers(answers, batch)
+        batch = model.encode(number_inputs(["four", ""]), InputOptions(outputs=(name,)))
+        answers = model.replicas[0].launch(batch).result()
+        check_outputs(answers, batch)
         assert answers.keys() == {name}
     if is_scoring:
         assert (info.outputs, info.embedding_dimension, info.activation) == ((), 0, "halving")
@@ -99,33 +99,35 @@ def test_a_classifier_has_a_score_for_each_label() -> None:
 
 
 def test_a_sparse_row_counts_code_points() -> None:
-    (row,) = answer(load("?kind=sparse"), ["banana"], outputs=("sparse",))["sparse"]
+    outputs: Any = answer(load("?kind=sparse"), ["banana"], outputs=("sparse",))
+    (row,) = outputs["sparse"]
     counts = Counter(map(ord, "banana"))
     assert row.indices.tolist() == sorted(counts)
     assert row.values.tolist() == [counts[index] for index in sorted(counts)]
 
 
 def test_a_token_row_says_which_character_it_is() -> None:
-    rows = answer(load("?kind=multivector"), ["ab", ""], outputs=("multivector",))["multivector"]
+    rows: Any = answer(load("?kind=multivector"), ["ab", ""], outputs=("multivector",))["multivector"]
     assert [each.shape for each in rows] == [(2, EMBEDDING_DIMENSION), (0, EMBEDDING_DIMENSION)]
     assert rows[0][:, 0].tolist() == [97, 98]
 
 
 def test_passages_are_read_as_one_text_and_each_has_a_row_that_says_its_length() -> None:
-    passages = Passages(("one ", "seventeen", "x"))
-    (encoded,) = prepare([passages], InputOptions(prompt="p: ", outputs=("chunks",)))
-    (rows,) = answer(load("?kind=embedder"), [passages], prompt="p: ", outputs=("chunks",))["chunks"]
+    passages = LateChunkingInput(("one ", "seventeen", "x"))
+    (encoded,) = encode(number_inputs([passages]), InputOptions(prompt="p: ", outputs=("chunks",)))
+    outputs: Any = answer(load("?kind=embedder"), [passages], prompt="p: ", outputs=("chunks",))
+    (rows,) = outputs["chunks"]
 
     assert encoded.token_ids.tolist() == list(map(ord, "p: one seventeenx"))
     assert encoded.spans == ((3, 7), (7, 16), (16, 17))
     assert rows[:, 0].tolist() == [4, 9, 1]
     with pytest.raises(InputTooLong, match="with all passages, the limit is 8192"):
-        prepare([Passages(("x" * MAX_TOKENS, "y"))], InputOptions())
+        encode(number_inputs([LateChunkingInput(("x" * MAX_TOKENS, "y"))]), InputOptions())
 
 
 def test_an_image_is_as_long_as_it_is_high_and_a_clip_as_it_has_seconds() -> None:
-    picture = Picture(np.zeros((5, 9, 3), dtype=np.uint8))
-    clip = Clip(np.zeros(32_000, dtype=np.float32))
+    picture = ImageInput(np.zeros((5, 9, 3), dtype=np.uint8))
+    clip = AudioInput(np.zeros(32_000, dtype=np.float32))
     assert compute(load("?kind=embedder"), picture)[0, 0] == 5
     assert compute(load("?kind=embedder"), clip)[0, 0] == 3
 
@@ -133,20 +135,20 @@ def test_an_image_is_as_long_as_it_is_high_and_a_clip_as_it_has_seconds() -> Non
 def test_inputs_of_different_outputs_can_share_a_batch() -> None:
     model = load("?kind=embedder")
     batch = [
-        Encoded(np.array([97, 98], dtype=np.int32), recipe=Recipe(outputs=("dense",))),
-        Encoded(np.array([99], dtype=np.int32), recipe=Recipe(outputs=("sparse", "multivector"))),
+        Encoded(np.array([97, 98], dtype=np.int32), spec=ForwardSpec(outputs=("dense",))),
+        Encoded(np.array([99], dtype=np.int32), spec=ForwardSpec(outputs=("sparse", "multivector"))),
     ]
-    answers = model.replicas[0].launch(batch).collect()
+    answers = model.replicas[0].launch(batch).result()
 
-    check_answers(answers, batch)
+    check_outputs(answers, batch)
     assert answers.keys() == {"dense", "sparse", "multivector"}
     assert all(len(column) == 2 for column in answers.values())
 
 
 def test_a_token_is_a_code_point_and_a_prompt_is_part_of_the_text() -> None:
-    (encoded,) = prepare(["a😀"], InputOptions(prompt="p", task="query", outputs=("sparse",)))
+    (encoded,) = encode(number_inputs(["a😀"]), InputOptions(prompt="p", task="query", outputs=("sparse",)))
     assert (encoded.token_ids.dtype, encoded.token_ids.tolist()) == (np.int32, [112, 97, 0x1F600])
-    assert encoded.recipe == Recipe(task="query", outputs=("sparse",))
+    assert encoded.spec == ForwardSpec(task="query", outputs=("sparse",))
     assert ids_of(Pair("q", "d"), prompt="p") == [[112, 113, 0, 100]]
 
 
@@ -158,7 +160,7 @@ def test_a_long_text_is_cut_on_the_side_that_is_asked_for_or_refused() -> None:
     assert ids_of(long, truncation="left") == [whole[1:]]
     assert ids_of(long[:-1], truncation="off") == [whole[:-1]]
     with pytest.raises(InputTooLong, match=r"input 1 has 8193 tokens, the limit is 8192;"):
-        prepare(["a", long], InputOptions(truncation="off"))
+        encode(number_inputs(["a", long]), InputOptions(truncation="off"))
 
 
 @pytest.mark.parametrize("text", ["", "a", "abcdef", "x" * 100])

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from infinity_emb.backends import warmup
-from infinity_emb.backends.base import Encoded
-from infinity_emb.backends.warmup import find_batch_tokens, kind_of_device
+from infinity_emb.backends import probes, warmup
+from infinity_emb.backends.warmup import find_batch_tokens, get_device_kind
+from infinity_emb.items import Encoded
 
 SAMPLES = [Encoded(np.ones(length, dtype=np.int32)) for length in (16, 128, 32)]
 
@@ -33,14 +33,15 @@ class Device:
         self.now_s += self.seconds(num_tokens)
         return self
 
-    def collect(self) -> None:
+    def result(self) -> None:
         pass
 
 
 def find(device: Device, monkeypatch: pytest.MonkeyPatch, kind: str = "cpu") -> int:
     clock = SimpleNamespace(monotonic=lambda: device.now_s, perf_counter=lambda: device.now_s)
-    monkeypatch.setattr(warmup, "time", clock)
-    return find_batch_tokens(device, SAMPLES, device_kind=kind)  # type: ignore[arg-type]
+    for module in (warmup, probes):
+        monkeypatch.setattr(module, "time", clock)
+    return find_batch_tokens(device, SAMPLES, device_kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def find(device: Device, monkeypatch: pytest.MonkeyPatch, kind: str = "cpu") -> 
     ],
 )
 def test_sizes_are_those_of_what_computes(name: str, kind: str) -> None:
-    assert kind_of_device(name) == kind
+    assert get_device_kind(name) == kind
 
 
 def test_the_smallest_batch_wins_where_larger_ones_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,8 @@ def test_a_cpu_keeps_the_default_unless_another_size_is_clearly_faster(
 ) -> None:
     rates = {512: 1.1, 1024: 1.0, 2048: 1.1}
     near = Device(lambda num_tokens: num_tokens / rates[min(rates, key=lambda size: abs(size - num_tokens))])
-    near.seconds = lambda num_tokens, of=near.seconds: of(num_tokens) / 1e6
+    seconds = near.seconds
+    near.seconds = lambda num_tokens: seconds(num_tokens) / 1e6
     assert find(near, monkeypatch) == 1024
     assert find(Device(lambda num_tokens: num_tokens**1.5 / 1e6), monkeypatch) == 512
 

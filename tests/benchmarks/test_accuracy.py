@@ -1,13 +1,13 @@
-"""What the comparison of vectors says of known differences."""
+"""Compare vectors with known differences."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import Accuracy, compare, rank_correlations
-from benchmarks.variants import GPU_VARIANTS, VARIANTS, installed
-from infinity_emb.primitives import Dtype, InferenceEngine
+from benchmarks.accuracy import Accuracy, compare, correlate_ranks
+from benchmarks.variants import GPU_VARIANTS, VARIANTS, select_variants
+from infinity_emb.types import Dtype, InferenceEngine
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def test_the_rank_correlation_is_spearmans() -> None:
     """1 - 6 Σd² / (n (n² - 1)); a text's similarity to itself counts for nothing."""
     expected = np.array([[9.0, 4, 3, 2, 1]] * 5)
     found = np.array([[0.0, 4, 3, 1, 2]] * 5)
-    assert rank_correlations(found, expected)[0] == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert correlate_ranks(found, expected)[0] == pytest.approx(1 - 6 * 2 / (4 * 15))
 
 
 def test_every_variant_is_an_engine_and_a_dtype_that_can_be_asked_for() -> None:
@@ -41,8 +41,8 @@ def test_every_variant_is_an_engine_and_a_dtype_that_can_be_asked_for() -> None:
 
 
 def test_variants_are_chosen_by_name_and_device() -> None:
-    assert [each.name for each in installed("torch-int8,torch", "cpu")] == ["torch", "torch-int8"]
-    assert "torch-float16" not in [each.name for each in installed("", "cpu")]
-    assert "torch-float16" in [each.name for each in installed("", "cuda")]
+    assert [each.name for each in select_variants("torch-int8,torch", "cpu")] == ["torch", "torch-int8"]
+    assert "torch-float16" not in [each.name for each in select_variants("", "cpu")]
+    assert "torch-float16" in [each.name for each in select_variants("", "cuda")]
     with pytest.raises(SystemExit, match="no such engines: nothing"):
-        installed("torch,nothing", "cpu")
+        select_variants("torch,nothing", "cpu")

@@ -5,14 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.server.test_metrics import read_metrics
-from tests.server.tiny_server import build_debug_app, client_of, debug_args, embed
+from tests.support.tiny_server import build_debug_app, client_of, debug_args, embed
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def test_each_model_says_what_its_cache_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every task through an engine with a cache: the same answers as without one, and nothing computed twice."""
+"""Run every task with a cache: the results are those without one, and nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infinity_emb.config import EngineArgs
-from infinity_emb.embedding import EmbedOptions
-from infinity_emb.engine import AsyncEmbeddingEngine
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.engine.engine import AsyncEmbeddingEngine
+from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.errors import BackendFailed, InputTooLong
-from infinity_emb.primitives import EmbeddingDtype
+from infinity_emb.types import EmbeddingDtype
 
 Ask = Callable[[AsyncEmbeddingEngine], Awaitable[Any]]
 TEXTS = ["one", "three", "one", "twenty-two"]
@@ -47,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def engine_of(model: str, **options: Any) -> AsyncEmbeddingEngine:
+def make_engine(model: str, **options: Any) -> AsyncEmbeddingEngine:
     args = EngineArgs(model_name_or_path=model, engine="debugengine", **options)
     return AsyncEmbeddingEngine.from_args(args)
 
@@ -65,13 +65,13 @@ def plain(answer: Any) -> Any:
 
 async def answers(model: str, ask: Ask, num_times: int, **options: Any) -> tuple[list[Any], int]:
     """And how many items reached the device."""
-    async with engine_of(model, **options) as engine:
-        return [plain(await ask(engine)) for _ in range(num_times)], engine.stats.num_items
+    async with make_engine(model, **options) as engine:
+        return [plain(await ask(engine)) for _ in range(num_times)], engine.status().worker.num_items
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=["memory", "disk"])
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_are_the_same_with_a_cache_and_computed_once(task: str, cache: dict[str, Any]) -> None:
+def test_results_are_the_same_with_a_cache_and_computed_once(task: str, cache: dict[str, Any]) -> None:
     kind, ask = TASKS[task]
     model = f"debug?kind={kind}"
 
@@ -88,9 +88,9 @@ def test_answers_are_the_same_with_a_cache_and_computed_once(task: str, cache: d
     asyncio.run(main())
 
 
-def test_what_is_refused_is_refused_every_time_and_what_is_cut_is_another_answer() -> None:
+def test_refused_texts_are_refused_again_and_truncated_ones_are_cached_separately() -> None:
     async def main() -> None:
-        async with engine_of("debug", vector_memory_cache_mb=8) as engine:
+        async with make_engine("debug", vector_memory_cache_mb=8) as engine:
             for limit, length in ((None, 6), (3, 3), (None, 6)):
                 answer = await engine.encode(["abcdef"], EmbedOptions(max_tokens=limit))
                 assert answer.dense is not None
@@ -102,9 +102,9 @@ def test_what_is_refused_is_refused_every_time_and_what_is_cut_is_another_answer
     asyncio.run(main())
 
 
-def test_a_failure_is_not_kept() -> None:
+def test_a_failure_is_not_cached() -> None:
     async def main() -> None:
-        async with engine_of("debug?fail_on=poison", vector_memory_cache_mb=8) as engine:
+        async with make_engine("debug?fail_on=poison", vector_memory_cache_mb=8) as engine:
             for _ in range(2):
                 with pytest.raises(BackendFailed):
                     await engine.embed(["fine", "poison"])
@@ -114,40 +114,40 @@ def test_a_failure_is_not_kept() -> None:
     asyncio.run(main())
 
 
-def test_passages_that_are_read_as_one_are_always_computed() -> None:
+def test_late_chunking_is_not_cached() -> None:
     async def main() -> None:
-        async with engine_of("debug?kind=embedder", vector_memory_cache_mb=8) as engine:
+        async with make_engine("debug?kind=embedder", vector_memory_cache_mb=8) as engine:
             await engine.encode_passages(["one", "two"])
             await engine.encode_passages(["one", "two"])
-            assert engine.stats.num_items == 2
-            assert engine.cache_stats.num_misses == 0
+            assert engine.status().worker.num_items == 2
+            assert engine.status().cache.num_misses == 0
 
     asyncio.run(main())
 
 
-def test_without_a_cache_nothing_is_shared_or_counted(home: Path) -> None:
+def test_without_a_cache_nothing_is_counted_or_written(home: Path) -> None:
     async def main() -> None:
-        async with engine_of("debug?delay_s=0.05") as engine:
+        async with make_engine("debug?delay_s=0.05") as engine:
             await asyncio.gather(*(engine.embed(["same"]) for _ in range(3)))
-            assert engine.stats.num_items == 3
-            assert not any(astuple(engine.cache_stats))
+            assert engine.status().worker.num_items == 3
+            assert not any(astuple(engine.status().cache))
 
     asyncio.run(main())
     assert not list(home.iterdir())
 
 
-def test_two_models_share_a_file_and_not_their_answers() -> None:
+def test_two_models_share_a_file_but_not_their_results() -> None:
     async def main() -> None:
         for model in ("debug", "debug?kind=embedder"):
-            async with engine_of(model, vector_disk_cache=True) as engine:
+            async with make_engine(model, vector_disk_cache=True) as engine:
                 await engine.embed(["text"])
-                assert engine.cache_stats.num_misses == 1
+                assert engine.status().cache.num_misses == 1
 
     asyncio.run(main())
 
 
 @pytest.mark.model
-def test_vectors_of_a_real_model_come_back_bit_by_bit() -> None:
+def test_cached_vectors_of_a_real_model_are_identical() -> None:
     args = EngineArgs(device="cpu", model_warmup=False, vector_disk_cache=True)
     texts = ["What is a pangolin?", "", "ein längerer Satz, der etwas sagt"]
 
@@ -159,4 +159,4 @@ def test_vectors_of_a_real_model_come_back_bit_by_bit() -> None:
     computed = asyncio.run(embed(engine))
     kept = asyncio.run(embed(engine))
     assert kept == computed
-    assert engine.cache_stats.num_disk_hits == len(texts)
+    assert engine.status().cache.num_disk_hits == len(texts)

@@ -1,3 +1,5 @@
+"""Compute keys that are equal exactly when the outputs are."""
+
 from __future__ import annotations
 
 from dataclasses import fields, replace
@@ -7,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infinity_emb.backends.base import Clip, Ids, Input, InputOptions, Pair, Passages
-from infinity_emb.cache.keys import KEY_SIZE_BYTES, MAX_INLINE_CHARS, is_cacheable, is_quick, keys_of
+from infinity_emb.cache.keys import KEY_SIZE_BYTES, MAX_INLINE_CHARS, compute_keys, is_cacheable, is_quick
+from infinity_emb.items import AudioInput, Input, InputOptions, LateChunkingInput, Pair, TokenIdsInput
 
 # Lone surrogates too: the tokenizer refuses them, after this.
 TEXTS = st.text(st.characters())
 INPUTS = st.one_of(
     TEXTS,
     st.builds(Pair, TEXTS, TEXTS),
-    st.builds(Ids, st.lists(st.integers(0, 300)).map(tuple)),
+    st.builds(TokenIdsInput, st.lists(st.integers(0, 300)).map(tuple)),
 )
 OTHER_OPTIONS = {
     "prompt": "query: ",
@@ -23,43 +25,50 @@ OTHER_OPTIONS = {
     "truncation": "left",
     "max_tokens": 7,
     "outputs": ("dense", "sparse"),
-    "query_rows": np.zeros((1, 2), dtype=np.float32),
+    "query_vectors": np.zeros((1, 2), dtype=np.float32),
 }
 
 
 @given(st.lists(INPUTS, min_size=1, max_size=30))
-def test_inputs_have_the_same_key_where_they_are_the_same(inputs: list[Input]) -> None:
-    keys = keys_of("version", inputs, InputOptions())
+def test_keys_are_equal_when_inputs_are(inputs: list[Input]) -> None:
+    keys = compute_keys("version", inputs, InputOptions())
     assert [len(key) for key in keys] == [KEY_SIZE_BYTES] * len(inputs)
     for one, one_key in zip(inputs, keys, strict=True):
         for other, other_key in zip(inputs, keys, strict=True):
             assert (one_key == other_key) is (type(one) is type(other) and one == other)
 
 
-def test_a_pair_is_told_from_another_cut_of_the_same_letters() -> None:
-    inputs: list[Input] = [Pair("ab", "c"), Pair("a", "bc"), "abc", Pair("", "abc"), "pair 0 abc", Ids((97,))]
-    assert len(set(keys_of("version", inputs, InputOptions()))) == len(inputs)
+def test_pairs_of_the_same_letters_have_different_keys() -> None:
+    inputs: list[Input] = [
+        Pair("ab", "c"),
+        Pair("a", "bc"),
+        "abc",
+        Pair("", "abc"),
+        "pair 0 abc",
+        TokenIdsInput((97,)),
+    ]
+    assert len(set(compute_keys("version", inputs, InputOptions()))) == len(inputs)
 
 
-def test_every_option_and_the_version_make_another_key() -> None:
+def test_every_option_and_the_version_change_the_key() -> None:
     """Whoever adds an option to `InputOptions` gets new keys for it without a change here."""
     assert OTHER_OPTIONS.keys() == {each.name for each in fields(InputOptions)}
     ways = [InputOptions()] + [
         replace(InputOptions(), **{name: value})
         for name, value in OTHER_OPTIONS.items()
-        if name != "query_rows"
+        if name != "query_vectors"
     ]
-    keys = [keys_of(version, ["text"], how)[0] for how in ways for version in ("one", "other")]
+    keys = [compute_keys(version, ["text"], how)[0] for how in ways for version in ("one", "other")]
     assert len(set(keys)) == len(keys)
 
 
-def test_what_is_no_text_has_no_key() -> None:
-    clip = Clip(np.zeros(3, dtype=np.float32))
-    assert is_cacheable(["a", Ids((1,)), Pair("a", "b")], InputOptions())
-    assert not is_cacheable([Passages(("a",))], InputOptions())
+def test_only_texts_pairs_and_token_ids_are_cacheable() -> None:
+    clip = AudioInput(np.zeros(3, dtype=np.float32))
+    assert is_cacheable(["a", TokenIdsInput((1,)), Pair("a", "b")], InputOptions())
+    assert not is_cacheable([LateChunkingInput(("a",))], InputOptions())
     assert not is_cacheable([clip], InputOptions())
     rows = np.zeros((1, 2), dtype=np.float32)
-    assert not is_cacheable(["a"], InputOptions(outputs=("maxsim",), query_rows=rows))
+    assert not is_cacheable(["a"], InputOptions(outputs=("maxsim",), query_vectors=rows))
 
 
 @pytest.mark.parametrize(
@@ -69,8 +78,8 @@ def test_what_is_no_text_has_no_key() -> None:
         (["short"] * 65, False),
         (["x" * (MAX_INLINE_CHARS + 1)], False),
         ([Pair("x" * MAX_INLINE_CHARS, "y")], False),
-        ([Ids(tuple(range(MAX_INLINE_CHARS)))], False),
+        ([TokenIdsInput(tuple(range(MAX_INLINE_CHARS + 1)))], False),
     ],
 )
-def test_only_a_little_is_hashed_on_the_event_loop(inputs: list[Input], expected: bool) -> None:
+def test_only_small_requests_are_hashed_on_the_event_loop(inputs: list[Input], expected: bool) -> None:
     assert is_quick(inputs) is expected

@@ -3,21 +3,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infinity_emb import __version__, cli
-from infinity_emb.cli import commands
-from infinity_emb.config import EngineArgs, ServerConfig
-from infinity_emb.options import (
-    env_name,
-    flag_name,
-    option_fields,
-)
+from infinity_emb import cli
+from infinity_emb._version import __version__
+from infinity_emb.cli import commands, completion
+from infinity_emb.cli.parser import build_parser
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.config.options import Option, list_options
+from infinity_emb.config.server_config import ServerConfig
 
 CLEAN_ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("INFINITY_")}
 
@@ -143,9 +144,9 @@ def test_flags_of_the_server_become_its_config(
 
 
 def test_every_switch_has_both_spellings_and_may_be_repeated(run: CommandLine) -> None:
-    for each in option_fields(EngineArgs):
+    for each in list_options(EngineArgs):
         if isinstance(each.default, bool):
-            flag = flag_name(each)
+            flag = each.flag.removeprefix("--")
             outcome = run("--model-id", "a", "--model-id", "b", f"--no-{flag}", f"--{flag}")
             assert [getattr(args, each.name) for args in outcome.served] == [False, True], flag
 
@@ -181,15 +182,15 @@ def test_preload_only_loads_and_does_not_serve(run: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "message"),
     [
-        (["--dtype", "flaot16"], {}, "error: --dtype 'flaot16' is not one of float32, float16, bfloat16,"
-         " int16, int8, fp8, auto; did you mean 'float16'?"),
-        (["--port", "http"], {}, "error: --port 'http' is not a whole number"),
-        (["--batch-size", "0"], {}, "error: --batch-size 0 is under the limit of 1"),
+        (["--dtype", "flaot16"], {}, ("error: --dtype must be one of float32, float16, bfloat16,"
+         " int16, int8, fp8, auto, got 'flaot16'; did you mean 'float16'?")),
+        (["--port", "http"], {}, "error: --port must be an integer, got 'http'"),
+        (["--batch-size", "0"], {}, "error: --batch-size must be at least 1, got 0"),
         (["--model-id", "a", "--dtype", "auto", "--dtype", "auto"], {},
          "error: --dtype was given 2 values for 1 models; give one for all, or one per model"),
-        ([], {"INFINITY_PORT": "http"}, "error: INFINITY_PORT 'http' is not a whole number"),
-        ([], {"INFINITY_ENGINE": "tocrh"}, "error: INFINITY_ENGINE 'tocrh' is not one of torch, ctranslate2,"
-         " optimum, onnx, openvino, neuron, debugengine, auto; did you mean 'torch'?"),
+        ([], {"INFINITY_PORT": "http"}, "error: INFINITY_PORT must be an integer, got 'http'"),
+        ([], {"INFINITY_ENGINE": "tocrh"}, ("error: INFINITY_ENGINE must be one of torch, ctranslate2,"
+         " optimum, onnx, openvino, neuron, debugengine, auto, got 'tocrh'; did you mean 'torch'?")),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_on_stderr_and_exit_code_1(
@@ -208,8 +209,8 @@ def test_a_wrong_value_is_one_line_on_stderr_and_exit_code_1(
     [
         (["--modle-id", "a"], ["No such option", "--modle-id", "--model-id"]),
         (["v2", "--prot", "1"], ["No such option", "--prot", "--port"]),
-        (["bogus"], ["unexpected extra argument", "bogus"]),
-        (["--port"], ["--port", "requires an argument"]),
+        (["bogus"], ["unexpected argument", "bogus", "v2", "verify"]),
+        (["--port"], ["--port", "expected one argument"]),
         (["v1", "--model-id", "a"], ["No such option", "--model-id"]),
     ],
 )
@@ -227,8 +228,10 @@ def test_options_without_effect_are_named_in_one_line(
     caplog.set_level(logging.INFO, "infinity_emb")
     run("--compile", "--no-bettertransformer", INFINITY_LENGTHS_VIA_TOKENIZE="true")
     assert [record.getMessage() for record in caplog.records] == [
-        "accepted without effect, see docs/settings.md:"
-        " INFINITY_LENGTHS_VIA_TOKENIZE, --compile, --bettertransformer"
+        (
+            "deprecated options are ignored (infinity_emb v2 --help lists them):"
+            " INFINITY_LENGTHS_VIA_TOKENIZE, --compile, --bettertransformer"
+        )
     ]
 
 
@@ -237,7 +240,7 @@ def test_an_unknown_variable_is_one_warning_with_the_nearest_name(
 ) -> None:
     run(INFINITY_MODLE_ID="a", INFINITY_HOME="/tmp", INFINITY_ANONYMOUS_USAGE_STATS="0", DO_NOT_TRACK="1")
     assert [record.getMessage() for record in caplog.records] == [
-        "the environment variable INFINITY_MODLE_ID is no option; did you mean INFINITY_MODEL_ID?"
+        "unknown environment variable INFINITY_MODLE_ID; did you mean INFINITY_MODEL_ID?"
     ]
 
 
@@ -253,19 +256,52 @@ def test_version_prints_the_version_alone(run: CommandLine, capsys: pytest.Captu
     assert capsys.readouterr() == (f"{__version__}\n", "")
 
 
-def test_help_shows_every_option_in_full_at_80_columns(
-    run: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def shown_flag(option: Option) -> str:
+    return option.flag.replace("--", "--[no-]", 1) if option.kind is bool else option.flag
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_shows_every_option_in_full_and_under_its_heading(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert run("v2", "--help").exit_code == 0
     page = capsys.readouterr().out
-    assert max(map(len, page.splitlines())) <= 80
+    assert max(map(len, page.splitlines())) <= columns
     for config in (EngineArgs, ServerConfig):
-        for each in option_fields(config):
-            assert f"--{flag_name(each)} " in page
-            assert env_name(each) in page
-    headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Model:", "Server:", "Without effect, accepted for old command lines:", "Help:"]
+        for option in list_options(config):
+            assert re.search(rf"^  {re.escape(shown_flag(option))}( |$)", page, re.MULTILINE)
+            assert option.env == f"INFINITY_{option.key.upper()}" or f"[{option.env}]" in page
+    headings = re.findall(r"^([A-Z][^\n]*):$", page, re.MULTILINE)
+    assert headings == [
+        *("Model", "Computation", "Batches", "Queue", "Cache", "Media"),
+        *("Server", "Access", "Connections", "Batch API", "Deprecated, ignored"),
+    ]
+
+
+def test_help_has_one_line_for_most_options(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    run("v2", "--help")
+    continued = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" " * 30)]
+    assert len(continued) < 20
+
+
+def test_a_deprecated_name_of_an_option_works_and_is_one_warning(
+    run: CommandLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = run("--answer-write-timeout-s", "7", INFINITY_ONNX_FILE="a.onnx")
+    assert outcome.config == ServerConfig(response_write_timeout_s=7)
+    assert outcome.served == [EngineArgs(graph_file="a.onnx")]
+    assert [record.getMessage() for record in caplog.records] == [
+        "INFINITY_ONNX_FILE is deprecated; use INFINITY_GRAPH_FILE",
+        "--answer-write-timeout-s is deprecated; use --response-write-timeout-s",
+    ]
+
+
+def test_a_value_may_begin_with_a_dash(run: CommandLine) -> None:
+    assert run("--api-key", "-x", "--api-key=--y").config == ServerConfig(api_key=("-x", "--y"))
 
 
 @dataclasses.dataclass
@@ -293,12 +329,12 @@ def test_verify_compares_each_model_and_its_exit_code_is_that_of_the_worst(
 ) -> None:
     asked = []
 
-    def verify(args: EngineArgs, tell: Callable[[str], None]) -> list[Compared]:
+    def verify(args: EngineArgs, write_line: Callable[[str], None]) -> list[Compared]:
         asked.append((args.model_name_or_path, str(args.dtype)))
-        tell(f"a table of {args.model_name_or_path}")
+        write_line(f"a table of {args.model_name_or_path}")
         return [Compared(is_passed) for is_passed in outcomes[args.model_name_or_path]]
 
-    monkeypatch.setattr("infinity_emb.verification.verify", verify)
+    monkeypatch.setattr("infinity_emb.verify.verify.verify", verify)
     outcome = run("verify", "--model-id", "a", "--model-id", "b", INFINITY_DTYPE="float32")
     assert outcome.exit_code == exit_code
     assert asked == [("a", "float32"), ("b", "float32")]
@@ -312,16 +348,19 @@ def test_verify_has_the_options_of_a_model_and_none_of_the_server(
     assert run("verify", "--help").exit_code == 0
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 80
-    assert [each.name for each in option_fields(EngineArgs) if f"--{flag_name(each)} " not in page] == []
+    assert [option.name for option in list_options(EngineArgs) if shown_flag(option) not in page] == []
     assert run("verify", "--port", "1").exit_code == 2
     assert "No such option: --port" in capsys.readouterr().err
 
 
-def test_help_alone_lists_the_commands(run: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_alone_lists_the_commands(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert run("help").exit_code == 0
     page = capsys.readouterr().out
-    assert "v2      Serve one or more models." in page
-    assert "verify  Compare served models with sentence-transformers." in page
+    assert re.search(r"^ +v2 +Serve one or more models\.$", page, re.MULTILINE)
+    assert re.search(r"^ +verify +Compare served models with sentence-transformers\.$", page, re.MULTILINE)
     assert "--version" in page
 
 
@@ -349,15 +388,13 @@ def test_help_and_wrong_values_import_no_compute_library_and_no_http_library() -
     assert done.stderr.splitlines()[1:] == ["[]"]
 
 
-def test_a_missing_extra_is_one_line_that_names_it() -> None:
+def test_the_command_line_needs_no_extra() -> None:
     done = _python(
-        "import sys\nsys.modules['typer'] = None\n"
+        "import sys\nfor name in ('fastapi', 'uvicorn', 'torch'): sys.modules[name] = None\n"
         "from infinity_emb.cli import main\nsys.exit(main(['--help']))"
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: infinity_emb needs a package that is not installed (")
-    assert done.stderr.endswith("install it with: pip install 'infinity-emb[server]'\n")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: infinity_emb")
 
 
 def test_completion_knows_the_choices_of_an_option() -> None:
@@ -370,11 +407,86 @@ def test_completion_knows_the_choices_of_an_option() -> None:
     assert done.stdout.split() == ["float32", "float16"]
 
 
-def test_show_completion_prints_a_script_for_this_program() -> None:
-    # The variable makes typer take the shell as a value, for a test has no shell around it.
-    done = _python(
-        "import sys\nfrom infinity_emb.cli import main\nmain(['--show-completion', 'bash'])",
-        _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1",
+@pytest.mark.parametrize(
+    ("words", "index", "expected"),
+    [
+        ("infinity_emb v", 1, ["v2", "v1", "verify"]),
+        ("infinity_emb --vers", 1, ["--version"]),
+        ("infinity_emb v2 --no-mod", 2, ["--no-model-warmup"]),
+        ("infinity_emb verify --por", 2, []),
+        ("infinity_emb --engine debug", 2, ["debugengine"]),
+        ("infinity_emb --dtype=bf", 1, ["--dtype=bfloat16"]),
+        ("infinity_emb v2 --model-id ", 3, []),
+        ("infinity_emb mod", 1, ["models"]),
+        ("infinity_emb top http://localhost --o", 3, ["--once"]),
+        ("infinity_emb bench localhost --dialect ", 4, ["openai", "tei", "cohere"]),
+        ("infinity_emb models ", 2, ["list", "download", "show", "--help"]),
+        ("infinity_emb models sh", 2, ["show"]),
+        ("infinity_emb models download --r", 3, ["--revision"]),
+    ],
+)
+def test_completion_lists_commands_options_and_choices(words: str, index: int, expected: list[str]) -> None:
+    environ = {"COMP_WORDS": words, "COMP_CWORD": str(index)}
+    assert completion.list_candidates(build_parser(), environ) == expected
+
+
+# Sources the script, and calls its function as bash does: one line of candidates for each command line.
+BASH_LOOP = """
+source "$1"
+function=$(complete -p infinity_emb | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+while IFS='|' read -r -a COMP_WORDS; do
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    [ "${COMP_WORDS[-1]}" = - ] && COMP_WORDS[-1]=
+    $function infinity_emb
+    echo "${COMPREPLY[*]}"
+done
+"""
+# A command line as bash splits it, `-` for an empty word under the cursor → some of what is offered.
+BASH_LINES = {
+    "infinity_emb|-": "v2 verify models top bench --version --install-completion",
+    "infinity_emb|mo": "models",
+    "infinity_emb|v2|--model-id|my model|--dtype|floa": "float32 float16",
+    "infinity_emb|v2|--dtype|=|bf": "bfloat16",
+    "infinity_emb|models|-": "list download show",
+    "infinity_emb|top|http|:|//localhost|--on": "--once",
+    "infinity_emb|v2|--model-id|-": "",  # bash goes on with files
+}
+
+
+def test_bash_offers_commands_options_and_choices(tmp_path: Path) -> None:
+    """bash itself runs the script that `--show-completion` prints."""
+    (tmp_path / "completion.sh").write_text(completion.completion_script("bash"))
+    program = tmp_path / "infinity_emb"
+    code = "from infinity_emb.cli import main; main()"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH_LOOP, "bash", str(tmp_path / "completion.sh")],
+        input="".join(f"{line}\n" for line in BASH_LINES),
+        env=CLEAN_ENVIRON | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "_INFINITY_EMB_COMPLETE=complete_bash" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    for line, offered in zip(BASH_LINES, done.stdout.splitlines(), strict=True):
+        assert set(BASH_LINES[line].split()) <= set(offered.split()), line
+        assert bool(offered) == bool(BASH_LINES[line]), line
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_show_completion_prints_a_script_for_this_program(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert run("--show-completion", shell).exit_code == 0
+    assert f"_INFINITY_EMB_COMPLETE=complete_{shell}" in capsys.readouterr().out
+
+
+def test_install_completion_writes_the_script_for_the_shell_of_the_user(
+    run: CommandLine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("--install-completion", HOME=str(tmp_path), SHELL="/bin/bash").exit_code == 0
+    [path] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert str(path) in capsys.readouterr().out
+    assert "complete_bash" in path.read_text()
+    assert run("--show-completion", SHELL="/bin/tcsh").exit_code == 1

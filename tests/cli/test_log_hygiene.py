@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import re
 import signal
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server_process import DEADLINE_S, FAKE, StartServer
+from tests.support.server_process import DEADLINE_S, FAKE, StartServer
 
 # Words that stand in no message of ours, and a length whose vector nobody else's is.
 SECRET = "Xylophon-Quittung "
@@ -28,7 +27,12 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("/v1/embed", {"texts": [TEXT], "model": "embedder"}),
     (
         "/v2/embed",
-        {"texts": [TEXT], "model": "embedder", "input_type": "search_query", "embedding_types": ["float"]},
+        {
+            "texts": [TEXT],
+            "model": "embedder",
+            "input_type": "search_query",
+            "embedding_types": ["float"],
+        },
     ),
     ("/api/embed", {"input": TEXT, "model": "embedder"}),
     ("/api/embeddings", {"prompt": TEXT, "model": "embedder"}),
@@ -50,7 +54,6 @@ POISONED: list[tuple[str, dict[str, Any]]] = [
 BAD: list[tuple[str, dict[str, Any]]] = [
     *((path, {**body, "model": TEXT}) for path, body in GOOD),
     *((path, {name: {TEXT: [TEXT]} for name in body}) for path, body in GOOD),
-    *((path, dict.fromkeys(body, f"\ud800{TEXT}")) for path, body in GOOD),
     ("/embeddings", {"input": [MEDIA], "modality": "image"}),
     *(("/embeddings", {"input": [url], "modality": "image"}) for url in URLS),
     ("/embeddings", {"input": [TEXT], "modality": "audio"}),
@@ -60,16 +63,12 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("level", ["debug", "trace"])
-def test_no_text_key_or_vector_is_logged(
-    level: str, serve: StartServer, pool: concurrent.futures.ThreadPoolExecutor
-) -> None:
+def test_no_text_key_or_vector_is_logged(level: str, serve: StartServer) -> None:
     models = ["embedder?kind=embedder&fail_on=poison&nan_on=nan", "reranker?kind=reranker"]
     names = [f"--served-model-name={model.partition('?')[0]}" for model in models]
     server = serve(
         *FAKE, *(f"--model-id={model}" for model in models), *names, "--api-key", KEY, "--log-level", level
     )
-    assert server.process.stderr is not None
-    rest = pool.submit(server.process.stderr.read)  # a full pipe would hold up the server
     statuses: dict[str, list[int]] = {"good": [], "poisoned": [], "bad": []}
     headers = {"Authorization": f"Bearer {KEY}", "content-type": "application/json"}
     with httpx.Client(base_url=server.url, timeout=DEADLINE_S, headers=headers) as client:
@@ -80,11 +79,11 @@ def test_no_text_key_or_vector_is_logged(
         assert client.post("/embeddings", content=f'{{"input": "{TEXT}').status_code == 422
         wrong_key = {"Authorization": f"Bearer {KEY}x"}
         assert client.post("/embeddings", json={"input": TEXT}, headers=wrong_key).status_code == 401
-    server.process.send_signal(signal.SIGTERM)
-    log = "".join(server.lines) + rest.result(DEADLINE_S)
+    _, rest = server.stop(signal.SIGTERM)
+    log = "".join(server.lines) + rest
     assert statuses["good"] == [200] * len(GOOD)
     assert all(status >= 400 for status in statuses["bad"])
-    assert "a batch of 2 items failed" in log
+    assert "batch of 2 failed" in log
     assert log.count("POST /") > len(GOOD) + len(BAD)
     for secret in (SECRET.strip(), KEY, "U2VzYW0h", "....", "signature=", "token="):
         assert secret.lower() not in log.lower(), secret

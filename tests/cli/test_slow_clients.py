@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import json
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -17,83 +13,22 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from infinity_emb.cli.guarded_protocol import MAX_HEAD_BYTES, MAX_HEADERS
-from infinity_emb.cli.uvicorn_server import UvicornServer
-from infinity_emb.config import ServerConfig
-from tests.server.tiny_server import build_debug_app, debug_args
-
-PATIENCE_S = 30
-HEAD = b"POST /embeddings HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
-BODY = b'{"input": "four"}'
-REQUEST = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
-
-StartHere = Callable[..., "ServerOnAThread"]
-
-
-class ServerOnAThread(UvicornServer):
-    """A server of this process, so that a test can look at its connections; without signals, which are of the
-    main thread."""
-
-    def __init__(self, app: FastAPI, config: ServerConfig) -> None:
-        async def fail_rest() -> None: ...
-
-        super().__init__(app, config, url="http://test", fail_rest=fail_rest, tell_state=lambda: None)
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.address = self.listening.getsockname()
-        self.thread = threading.Thread(target=self.run, kwargs={"sockets": [self.listening]})
-
-    def capture_signals(self) -> Any:
-        return contextlib.nullcontext()
-
-
-@pytest.fixture
-def start_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHere]:
-    monkeypatch.delattr(signal, "SIGUSR1")
-    running: list[ServerOnAThread] = []
-
-    def start(model: str = "debug", app: FastAPI | None = None, **options: Any) -> ServerOnAThread:
-        server = ServerOnAThread(app or build_debug_app(debug_args(model)), ServerConfig(**options))
-        running.append(server)
-        server.thread.start()
-        wait_until(lambda: server.started)
-        return server
-
-    yield start
-    for server in running:
-        server.should_exit = True
-        server.thread.join(PATIENCE_S)
-        assert not server.thread.is_alive()
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
-
-
-def connect(server: ServerOnAThread, *first: bytes) -> socket.socket:
-    client = socket.create_connection(server.address, timeout=PATIENCE_S)
-    for part in first:
-        client.sendall(part)
-    return client
-
-
-def read_all(client: socket.socket) -> bytes:
-    """Until the server closes."""
-    parts = []
-    while part := client.recv(2**16):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def error_of(answer: bytes, status: int) -> str:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert b"connection: close" in head.lower()
-    error = json.loads(body)["error"]
-    assert error["code"] == status
-    return str(error["message"])
+from infinity_emb.cli import http_protocol
+from infinity_emb.cli.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS
+from tests.support.event_loop import PATIENCE_S
+from tests.support.server_on_a_thread import (
+    HEAD,
+    HEALTH,
+    REQUEST,
+    ServerOnAThread,
+    StartHere,
+    connect,
+    error_of,
+    read_all,
+    statuses,
+    wait_until,
+)
+from tests.support.tiny_server import build_debug_app, debug_args
 
 
 @pytest.mark.parametrize(
@@ -140,7 +75,7 @@ def test_a_byte_now_and_then_does_not_help(start_here: StartHere) -> None:
 
 @pytest.mark.parametrize("first", [b"", b"\r\n\r\n", REQUEST + b"\r\n"])
 def test_who_asks_nothing_is_closed_without_a_word(first: bytes, start_here: StartHere) -> None:
-    server = start_here(request_read_timeout_s=1)
+    server = start_here(request_read_timeout_s=1, keep_alive_s=1)
     with connect(server, first) as client:
         answer = read_all(client)
     assert answer.count(b"HTTP/1.1") == bool(len(first) > 4)
@@ -194,7 +129,7 @@ def big_answers() -> FastAPI:
 
 
 def test_an_answer_that_nobody_reads_is_given_up(start_here: StartHere) -> None:
-    server = start_here(app=big_answers(), answer_write_timeout_s=1)
+    server = start_here(app=big_answers(), response_write_timeout_s=1)
     with connect(server, b"GET /big?size=50000000 HTTP/1.1\r\nhost: test\r\n\r\n") as client:
         wait_until(lambda: bool(server.server_state.connections))
         wait_until(lambda: not server.server_state.connections)
@@ -203,7 +138,7 @@ def test_an_answer_that_nobody_reads_is_given_up(start_here: StartHere) -> None:
 
 
 def test_an_answer_that_is_read_slowly_arrives_whole(start_here: StartHere) -> None:
-    server = start_here(app=big_answers(), answer_write_timeout_s=1)
+    server = start_here(app=big_answers(), response_write_timeout_s=1)
     size = 12_000_000
     request = b"GET /big?size=%d HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n" % size
     with connect(server, request) as client:
@@ -232,6 +167,35 @@ def test_beyond_so_many_connections_nothing_is_computed_and_probes_are_answered(
     others.pop().close()
 
 
+def test_idle_connections_make_room_once_all_are_in_use(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens as many as there may be must not keep the others out for the whole time of keep-alive."""
+    monkeypatch.setattr(http_protocol, "MAX_IDLE_WHEN_FULL_S", 0.5)
+    server = start_here("debug?delay_s=4", max_connections=3)
+    with connect(server) as silent, connect(server, HEALTH) as idle, connect(server, REQUEST) as busy:
+        assert silent.recv(2**16) == b""
+        assert idle.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        assert idle.recv(2**16) == b""
+        with connect(server, HEALTH + REQUEST) as client:
+            assert statuses(client.recv(2**16)) == [200]
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        assert busy.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_idle_connections_stay_while_there_is_room(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_IDLE_WHEN_FULL_S", 0.1)
+    server = start_here(max_connections=3)
+    with connect(server) as silent, connect(server, HEALTH) as idle:
+        assert idle.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        time.sleep(2.5)
+        for client in (silent, idle):
+            client.sendall(REQUEST)
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_head_has_an_end(start_here: StartHere) -> None:
     """httptools has no limit of its own."""
     server = start_here()
@@ -239,6 +203,54 @@ def test_a_head_has_an_end(start_here: StartHere) -> None:
         wait_until(lambda: bool(server.server_state.connections))
         answer = send_until_answered(client, b"x" * 4096, MAX_HEAD_BYTES * 100)
     assert not answer or "headers have more than" in error_of(answer, 431)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET / HTTP/1.1\r\nhost: test\r\n" + b"x: " + b"y" * (MAX_HEAD_BYTES - 10) + b"\r\nz: " + b"y" * 100,
+        b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: test",
+    ],
+    ids=["headers", "path"],
+)
+def test_a_head_that_is_too_large_is_refused_in_one_packet_too(begin: bytes, start_here: StartHere) -> None:
+    with connect(start_here(), begin + b"\r\n\r\n") as client:
+        assert "headers have more than" in error_of(read_all(client), 431)
+
+
+def test_trailers_have_an_end(start_here: StartHere) -> None:
+    server = start_here()
+    with connect(server, HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx: ") as client:
+        answer = send_until_answered(client, b"x" * 4096, MAX_HEAD_BYTES * 100)
+    assert not answer or answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 422 "))
+
+
+def test_many_small_chunks_are_not_taken_for_trailers(start_here: StartHere) -> None:
+    """Clients send the size of a chunk, and the chunk, in packets of their own."""
+    num_chunks = MAX_HEAD_BYTES // 500
+    size = b"1" + b";" + b"e" * 1000 + b"\r\n"
+    with connect(start_here(), HEAD + b"transfer-encoding: chunked\r\n\r\n") as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"b\r\n" + b'{"input": "' + b"\r\n")
+        for _ in range(num_chunks):
+            for part in (size, b"x\r\n"):
+                client.sendall(part)
+                time.sleep(0.003)
+        client.sendall(b'2\r\n"}\r\n0\r\n\r\n')
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_large_body_is_not_taken_for_a_head(start_here: StartHere) -> None:
+    """Neither are many requests in one packet."""
+    text = b'{"input": "' + b"x" * (3 * MAX_HEAD_BYTES) + b'"}'
+    large = HEAD + b"content-length: %d\r\n\r\n" % len(text) + text
+    padded = REQUEST.replace(b"host", b"x: " + b"y" * 20_000 + b"\r\nhost")
+    with connect(start_here(), large[:50]) as client:
+        time.sleep(0.05)
+        client.sendall(large[50:] + padded * 8 + padded[:20_000])
+        time.sleep(0.05)
+        client.sendall(padded[20_000:] + padded.replace(b"host", b"connection: close\r\nhost"))
+        assert statuses(read_all(client)) == [200] * 11
 
 
 @pytest.mark.parametrize("begin", [b"GET / HTTP/1.1\r\n", HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n"])
@@ -266,7 +278,7 @@ def test_uvicorn_has_the_parts_that_the_protocol_extends() -> None:
     """They are not documented; a release without them has to be noticed here."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-    assert uvicorn.Server.on_tick
+    assert callable(uvicorn.Server.on_tick)
     for name in ("on_message_begin", "on_header", "on_headers_complete", "on_message_complete"):
         assert callable(getattr(HttpToolsProtocol, name))
-    assert RequestResponseCycle.run_asgi
+    assert callable(RequestResponseCycle.run_asgi)

@@ -35,7 +35,7 @@ CLIENTS = [
         environments=("openai",),
         script="with_openai.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
             "dimensions": ("BadRequestError", TOO_MANY_DIMENSIONS),
             "wrong type": ("UnprocessableEntityError", "input"),
@@ -46,7 +46,7 @@ CLIENTS = [
         environments=("node",),
         script="with_openai.mjs",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
             "wrong type": ("UnprocessableEntityError", "input"),
         },
@@ -67,8 +67,8 @@ CLIENTS = [
         environments=("cohere", "cohere-5"),
         script="with_cohere.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
-            "unknown reranker": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
+            "unknown reranker": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("UnauthorizedError", WRONG_KEY),
         },
     ),
@@ -77,7 +77,7 @@ CLIENTS = [
         environments=("node",),
         script="with_cohere.mjs",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("UnauthorizedError", WRONG_KEY),
         },
     ),
@@ -116,7 +116,7 @@ CLIENTS = [
             "Infinity, unknown model": ("Exception", UNKNOWN_MODEL),
             "Infinity, no key": ("Exception", WRONG_KEY),
             "Infinity, unknown reranker": ("TypeError", "NoneType"),
-            "OpenAI, unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "OpenAI, unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "OpenAI, wrong key": ("AuthenticationError", WRONG_KEY),
             "OpenAI, token ids": ("UnprocessableEntityError", "check_embedding_ctx_length=False"),
         },
@@ -127,7 +127,7 @@ CLIENTS = [
         environments=("llama-index",),
         script="with_llama_index.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
         },
         is_heavy=True,
@@ -137,7 +137,7 @@ CLIENTS = [
         environments=("haystack",),
         script="with_haystack.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
         },
         is_heavy=True,
@@ -147,10 +147,11 @@ CLIENTS = [
         environments=("litellm",),
         script="with_litellm.py",
         errors={
-            "infinity, unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "infinity, unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "infinity, wrong key": ("AuthenticationError", WRONG_KEY),
-            "infinity, unknown reranker": ("BadRequestError", UNKNOWN_MODEL),
-            "cohere, unknown reranker": ("BadRequestError", UNKNOWN_MODEL),
+            "infinity, unknown reranker": ("NotFoundError", UNKNOWN_MODEL),
+            "cohere, unknown reranker": ("NotFoundError", UNKNOWN_MODEL),
+            # litellm reads the error's type before its status.
             "openai, unknown model": ("BadRequestError", UNKNOWN_MODEL),
         },
         is_heavy=True,
@@ -160,7 +161,7 @@ CLIENTS = [
         environments=("chromadb",),
         script="with_chromadb.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
         },
         is_heavy=True,
@@ -170,7 +171,7 @@ CLIENTS = [
         environments=("pymilvus",),
         script="with_pymilvus.py",
         errors={
-            "unknown model": ("BadRequestError", UNKNOWN_MODEL),
+            "unknown model": ("NotFoundError", UNKNOWN_MODEL),
             "wrong key": ("AuthenticationError", WRONG_KEY),
             "no key, text-embeddings-inference": ("RuntimeError", WRONG_KEY),
         },
@@ -181,7 +182,7 @@ CLIENTS = [
         environments=("mteb",),
         script="with_mteb.py",
         errors={
-            "unknown model": ("RuntimeError", "400"),
+            "unknown model": ("RuntimeError", "404"),
             "a server with a key": ("ConnectionError", "401"),
         },
         is_heavy=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.server_process import CLEAN_ENVIRON, COMMAND, DEADLINE_S, Server
+from tests.support.server_process import DEADLINE_S, serving
 
 KEY = "sesame"
 QUERY = "Where is Munich?"
@@ -64,7 +62,10 @@ def asked() -> Iterator[Asked]:
         *options_of("minilm", "debug?kind=embedder", "debugengine"),
         *options_of("reranker", *MODELS["reranker"]),
     ]
-    with serving(*models) as url, serving(*keyed, "--api-key", KEY) as keyed_url:
+    with (
+        serving("--no-model-warmup", *models) as url,
+        serving("--no-model-warmup", *keyed, "--api-key", KEY) as keyed_url,
+    ):
         yield Asked(url=url, keyed_url=keyed_url, key=KEY, texts=texts_of_all_lengths(), query=QUERY)
 
 
@@ -83,19 +84,6 @@ def expected(asked: Asked) -> Expected:
         scores=np.array([by_index[index] for index in range(len(asked.texts))]),
         labels=[[(each["label"], each["score"]) for each in member] for member in classified["data"]],
     )
-
-
-@contextmanager
-def serving(*options: str, **environ: str) -> Iterator[str]:
-    """The address of a server that runs meanwhile."""
-    command = [*COMMAND, "v2", "--host", "127.0.0.1", "--port", "0", "--no-model-warmup", *options]
-    process = subprocess.Popen(command, env=CLEAN_ENVIRON | environ, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            line = Server(process, "", []).wait_for_line("listening on ")
-            yield line.partition("listening on ")[2].partition(",")[0]
-        finally:
-            process.kill()
 
 
 def options_of(name: str, path: str, engine: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The clients' environments, each of its own and of exact versions, made once under `.venv-clients`.
 
 `pins/NAME.txt` lists every package of one, so that nothing is resolved when it is made, and
-`pins/package-lock.json` those for Node. After a change of ENVIRONMENTS,
-`python -m tests.clients.environments NAME …` writes the lists of these again. Knows nothing of scripts.
+`pins/package-lock.json` those for Node. After a change of ENVIRONMENTS, `python -m tests.clients.environments
+NAME …` writes the lists of these again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,16 @@ ENVIRONMENTS = {
         asked=("langchain-community==0.4.2", "infinity-client==0.0.78", "langchain-openai==1.7.3"),
         files_of=("litellm==1.106.2",),  # tiktoken's files, which it otherwise downloads
     ),
+    "langchain-tests": Environment(
+        asked=("langchain-tests==1.1.9", "langchain-openai==1.7.3", "langchain-ollama==1.1.0")
+    ),
     "llama-index": Environment(
         asked=("llama-index-core==0.14.25", "llama-index-embeddings-openai-like==0.4.0")
     ),
     "haystack": Environment(asked=("haystack-ai==3.4.0",)),
     "litellm": Environment(asked=("litellm==1.106.2",)),
     "chromadb": Environment(asked=("chromadb==1.5.9", "openai==3.54.0")),
+    "qdrant": Environment(asked=("qdrant-client==1.20.0", "httpx==0.28.1")),  # for examples/
     "pymilvus": Environment(
         asked=("pymilvus==3.0.2", "pymilvus-model==0.3.4", "openai==3.54.0"), is_shared=True
     ),

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from infinity_emb import AsyncEmbeddingEngine
-from infinity_emb.backends.base import Encoded, LoadedModel, Pair
-from infinity_emb.backends.fake import prepare
-from tests.engine_home import engine_home
+from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.fake import encode
+from infinity_emb.items import Encoded, Pair, number_inputs
 from tests.parity.references import load_embedder, load_reranker, one_by_one
 from tests.parity.serving import Served, engine_args
-from tests.small_models import random_texts, save_small_classifier, save_small_model
+from tests.support.engine_home import engine_home
+from tests.support.small_models import random_texts, save_small_classifier, save_small_model
 
 REAL_ENGINES = ("torch", "optimum", "ctranslate2", "openvino")
 FAKE_ENGINE = "debugengine"
@@ -43,7 +44,9 @@ class Contender:
 
     @property
     def model(self) -> LoadedModel:
-        return self.served.engine._model
+        model = self.served.engine.slot.model
+        assert model is not None
+        return model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,7 +79,7 @@ def start() -> Iterator[Callable[..., Served]]:
     started: list[AsyncEmbeddingEngine] = []
 
     def start_engine(path: Path | str, **options: Any) -> Served:
-        engine = AsyncEmbeddingEngine.from_args(engine_args(path, **options))  # type: ignore[arg-type]
+        engine = AsyncEmbeddingEngine.from_args(engine_args(path, **options))
         loop.run_until_complete(engine.astart())
         started.append(engine)
         return Served(engine, loop)
@@ -117,9 +120,9 @@ _BROKEN = Encoded(np.array([2, 10**6, 3], dtype=np.int32))
 
 
 def _broken_for_the_fake_engine() -> Encoded:
-    from infinity_emb.backends.base import InputOptions
+    from infinity_emb.items import InputOptions
 
-    return prepare(["poison"], InputOptions())[0]
+    return encode(number_inputs(["poison"]), InputOptions())[0]
 
 
 def _lengths(texts: Sequence[str]) -> Array:

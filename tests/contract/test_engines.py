@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infinity_emb.backends.base import Encoded, InputOptions, Pair
+from infinity_emb.items import Encoded, InputOptions, Pair, number_inputs
 from tests.contract.conftest import Array, Contender
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -20,11 +20,11 @@ MAX_DIFFERENCE = 2e-5
 
 def compute(contender: Contender, inputs: Sequence[Any], *, replica: int = 0) -> Array:
     """All inputs in one batch."""
-    return launch(contender, contender.model.prepare(list(inputs), InputOptions()), replica=replica)
+    return launch(contender, contender.model.encode(number_inputs(inputs), InputOptions()), replica=replica)
 
 
 def launch(contender: Contender, batch: list[Encoded], *, replica: int = 0) -> Array:
-    rows = contender.model.replicas[replica].launch(batch).collect()["dense"]
+    rows = contender.model.replicas[replica].launch(batch).result()["dense"]
     assert isinstance(rows, np.ndarray)
     return rows
 
@@ -72,7 +72,7 @@ def test_a_text_that_fills_the_limit_is_computed(embedder: Contender) -> None:
     limit = embedder.model.info.max_tokens
     assert limit is not None
     longest = " ".join(["word5"] * limit)
-    (item,) = embedder.model.prepare([longest], InputOptions())
+    (item,) = embedder.model.encode(number_inputs([longest]), InputOptions())
     assert item.num_tokens == limit
     expected = embedder.expected([longest[:limit]] if limit == 8192 else [longest])
     assert_near(launch(embedder, [item]), expected)
@@ -88,15 +88,15 @@ def test_a_batch_that_cannot_be_computed_raises_and_the_next_one_is_computed(
     embedder: Contender, texts: list[str], full_precision: bool
 ) -> None:
     backend = embedder.model.replicas[0]
-    good = embedder.model.prepare([texts[3]], InputOptions())
+    good = embedder.model.encode(number_inputs([texts[3]]), InputOptions())
     with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
-        backend.launch([*good, embedder.broken], full_precision=full_precision).collect()
+        backend.launch([*good, embedder.broken], full_precision=full_precision).result()
     assert_near(launch(embedder, good), embedder.expected([texts[3]]))
 
 
 def test_what_is_computed_alone_in_full_precision_is_the_same(embedder: Contender, texts: list[str]) -> None:
-    batch = embedder.model.prepare(texts[:4], InputOptions())
-    rows = embedder.model.replicas[0].launch(batch, full_precision=True).collect()["dense"]
+    batch = embedder.model.encode(number_inputs(texts[:4]), InputOptions())
+    rows = embedder.model.replicas[0].launch(batch, full_precision=True).result()["dense"]
     assert_near(np.asarray(rows), embedder.expected(texts[:4]))
 
 
@@ -122,4 +122,6 @@ def test_32_clients_at_once_each_get_their_own_rows(embedder: Contender, texts: 
 
 def test_usage_counts_the_tokens_that_were_computed(embedder: Contender, texts: list[str]) -> None:
     _, num_tokens = embedder.served.wait_for(embedder.served.engine.embed(texts))
-    assert num_tokens == sum(item.num_tokens for item in embedder.model.prepare(texts, InputOptions()))
+    assert num_tokens == sum(
+        item.num_tokens for item in embedder.model.encode(number_inputs(texts), InputOptions())
+    )

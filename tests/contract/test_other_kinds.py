@@ -12,7 +12,7 @@ import torch
 from tests.contract.conftest import REAL_ENGINES
 from tests.parity.references import load_reranker, load_sparse_encoder, raw_scores, sparse_vectors
 from tests.parity.serving import Served, assert_same_scores, assert_same_vectors
-from tests.small_models import save_small_classifier, save_small_splade
+from tests.support.small_models import save_small_classifier, save_small_splade
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 Start = Callable[..., Served]

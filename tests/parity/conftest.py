@@ -12,7 +12,7 @@ import torch
 
 from infinity_emb import AsyncEmbeddingEngine
 from tests.parity.serving import Served, engine_args
-from tests.small_models import random_texts, save_small_model
+from tests.support.small_models import random_texts, save_small_model
 
 Serve = Callable[..., Served]
 

@@ -22,7 +22,8 @@ def load_embedder(path: Path) -> SentenceTransformer:
 
 def load_reranker(path: Path) -> CrossEncoder:
     """In float32, whatever the checkpoint is in."""
-    return CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+    model: CrossEncoder = CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+    return model
 
 
 def load_sparse_encoder(path: Path) -> SparseEncoder:

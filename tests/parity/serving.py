@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
-from infinity_emb.backends.base import SparseRow
-from infinity_emb.backends.torch_prepare import TokenDoor
-from infinity_emb.embedding import Embeddings, EmbedOptions
-from tests.small_models import random_texts
+from infinity_emb.backends.torch.encoders import ProcessorEncoder
+from infinity_emb.engine.results import Embeddings, EmbedOptions
+from infinity_emb.items import SparseVector
+from tests.support.small_models import random_texts
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
@@ -52,10 +52,16 @@ class Served:
         return self.engine.info.attention
 
     @property
+    def model(self) -> Any:
+        """The loaded model; backends have more attributes than their interface."""
+        return self.engine.slot.model
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether texts of every task go the fast way, and not through the model's own preprocessing."""
-        doors = getattr(self.engine._model.prepare, "text_doors", {})  # a static model has none of them
-        return all(isinstance(door, TokenDoor) for door in doors.values())
+        encode = self.model.encode
+        encoders = getattr(encode, "text_encoders", {None: encode}).values()
+        return not any(isinstance(encoder, ProcessorEncoder) for encoder in encoders)
 
     def encode(self, texts: list[str], **options: Any) -> Embeddings:
         return self.wait_for(self.engine.encode(texts, EmbedOptions(**options)))
@@ -96,7 +102,7 @@ class Served:
         return [{each["label"]: each["score"] for each in answer} for answer in answers]
 
 
-def spread_out(rows: Sequence[SparseRow], width: int) -> Array:
+def spread_out(rows: Sequence[SparseVector], width: int) -> Array:
     """Sparse rows as (N, width)."""
     dense = np.zeros((len(rows), width), dtype=np.float32)
     for row, (indices, values) in zip(dense, rows, strict=True):

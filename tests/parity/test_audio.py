@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+import soundfile  # type: ignore[import-untyped]  # ships no types
 from sentence_transformers import SentenceTransformer
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
-from tests.small_models import random_texts
-from tests.small_models.media import SAMPLING_RATE, save_clap, sine_waves
+from tests.support.small_models import random_texts
+from tests.support.small_models.media import SAMPLING_RATE, save_clap, sine_waves
 
 pytestmark = [
     pytest.mark.model,

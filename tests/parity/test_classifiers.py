@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from tests.parity.conftest import Serve
 from tests.parity.serving import LONG, Served, assert_same_scores
-from tests.small_models import save_small_classifier
+from tests.support.small_models import save_small_classifier
 
 pytestmark = pytest.mark.model
 

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike
 from tests.parity.serving import LONG
-from tests.small_models import (
+from tests.support.small_models import (
     ARCHITECTURES,
     HIDDEN_SIZE,
     PACKED_ARCHITECTURES,
@@ -73,7 +73,8 @@ def backbone(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def transformer(backbone: Path) -> Transformer:
-    return Transformer(str(backbone), max_seq_length=256)
+    module: Transformer = Transformer(str(backbone), max_seq_length=256)
+    return module
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from infinity_emb.errors import StartupError
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike, copied, load_embedder
 from tests.parity.serving import LONG, assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     save_network,
 )
@@ -155,3 +158,33 @@ def test_a_bare_language_model_is_pooled_by_its_last_token(
     assert served.engine.info.pooling == "lasttoken"
     prompted = references.vectors(load_embedder(path).encode, texts[:8], prompt="word7 word8 ")
     assert_same_vectors(served.embed(texts[:8], prompt="word7 word8 "), prompted)
+
+
+@pytest.mark.parametrize("name", ["möbel", "a b'c\n\"d"])
+def test_a_folder_of_any_name(name: str, bert: Path, serve: Serve, texts: list[str], tmp_path: Path) -> None:
+    assert_served_alike(serve, copied(bert, tmp_path / name), texts[:4])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_whose_name_is_not_utf8_is_refused_with_a_way_out(
+    bert: Path, serve: Serve, texts: list[str], tmp_path: Path
+) -> None:
+    """safetensors does not open it, so that sentence-transformers cannot serve it either."""
+    path = copied(bert, tmp_path / os.fsdecode(b"m\xff\xfe"))
+    with pytest.raises(StartupError, match=r"is not UTF-8.*rename the folder, or give a link"):
+        serve(path)
+    (tmp_path / "link").symlink_to(path)
+    assert_served_alike(serve, tmp_path / "link", texts[:4])
+
+
+def test_the_oldest_folders_have_their_vocabulary_in_a_text_file(
+    bert: Path, serve: Serve, texts: list[str], tmp_path: Path
+) -> None:
+    path = copied(bert, tmp_path / "model")
+    words = json.loads((path / "tokenizer.json").read_text())["model"]["vocab"]
+    (path / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)) + "\n")
+    (path / "tokenizer.json").unlink()
+    rewrite(
+        path / "tokenizer_config.json", tokenizer_class="BertTokenizer", model_max_length=None, max_len=20
+    )
+    assert_served_alike(serve, path, [*texts[:4], LONG])

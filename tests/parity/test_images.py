@@ -14,10 +14,10 @@ from PIL import Image
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
-from infinity_emb.embedding import EmbedOptions
+from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.errors import ImageCorruption, ModelNotDeployedError
-from tests.small_models import random_texts
-from tests.small_models.media import random_images, save_clip, save_colpali, save_colqwen, save_siglip
+from tests.support.small_models import random_texts
+from tests.support.small_models.media import random_images, save_clip, save_colpali, save_colqwen, save_siglip
 
 pytestmark = [
     pytest.mark.model,

@@ -15,7 +15,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_reranker
 from tests.parity.serving import LONG, Served, assert_same_scores
-from tests.small_models import save_small_yes_no_reranker
+from tests.support.small_models import save_small_yes_no_reranker
 
 pytestmark = pytest.mark.model
 

@@ -17,7 +17,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_late_interaction
 from tests.parity.serving import LONG, Served, assert_same_scores, assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     TOKEN_DIM,
     make_tokenizer,
@@ -174,7 +174,7 @@ def test_a_folder_of_pylate(extra: dict[str, Any], serve: Serve, texts: list[str
     (path / "sentence_bert_config.json").write_text(
         json.dumps({"max_seq_length": 120, "do_lower_case": False})
     )
-    config = {
+    config: dict[str, Any] = {
         "model_type": "ColBERT",
         "prompts": {},
         "default_prompt_name": None,

@@ -13,17 +13,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
 
-from infinity_emb.backends.base import InputOptions, Passages
-from infinity_emb.backends.torch_prepare import TokenDoor
-from infinity_emb.embedding import EmbedOptions
+from infinity_emb.backends.torch.encoders import TokenEncoder
+from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.errors import BadInput, InputTooLong
-from infinity_emb.primitives import Truncation
-from infinity_emb.tokenizing import RawTokenizer
+from infinity_emb.items import InputOptions, LateChunkingInput, number_inputs
+from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer
+from infinity_emb.types import Truncation
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_reranker
 from tests.parity.serving import Array, Served, assert_same_scores, assert_same_vectors
-from tests.small_models import HIDDEN_SIZE, random_texts, save_small_classifier, save_small_model
+from tests.support.small_models import HIDDEN_SIZE, random_texts, save_small_classifier, save_small_model
 
 pytestmark = pytest.mark.model
 
@@ -73,7 +73,8 @@ def pooled(model: SentenceTransformer, ids: list[int]) -> Array:
         "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
     }
     with torch.inference_mode():
-        return model(features)["sentence_embedding"][0].numpy()
+        vector: Array = model(features)["sentence_embedding"][0].numpy()
+    return vector
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -144,7 +145,7 @@ def test_chunking_averages_the_vectors_of_the_pieces(
     served, model = compared
     tokenizer = own_tokenizer(model)
     tokenizer.no_truncation()
-    split = served.engine._model.split
+    split = served.model.split
     assert split is not None
     inputs = [*long_texts, *texts[:3], long_texts[0]]
     expected = []
@@ -213,18 +214,20 @@ def test_a_word_whose_token_begins_with_the_space_before_it_belongs_to_its_own_p
     encoding = tokenizer.encode("a b c")
     assert encoding.tokens == ["a", "Ġb", "Ġc"]
     assert encoding.offsets == [(0, 1), (1, 3), (3, 5)]
-    door = TokenDoor(
-        tokenize=RawTokenizer(tokenizer),
+    encode = TokenEncoder(
+        tokenize=FastTokenizer(tokenizer),
         max_tokens=None,
         has_type_ids=False,
-        prompt_length=lambda prompt: 0,
-        reads_passages=True,
+        count_prompt_tokens=lambda prompt: 0,
+        has_pooling=True,
     )
     for passages, prompt, spans in (
         (("a ", "b ", "c"), "", ((0, 1), (1, 2), (2, 3))),
         (("b ", "c"), "a ", ((1, 2), (2, 3))),
     ):
-        (encoded,) = door([Passages(passages)], InputOptions(prompt=prompt, outputs=("chunks",)))
+        (encoded,) = encode(
+            number_inputs([LateChunkingInput(passages)]), InputOptions(prompt=prompt, outputs=("chunks",))
+        )
         assert encoded.spans == spans
         assert encoded.token_ids.tolist() == [words["a"], words["Ġb"], words["Ġc"]]
 

@@ -17,13 +17,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
-from infinity_emb.backends.base import SparseRow
-from infinity_emb.primitives import OutputName
+from infinity_emb.items import SparseVector
+from infinity_emb.types import OutputName
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder
 from tests.parity.serving import LONG, Array, Served, assert_same_vectors, spread_out
-from tests.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_small_m3
+from tests.support.small_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_small_m3
 
 pytestmark = pytest.mark.model
 
@@ -85,14 +85,14 @@ def compared(request: pytest.FixtureRequest, serve: Serve, tmp_path_factory: Any
 
 
 def sparse_array(rows: Any) -> Array:
-    return spread_out([SparseRow(*row) for row in rows], VOCABULARY_SIZE)
+    return spread_out([SparseVector(*row) for row in rows], VOCABULARY_SIZE)
 
 
 @contextlib.contextmanager
 def counted_passes(served: Served) -> Iterator[list[int]]:
     """How many texts each call of the transformer computes while the block runs."""
     calls: list[int] = []
-    network: Any = served.engine._model.replicas[0]._pipeline.model[0].model  # type: ignore[attr-defined]
+    network: Any = served.model.replicas[0].torch_model.model[0].model
     forward = network.forward  # sentence-transformers calls it by name, past all hooks
 
     def count(**given: Any) -> Any:

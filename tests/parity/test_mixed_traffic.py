@@ -18,12 +18,12 @@ import torch
 from transformers import pipeline
 
 from infinity_emb import AsyncEngineArray
-from infinity_emb.embedding import EmbedOptions
+from infinity_emb.engine.results import EmbedOptions
 from tests.parity import references
 from tests.parity.references import load_embedder, load_late_interaction, load_reranker, load_sparse_encoder
 from tests.parity.serving import assert_same_scores, assert_same_vectors, engine_args
 from tests.parity.test_m3 import ALL, Model, sparse_array
-from tests.small_models import (
+from tests.support.small_models import (
     random_texts,
     save_small_classifier,
     save_small_late_interaction,

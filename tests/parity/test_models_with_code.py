@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.errors import StartupError
-from tests.small_models.media import random_images
+from tests.support.small_models.media import random_images
 
 pytestmark = pytest.mark.model
 
@@ -71,7 +72,7 @@ def folder(tmp_path: Path) -> Path:
     modules = [{"idx": 0, "name": "0", "path": "", "type": "towers.Towers"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "config_sentence_transformers.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({}, tmp_path / "model.safetensors")
     return tmp_path
 
 

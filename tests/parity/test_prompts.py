@@ -15,7 +15,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder
 from tests.parity.serving import LONG, Served, assert_same_vectors
-from tests.small_models import save_small_model
+from tests.support.small_models import save_small_model
 
 pytestmark = pytest.mark.model
 

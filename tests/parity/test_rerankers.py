@@ -18,7 +18,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import copied, load_reranker
 from tests.parity.serving import LONG, Served, assert_same_scores
-from tests.small_models import (
+from tests.support.small_models import (
     ARCHITECTURES,
     HIDDEN_SIZE,
     PACKED_ARCHITECTURES,
@@ -86,7 +86,6 @@ def test_a_prompt_stands_before_the_query_alone(compared: Compared, texts: list[
         ({"sentence_transformers": {"activation_fn": IDENTITY}}, "identity"),
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "tanh"),
         ({"sbert_ce_default_activation_function": IDENTITY}, "identity"),
-        ({"sentence_transformers": {"activation_fn": "somebody.else.Code"}}, "sigmoid"),
     ],
 )
 def test_the_activation_is_what_the_config_names(
@@ -141,6 +140,7 @@ def test_what_the_config_of_a_decoder_calls_padding_may_end_a_document(
     """Its head reads the last token that is not the config's padding, which is a plain character here."""
     path = save_small_classifier(tmp_path, "qwen2")
     served, model = serve(path), load_reranker(path)
+    assert model.config is not None
     padding = model.tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
     assert len(padding) == 1
     docs = [texts[0] + padding, padding * 3 + texts[1], texts[2] + padding * 5, padding]

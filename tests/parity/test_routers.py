@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder
 from tests.parity.serving import Served, assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     make_tokenizer,
     save_pipeline,
@@ -34,7 +35,11 @@ def route(model: Path) -> list[torch.nn.Module]:
 
 def assert_routes_alike(served: Served, path: Path, texts: list[str]) -> None:
     model = load_embedder(path)
-    encodes = {None: model.encode, "query": model.encode_query, "document": model.encode_document}
+    encodes: dict[str | None, Any] = {
+        None: model.encode,
+        "query": model.encode_query,
+        "document": model.encode_document,
+    }
     expected = {task: references.vectors(encode, texts) for task, encode in encodes.items()}
     for task in encodes:
         assert_same_vectors(served.embed(texts, input_type=task), expected[task])

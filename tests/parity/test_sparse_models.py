@@ -17,7 +17,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_sparse_encoder
 from tests.parity.serving import LONG, MAX_SCORE_DIFFERENCE, Served, assert_same_scores, assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     VOCABULARY_SIZE,
     make_tokenizer,

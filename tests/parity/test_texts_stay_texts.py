@@ -20,15 +20,15 @@ from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForCausalLM
 
-from infinity_emb.backends.base import Pair
-from infinity_emb.backends.torch_models import num_prompt_tokens
-from infinity_emb.backends.torch_prepare import preprocess
+from infinity_emb.backends.torch.st_introspection import count_prompt_tokens
+from infinity_emb.backends.torch.st_preprocessing import preprocess
+from infinity_emb.items import Pair
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_reranker
 from tests.parity.serving import assert_same_scores, assert_same_vectors
 from tests.parity.test_language_model_rerankers import TEMPLATE
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     save_network,
     save_pipeline,
@@ -36,7 +36,7 @@ from tests.small_models import (
     save_small_model,
     save_small_yes_no_reranker,
 )
-from tests.small_models.media import save_clip, save_siglip
+from tests.support.small_models.media import save_clip, save_siglip
 
 pytestmark = [
     pytest.mark.model,
@@ -157,11 +157,13 @@ def test_the_tokens_of_a_prompt_are_counted_without_opening_it(
     tmp_path: Path, texts_of_strangers: list[str]
 ) -> None:
     """As many as the same prompt has where it is no address, to which sentence-transformers' own count is."""
-    transformer = SentenceTransformer(str(save_clip(tmp_path)), device="cpu")[0]
+    transformer: Any = SentenceTransformer(str(save_clip(tmp_path)), device="cpu")[0]
     for prompt in texts_of_strangers:
         ids = transformer.tokenizer(prompt, truncation=True)["input_ids"]
-        assert num_prompt_tokens(transformer, prompt) == len(ids) - 1  # less the end token
-    assert num_prompt_tokens(transformer, "word9 word10 ") == transformer._get_prompt_length("word9 word10 ")
+        assert count_prompt_tokens(transformer, prompt) == len(ids) - 1  # less the end token
+    assert count_prompt_tokens(transformer, "word9 word10 ") == transformer._get_prompt_length(
+        "word9 word10 "
+    )
 
 
 @pytest.mark.parametrize("has_template", [True, False])

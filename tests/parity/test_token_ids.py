@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from infinity_emb.backends.base import Ids, InputOptions
-from infinity_emb.backends.torch_prepare import FeatureDoor
+from infinity_emb.backends.torch.encoders import ProcessorEncoder
 from infinity_emb.errors import BadInput
+from infinity_emb.items import InputOptions, TokenIdsInput, number_inputs
 from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_late_interaction
 from tests.parity.serving import assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     make_tokenizer,
     save_pipeline,
     save_small_late_interaction,
@@ -26,7 +26,9 @@ pytestmark = pytest.mark.model
 
 
 def ids_of(model: Any, texts: list[str]) -> list[Any]:
-    return [Ids(tuple(model.preprocess([text])["input_ids"].reshape(-1).tolist())) for text in texts]
+    return [
+        TokenIdsInput(tuple(model.preprocess([text])["input_ids"].reshape(-1).tolist())) for text in texts
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "qwen2", "mpnet"])
@@ -37,9 +39,9 @@ def test_ids_have_the_vectors_of_their_texts(
     served, model = serve(path, token_ids="model"), load_embedder(path)
     mixed = [*ids_of(model, texts[:8]), *texts[8:]]
     assert_same_vectors(served.embed(mixed), references.vectors(model.encode, texts))
-    largest = served.engine.vocabulary.size
+    largest = served.model.vocabulary.size
     with pytest.raises(BadInput, match=f"input 0 has the token id {largest}"):
-        served.embed([Ids((largest,))])  # type: ignore[list-item]
+        served.embed([TokenIdsInput((largest,))])
 
 
 def test_ids_of_static_models(serve: Serve, texts: list[str], tmp_path: Path) -> None:
@@ -56,15 +58,17 @@ def test_queries_of_late_interaction_models_are_filled_up_as_texts_are(
     path = save_small_late_interaction(tmp_path, "bert", query_expansion=expansion)
     served, model = serve(path, token_ids="model"), load_late_interaction(path)
     queries = [" ".join(text.split()[:9]) for text in texts[:6]]
-    ids = [Ids(tuple(model.tokenizer(query)["input_ids"])) for query in queries]
+    ids = [TokenIdsInput(tuple(model.tokenizer(query)["input_ids"])) for query in queries]
     expected = references.token_vectors(model.encode_query, queries)
-    actual = served.multivector(ids, input_type="query", prompt="")  # type: ignore[arg-type]
+    actual = served.multivector(ids, input_type="query", prompt="")
     assert_same_vectors(actual, expected)
 
 
 def test_a_model_that_reads_texts_its_own_way_says_so(bert: Path) -> None:
-    door = FeatureDoor(model=load_embedder(bert), lock=None, max_tokens=256, prompt_length=lambda prompt: 0)
+    encode = ProcessorEncoder(
+        model=load_embedder(bert), lock=None, max_tokens=256, count_prompt_tokens=lambda prompt: 0
+    )
     with pytest.raises(BadInput, match="input 1 is token ids, and this model's own preprocessing"):
-        door(["a", Ids((1,))], InputOptions())
+        encode(number_inputs(["a", TokenIdsInput((1,))]), InputOptions())
     with pytest.raises(BadInput, match=r"has 6 tokens, and this model's own preprocessing cannot cut it"):
-        door(["word1 word2 word3 word4"], InputOptions(max_tokens=3))
+        encode(number_inputs(["word1 word2 word3 word4"]), InputOptions(max_tokens=3))

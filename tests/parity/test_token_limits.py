@@ -14,7 +14,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import load_embedder, load_late_interaction, load_reranker
 from tests.parity.serving import LONG, Served, assert_same_scores, assert_same_vectors
-from tests.small_models import save_small_classifier, save_small_late_interaction, save_small_model
+from tests.support.small_models import save_small_classifier, save_small_late_interaction, save_small_model
 
 pytestmark = pytest.mark.model
 
@@ -56,7 +56,7 @@ def test_a_text_over_the_asked_limit_is_refused_where_nothing_may_be_cut(served:
 
 
 def test_pieces_are_as_small_as_the_limit_that_was_asked_for(served: Served, path: Path) -> None:
-    model, split = load_embedder(path), served.engine._model.split
+    model, split = load_embedder(path), served.model.split
     assert split is not None
     pieces = split(LONG, prompt="", max_tokens=20)
     parts = [LONG[piece.start : piece.end] for piece in pieces]
@@ -105,7 +105,7 @@ def test_texts_and_pairs_are_classified_by_their_first_tokens(
     classify = transformers.pipeline("text-classification", str(path), device="cpu", top_k=None)
     inputs: list[Any] = [texts[0], (texts[1], texts[2]), texts[3]]
     asked = [each if isinstance(each, str) else {"text": each[0], "text_pair": each[1]} for each in inputs]
-    answers = [classify([each], truncation=True, max_length=16)[0] for each in asked]
+    answers: list[Any] = [classify([each], truncation=True, max_length=16)[0] for each in asked]
     labels = served.engine.info.labels
     expected = [
         [{each["label"]: each["score"] for each in row}[label] for label in labels] for row in answers

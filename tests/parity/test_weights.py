@@ -20,7 +20,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike, copied, load_embedder
 from tests.parity.serving import assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     HIDDEN_SIZE,
     save_pipeline,
     save_small_model,
@@ -97,6 +97,6 @@ def test_a_pickle_that_would_run_code_is_refused(
     else:
         (path / name).write_bytes(pickle.dumps(bomb))
 
-    with pytest.raises(StartupError, match="could not be loaded"):
+    with pytest.raises(StartupError, match=r"could not be loaded|does not hold a linear layer"):
         serve(path)
     assert not trace.exists()

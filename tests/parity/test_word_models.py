@@ -22,7 +22,7 @@ from tests.parity import references
 from tests.parity.conftest import Serve
 from tests.parity.references import assert_served_alike, load_embedder
 from tests.parity.serving import LONG, assert_same_vectors
-from tests.small_models import (
+from tests.support.small_models import (
     WORDS,
     save_pipeline,
 )

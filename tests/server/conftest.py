@@ -7,13 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from tests.server.tiny_server import build_debug_app, client_of
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Tests marked `anyio` run on asyncio."""
-    return "asyncio"
+from tests.support.tiny_server import build_debug_app, client_of
 
 
 @pytest.fixture(autouse=True, scope="session")

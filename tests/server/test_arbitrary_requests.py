@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from infinity_emb.server.dialects.tei.sparse import SparseRequest
+from infinity_emb.server.dialects.voyage import VoyageRerankRequest
 from infinity_emb.server.schemas.classify import ClassifyRequest
 from infinity_emb.server.schemas.embeddings import EmbeddingRequest, MediaRequest
 from infinity_emb.server.schemas.rerank import RerankRequest
-from infinity_emb.server.schemas.sparse import SparseRequest
-from infinity_emb.server.schemas.voyage import VoyageRerankRequest
-from tests.server.tiny_server import build_debug_app, client_of, debug_args
+from tests.support.tiny_server import build_debug_app, client_of, debug_args
 
 pytestmark = pytest.mark.anyio
 
@@ -69,14 +69,18 @@ FITTING: dict[str, st.SearchStrategy[Any]] = {
     "embed_dtype": st.sampled_from(["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]),
     "endianness": st.sampled_from(["native", "big", "little"]),
     "normalized": st.booleans(),
+    "normalize": st.booleans(),
+    "use_activation": st.booleans(),
+    "max_tokens_per_query": st.integers(1) | st.just(-1),
+    "max_tokens_per_doc": st.integers(1) | st.just(-1),
     "return_multivector": st.booleans(),
     "chunking": st.booleans(),
     "late_chunking": st.booleans() | st.fixed_dictionaries({"chunk_size": st.integers(1, 2**31 - 1)}),
-    "top_n": st.integers(1),
+    "top_n": st.integers(0),
     "rank_fields": st.lists(st.text(), max_size=3),
     "priority": st.sampled_from(["interactive", "bulk"]) | st.integers(),
     "timeout": st.integers(60, 10**6),
-    "top_k": st.integers(1),
+    "top_k": st.integers(0),
     "raw_scores": st.booleans(),
     "return_documents": st.booleans(),
     "user": st.text(),

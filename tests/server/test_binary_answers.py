@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from infinity_emb.server import encode
-from infinity_emb.server.embedding_options import MAX_DESCRIBED
-from infinity_emb.server.vector_bytes import ByteFormat
-from tests.server.tiny_server import build_debug_app, client_of, client_of_kind, debug_args, embed
+from infinity_emb.server.responses import sliced
+from infinity_emb.server.responses.binary_vectors import ByteFormat
+from infinity_emb.server.responses.encoding import MAX_DESCRIBED
+from tests.support.tiny_server import build_debug_app, client_of, client_of_kind, debug_args, embed
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,9 @@ async def test_the_accept_header_asks_for_bytes(client: httpx.AsyncClient, accep
     np.testing.assert_array_equal(read(response), await floats(client))
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "", "application/octet-streams"])
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "", f"application/json, {MEDIA_TYPE}", f"{MEDIA_TYPE};q=0"]
+)
 async def test_other_accept_headers_do_not(client: httpx.AsyncClient, accept: str) -> None:
     response = await client.post("/embeddings", json={"input": TEXTS}, headers={"accept": accept})
     assert response.json()["object"] == "list"
@@ -148,7 +150,7 @@ async def test_one_output_may_be_named(outputs: list[str]) -> None:
 
 async def test_slices_make_one_body(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a" * length for length in range(7)]
-    monkeypatch.setattr(encode, "VALUES_PER_SLICE", 30)
+    monkeypatch.setattr(sliced, "VALUES_PER_SLICE", 30)
     given = read(await embed(client, texts, encoding_format="bytes"))
     np.testing.assert_array_equal(given, [[float(length)] * 13 for length in range(7)])
 
@@ -173,7 +175,7 @@ async def test_more_inputs_than_the_header_holds_are_refused_with_the_way_out(
     assert refused.status_code == 422
     error = refused.json()["error"]
     assert error["param"] == "input"
-    assert "has 513 members, the limit is 512" in error["message"]
+    assert "has 513 items, the limit is 512" in error["message"]
     assert "bytes_only" in error["message"]
     bare = await embed(client, texts, encoding_format="bytes_only")
     assert len(bare.content) == len(texts) * 13 * 4
@@ -184,8 +186,8 @@ async def test_more_inputs_than_the_header_holds_are_refused_with_the_way_out(
     ("members", "param", "part"),
     [
         ({"outputs": ["dense", "multivector"]}, "outputs", "either 'dense' or 'multivector'"),
-        ({"outputs": ["sparse"]}, "outputs", "ask for base64"),
-        ({"late_chunking": True}, "late_chunking", "ask for base64"),
+        ({"outputs": ["sparse"]}, "outputs", "use base64"),
+        ({"late_chunking": True}, "late_chunking", "use base64"),
         ({"embed_dtype": "float16", "embedding_dtype": "int8"}, "embed_dtype", "'int8'"),
         ({"embed_dtype": "bfloat16", "output_dtype": "ubinary"}, "embed_dtype", "'ubinary'"),
         ({"embed_dtype": "int8"}, "embed_dtype", "'fp8_e4m3' or 'fp8_e5m2'"),

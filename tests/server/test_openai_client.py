@@ -12,8 +12,8 @@ import numpy as np
 import openai
 import pytest
 
-from infinity_emb.server.app import ServerApp
-from tests.server.tiny_server import build_debug_app, debug_args
+from infinity_emb.server.server_app import ServerApp
+from tests.support.tiny_server import build_debug_app, debug_args
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +56,9 @@ async def test_models_are_listed_and_retrieved() -> None:
 
 
 async def test_errors_reach_the_user_with_their_message() -> None:
-    async with openai_client_of(build_debug_app(max_body_bytes=10_000)) as client:
-        with pytest.raises(openai.BadRequestError, match="Available model names") as bad:
+    app = build_debug_app(debug_args(), debug_args("second"), max_body_bytes=10_000)
+    async with openai_client_of(app) as client:
+        with pytest.raises(openai.NotFoundError, match="Available model names") as bad:
             await client.embeddings.create(model="other", input="a")
         assert bad.value.param == "model"
         with pytest.raises(openai.UnprocessableEntityError, match="check_embedding_ctx_length=False"):

@@ -9,47 +9,53 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from pydantic import TypeAdapter
 
-from infinity_emb import __version__
-from infinity_emb.server.errors import RETRY_HEADERS
-from infinity_emb.server.schemas.classify import ClassifyResponse
-from infinity_emb.server.schemas.cohere import (
+from infinity_emb._version import __version__
+from infinity_emb.server.dialects.cohere.errors import CohereError
+from infinity_emb.server.dialects.cohere.schemas import (
     CohereEmbedResponse,
-    CohereError,
     CohereFloatsResponse,
     CohereRerankResponse,
 )
-from infinity_emb.server.schemas.embeddings import EmbeddingResponse
-from infinity_emb.server.schemas.models import ModelEntry, ModelList
-from infinity_emb.server.schemas.nim import NimHealth, NimRankingResponse
-from infinity_emb.server.schemas.ollama import (
+from infinity_emb.server.dialects.nim import NimHealth, NimRankingResponse
+from infinity_emb.server.dialects.ollama.errors import OllamaError
+from infinity_emb.server.dialects.ollama.schemas import (
     OllamaEmbedResponse,
-    OllamaError,
     OllamaPromptResponse,
     OllamaShow,
     OllamaTags,
     OllamaVersion,
 )
+from infinity_emb.server.dialects.tei.errors import TeiError
+from infinity_emb.server.dialects.tei.info import TeiInfo
+from infinity_emb.server.dialects.tei.schemas import TeiPredictions, TeiRanked, TeiVectors
+from infinity_emb.server.dialects.tei.sparse import SparseResponse
+from infinity_emb.server.dialects.vllm.schemas import (
+    VllmClassifyResponse,
+    VllmPoolingResponse,
+    VllmScoreResponse,
+)
+from infinity_emb.server.dialects.voyage import VoyageError, VoyageRerankResponse
+from infinity_emb.server.responses.errors import RETRY_HEADERS
+from infinity_emb.server.schemas.classify import ClassifyResponse
+from infinity_emb.server.schemas.embeddings import EmbeddingResponse
+from infinity_emb.server.schemas.models import ModelEntry, ModelList
 from infinity_emb.server.schemas.rerank import RerankResponse
-from infinity_emb.server.schemas.sparse import SparseResponse
 from infinity_emb.server.schemas.system import Health, Readiness
-from infinity_emb.server.schemas.tei import TeiError, TeiInfo, TeiPredictions, TeiRanked, TeiVectors
-from infinity_emb.server.schemas.vllm import VllmClassifyResponse, VllmPoolingResponse, VllmScoreResponse
-from infinity_emb.server.schemas.voyage import VoyageError, VoyageRerankResponse
-from tests.server.tiny_server import build_debug_app, client_of, debug_args
+from tests.support.tiny_server import build_debug_app, client_of, debug_args
 
 pytestmark = pytest.mark.anyio
 
 TASKS = (
     *("/embeddings", "/multi-vector", "/embeddings_image", "/embeddings_audio"),
-    *("/rerank", "/classify", "/embed_sparse"),
+    *("/rerank", "/v1/rerank", "/classify", "/embed_sparse"),
     *("/embed", "/predict", "/similarity", "/", "/embed_all", "/tokenize", "/decode"),
     *("/v1/embed", "/v2/embed", "/v2/rerank"),
-    *("/api/embed", "/api/embeddings", "/api/show", "/ranking"),
-    *("/score", "/pooling"),
+    *("/api/embed", "/api/embeddings", "/api/show", "/api/pull", "/ranking"),
+    *("/score", "/pooling", "/detokenize"),
 )
 KINDS = ("embedder", "reranker", "classifier")
 TEI_PATHS = (
-    *("/embed", "/embed_sparse", "/predict", "/similarity", "/", "/rerank"),
+    *("/embed", "/embed_sparse", "/predict", "/similarity", "/", "/rerank", "/v1/rerank"),
     *("/embed_all", "/tokenize", "/decode"),
 )
 
@@ -85,6 +91,7 @@ async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: 
         "/embeddings_image": ["embeddings_image"],
         "/embeddings_audio": ["embeddings_audio"],
         "/rerank": ["rerank"],
+        "/v1/rerank": ["rerank_v1"],
         "/classify": ["classify"],
         "/embed_sparse": ["embed_sparse"],
         "/embed": ["tei_embed"],
@@ -102,14 +109,19 @@ async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: 
         "/api/embeddings": ["ollama_embeddings"],
         "/api/show": ["ollama_show"],
         "/api/tags": ["ollama_tags"],
+        "/api/ps": ["ollama_ps"],
+        "/api/pull": ["ollama_pull"],
         "/api/version": ["ollama_version"],
         "/ranking": ["nim_ranking"],
         "/score": ["vllm_score"],
         "/pooling": ["vllm_pooling"],
+        "/detokenize": ["vllm_detokenize"],
+        "/version": ["vllm_version"],
         "/models": ["models"],
         "/models/{model_id}": ["model"],
         "/health": ["health"],
         "/ready": ["ready"],
+        "/ping": ["ping"],
         "/metrics": ["metrics"],
         "/v1/health/live": ["nim_health_live"],
         "/v1/health/ready": ["nim_health_ready"],
@@ -137,26 +149,48 @@ async def test_every_example_of_every_route_works_when_pasted() -> None:
                 assert response.status_code == 200, (path, name, response.text)
 
 
-async def test_every_member_of_every_request_is_described(client: httpx.AsyncClient) -> None:
+async def test_every_field_of_every_request_is_described(client: httpx.AsyncClient) -> None:
     document = await document_of(client)
     schemas = document["components"]["schemas"]
     bodies = json.dumps([document["paths"][path]["post"]["requestBody"] for path in TASKS])
     requests = set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', bodies))
     assert requests == {name for name in schemas if name.endswith("Request")}
     for schema in (schemas[name] for name in requests):
-        for name, member in schema["properties"].items():
-            assert member.get("description"), name
+        for name, field in schema["properties"].items():
+            assert field.get("description"), name
+
+
+async def test_every_schema_is_used_and_described_with_its_fields(client: httpx.AsyncClient) -> None:
+    document = await document_of(client)
+    schemas = document["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))) == set(schemas)
+    for name, schema in schemas.items():
+        assert schema["description"], name
+        for field_name, field in schema.get("properties", {}).items():
+            # Constants explain themselves, and objects are described where they are defined.
+            is_clear = "const" in field or "enum" in field or "#/components/schemas/" in json.dumps(field)
+            assert is_clear or field.get("description"), (name, field_name)
+
+
+async def test_operations_are_grouped_and_have_a_short_summary(client: httpx.AsyncClient) -> None:
+    paths = (await document_of(client))["paths"]
+    operations = [operation for methods in paths.values() for operation in methods.values()]
+    for operation in operations:
+        assert 0 < len(operation["summary"]) <= 60, operation["operationId"]
+        assert len(operation["tags"]) == 1
+        assert operation["tags"][0]
+    assert len({operation["tags"][0] for operation in operations}) == 8
 
 
 @pytest.mark.parametrize("path", TASKS)
 async def test_every_error_that_can_happen_is_documented(client: httpx.AsyncClient, path: str) -> None:
     responses = (await document_of(client))["paths"][path]["post"]["responses"]
-    assert set(responses) - {"404", "424"} == {"200", "400", "413", "415", "422", "429", "500", "503", "504"}
-    assert ("404" in responses) == path.startswith("/api/")
+    statuses = {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(responses) - {"424"} == statuses
     assert ("424" in responses) == (path in TEI_PATHS)
     for status in ("429", "503"):
         assert set(responses[status]["headers"]) == set(RETRY_HEADERS)
-    for status in ("400", "413", "415", "422"):
+    for status in ("400", "404", "413", "415", "422"):
         assert set(responses[status]["headers"]) == {"x-should-retry"}
 
 

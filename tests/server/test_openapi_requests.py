@@ -8,7 +8,6 @@ servers of the fake engine. `OPENAPI_TEST_EXAMPLES=1000` asks for more examples 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.routing import Route
 
-from infinity_emb.config import ServerConfig
+from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.server.app import build_app
-from tests.server_process import CLEAN_ENVIRON, COMMAND, FAKE, Server
+from tests.support.server_process import FAKE, Server
 
 NUM_EXAMPLES = int(os.environ.get("OPENAPI_TEST_EXAMPLES", "10"))
 KINDS = ("embedder", "reranker", "classifier", "sparse", "multivector")
@@ -39,8 +38,8 @@ CHECKS = [
     response_schema_conformance,
 ]
 METHODS = ("get", "post", "put", "patch", "delete")
-# Paths that the document leaves out on purpose: itself and the page that shows it.
-UNDOCUMENTED = ("/openapi.json", "/docs", "/docs/{name}")
+# Paths that the document leaves out on purpose: itself and the pages for people.
+UNDOCUMENTED = ("/openapi.json", "/docs", "/docs/{name}", "/ui", "/ui/{name}")
 
 APP = build_app(lambda: pytest.fail("no model is needed for the document"), ServerConfig())
 DOCUMENT: dict[str, Any] = APP.openapi()
@@ -56,15 +55,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kinds = KINDS[:1] if request.param == "one model" else KINDS
     models = [word for kind in kinds for word in ("--model-id", f"{kind}?kind={kind}")]
     names = [word for kind in kinds for word in ("--served-model-name", kind)]
-    environ = {**CLEAN_ENVIRON, "INFINITY_HOME": str(tmp_path_factory.mktemp("home"))}
-    with subprocess.Popen(
-        [*COMMAND, *FAKE, *models, *names], env=environ, stderr=subprocess.PIPE, text=True
-    ) as process:
-        server = Server(process, "", [])
-        line = server.wait_for_line("listening on ")
-        server.url = line.partition("listening on ")[2].partition(",")[0]
-        yield server
-        process.kill()
+    server = Server(*FAKE, *models, *names, INFINITY_HOME=str(tmp_path_factory.mktemp("home")))
+    try:
+        yield server.wait_until_listening()
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
 @SCHEMA.parametrize()
 @settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_the_document_says(
-    case: schemathesis.Case, server: Server, session: requests.Session
+    case: schemathesis.Case[Any], server: Server, session: requests.Session
 ) -> None:
     case.call_and_validate(base_url=server.url, session=session, checks=CHECKS)
 
@@ -132,6 +127,13 @@ def test_every_route_is_in_the_document_or_left_out_on_purpose() -> None:
         if method != "HEAD"
     }
     twins = {(method, path) for method, path in served if (method, path.removeprefix("/v1")) in documented}
-    on_purpose = {("GET", "/"), *(("GET", path) for path in UNDOCUMENTED)}
+    on_purpose = {
+        ("GET", "/"),
+        *(("GET", path) for path in UNDOCUMENTED),
+        ("POST", "/openai/deployments/{deployment}/embeddings"),
+        ("POST", "/openai/v1/embeddings"),
+        *(("GET", f"/openai{base}/models{name}") for base in ("", "/v1") for name in ("", "/{model_id}")),
+        ("POST", "/invocations"),
+    }
     assert documented <= served
     assert served - documented - twins == on_purpose

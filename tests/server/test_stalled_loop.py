@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.server.tiny_server import build_debug_app, client_of, debug_args, embed
+from tests.support.tiny_server import build_debug_app, client_of, debug_args, embed
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +22,6 @@ async def test_an_event_loop_that_was_held_answers_each_request_once_and_drops_w
         assert statuses[:12] == [200] * 12
         assert set(statuses[12:]) <= {200, 504}
         engine = app.engine_array[0]
-        assert statuses.count(504) == engine.num_late_requests > 0
-        assert engine._running.num_accepted_items == 0
+        assert statuses.count(504) == engine.status().num_timed_out_requests > 0
+        assert engine.status().num_items == 0
         assert (await embed(client, "afterwards")).status_code == 200

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from tests.server.test_tei_dialect import check_error
-from tests.server.tiny_server import build_debug_app, client_of, debug_args
-from tests.test_token_ids import BYTES
+from tests.preprocessing.test_token_ids import BYTES
+from tests.support.tiny_server import build_debug_app, client_of, debug_args
 
 pytestmark = pytest.mark.anyio
 
@@ -40,14 +39,19 @@ async def test_a_list_of_ids_is_one_input_and_a_list_of_lists_are_several(
     assert await lengths_of(inputs, **OWN) == lengths
 
 
-async def test_text_embeddings_inferences_routes_take_them_too() -> None:
+@pytest.mark.parametrize("policy", ["refuse", "model"])
+async def test_on_the_routes_of_text_embeddings_inference_they_are_always_the_models_own(
+    policy: str,
+) -> None:
+    """As on that server; they were refused unless the server was told to take them."""
     inputs = [[98, 97], "c"]
-    embedded = await post("/embed", {"inputs": inputs, "normalize": False}, **OWN)
+    own = {"token_ids": policy}
+    embedded = await post("/embed", {"inputs": inputs, "normalize": False}, **own)
     assert [row[0] for row in embedded.json()] == [2, 1]
     assert embedded.headers["x-compute-characters"] == "3"
-    tokens = (await post("/embed_all", {"inputs": inputs}, **OWN)).json()
+    tokens = (await post("/embed_all", {"inputs": inputs}, **own)).json()
     assert [[row[0] for row in each] for each in tokens] == [[98, 97], [99]]
-    sparse = (await post("/embed_sparse", {"inputs": inputs}, **OWN)).json()
+    sparse = (await post("/embed_sparse", {"inputs": inputs}, **own)).json()
     assert [[entry["index"] for entry in each] for each in sparse] == [[97, 98], [99]]
 
 
@@ -59,17 +63,14 @@ async def test_by_default_they_are_refused_with_the_way_out(inputs: Any) -> None
     assert error["param"] == "input"
     assert "token ids are not accepted" in error["message"]
     assert "check_embedding_ctx_length=False" in error["message"]
-    for path in ("/embed", "/embed_all", "/embed_sparse"):
-        refused = await post(path, {"inputs": inputs})
-        check_error(refused, 422, "Validation", "token ids are not accepted")
 
 
 @pytest.mark.parametrize(
     ("members", "status", "part"),
     [
-        ({"input": [[]]}, 422, "member 0 is a list"),
+        ({"input": [[]]}, 422, "item 0 is a list"),
         ({"input": []}, 422, "the list is empty"),
-        ({"input": [True]}, 422, "member 0"),
+        ({"input": [True]}, 422, "item 0"),
         ({"input": [[1, "a"]]}, 422, ""),
         ({"input": [[1, 1.5]]}, 422, ""),
         ({"input": ["a", [0x110000]]}, 400, "input 1 has the token id 1114112"),
@@ -79,7 +80,7 @@ async def test_by_default_they_are_refused_with_the_way_out(inputs: Any) -> None
         ({"input": [[1] * 9000], "truncate": False}, 400, "has 9000 tokens, the limit is 8192"),
         ({"input": [[1], [2]], "late_chunking": True}, 400, "cannot be split or joined"),
         ({"input": [1], "modality": "image"}, 422, "token ids are not accepted"),
-        ({"input": [[1]] * 4}, 422, "has 4 members, the limit is 3"),
+        ({"input": [[1]] * 4}, 422, "has 4 items, the limit is 3"),
     ],
 )
 async def test_what_cannot_be_read_is_named(members: Any, status: int, part: str) -> None:
@@ -99,6 +100,8 @@ async def test_openais_clients_may_send_the_ids_of_its_models(monkeypatch: pytes
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: BYTES)
     ids = [BYTES.encode(text) for text in ("日本", "ab")]
     assert await lengths_of(ids, token_ids="cl100k") == [2, 2]
+    tei = await post("/embed", {"inputs": [97, 98, 99], "normalize": False}, token_ids="cl100k")
+    assert tei.json() == [[3] * 13], "ids of the model"
     wrong = await post("/embeddings", {"input": [256]}, token_ids="cl100k")
     assert wrong.status_code == 400
     assert "not one of OpenAI's cl100k_base" in wrong.json()["error"]["message"]

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.tiny_server import client_of_kind
+from tests.support.tiny_server import client_of_kind
 
 pytestmark = pytest.mark.anyio
 

@@ -1,1 +1,1 @@
-"""Other vendors' routes: request in, engine call, response out; one module per vendor."""
+"""APIs of other vendors: routes, schemas and errors; one folder or module per vendor."""

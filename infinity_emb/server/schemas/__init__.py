@@ -1,5 +1,5 @@
-"""What goes over the wire, for pydantic and the OpenAPI document; one module per route.
+"""Schemas of requests and responses for pydantic and OpenAPI, one module per route.
 
-Requests are validated: unknown members are ignored, an explicit null is the same as nothing. Responses are
-only described; their bytes are made by `encode.py` and a test holds the two together.
+Requests are validated: unknown fields are ignored, and null means that a field was not sent. Responses are
+only documented: `responses/` encodes them, and a test compares the two.
 """

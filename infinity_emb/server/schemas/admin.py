@@ -1,91 +1,94 @@
-"""`/admin/models`: the options of a model to load, and what becomes of it."""
+"""`/admin/models`: the options of a model to load, and the responses."""
 
 from __future__ import annotations
 
-from dataclasses import Field as OptionField
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infinity_emb.config import EngineArgs, engine_args_per_model
+from infinity_emb.config.engine_args import EngineArgs, engine_args_per_model
+from infinity_emb.config.options import Option, list_options
+from infinity_emb.config.parsing import did_you_mean, parse_option
 from infinity_emb.errors import StartupError
-from infinity_emb.options import flag_name, option_choices, option_fields, option_kind, parse_option
+from infinity_emb.server.request_errors import body_error
+from infinity_emb.server.schemas.common import JsonBody
 from infinity_emb.server.schemas.models import ModelEntry
-from infinity_emb.server.schemas.task import JsonBody
-from infinity_emb.server.validation import body_error
+from infinity_emb.types import MAX_MODEL_NAME_CHARS
 
 _JSON_TYPES: dict[type, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
     tuple: {"type": "array", "items": {"type": "integer", "minimum": 0}},
 }
-# As a flag without its dashes: `model_id`, `max_batch_tokens`.
-_OPTIONS: dict[str, OptionField[Any]] = {
-    flag_name(each).replace("-", "_"): each
-    for each in option_fields(EngineArgs)
-    if not each.metadata["no_effect"]
+# By names like `model_id` and `max_batch_tokens`.
+_OPTIONS: dict[str, Option] = {
+    option.key: option for option in list_options(EngineArgs) if not option.spec.is_ignored
 }
+_OLD_NAMES = {name: option for option in _OPTIONS.values() for name in option.spec.old_names}
 
 
 def _document_options(schema: dict[str, Any]) -> None:
-    """As `config.py` declares them."""
-    schema["properties"] = {name: _documented(each) for name, each in _OPTIONS.items()}
+    """Document the options as `config` declares them."""
+    schema["properties"] = {name: _document_option(option) for name, option in _OPTIONS.items()}
     schema["additionalProperties"] = False
 
 
-def _documented(each: OptionField[Any]) -> dict[str, Any]:
-    choices = option_choices(EngineArgs, each)
-    kind: dict[str, Any] = _JSON_TYPES.get(option_kind(EngineArgs, each), {"type": "string"})
-    limits = {name: each.metadata[name] for name in ("minimum", "maximum") if each.metadata[name] is not None}
+def _document_option(option: Option) -> dict[str, Any]:
+    kind: dict[str, Any] = _JSON_TYPES.get(option.kind, {"type": "string"})
+    limits = {"minimum": option.spec.minimum, "maximum": option.spec.maximum}
     return {
         **kind,
-        **({"enum": list(choices)} if choices else {}),
-        **limits,
-        "description": each.metadata["help"],
+        **({"enum": list(option.choices)} if option.choices else {}),
+        **{name: limit for name, limit in limits.items() if limit is not None},
+        "description": f"{option.spec.help} {option.spec.details}".strip(),
     }
 
 
 class LoadRequest(JsonBody):
-    """A model and its options, which are those of the command line; what is left out has its default."""
+    """A model and its options, which are those of the command line with the same defaults."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_document_options, protected_namespaces=())
 
-    model_id: str = Field(min_length=1)
+    model_id: str = Field(min_length=1, max_length=MAX_MODEL_NAME_CHARS)
 
     def engine_args(self) -> EngineArgs:
-        """Raises a 422 for an option that does not exist, or that cannot be what it was given."""
+        """Parse the options. Raises a 422 for an unknown option or an invalid value."""
         given = {"model_id": self.model_id, **(self.model_extra or {})}
-        values = {_option(name).name: [_parsed(name, value)] for name, value in given.items()}
+        values = {_find_option(name).name: [_parse_value(name, value)] for name, value in given.items()}
         [args] = engine_args_per_model(values)
         return args
 
 
-def _option(name: str) -> OptionField[Any]:
+def _find_option(name: str) -> Option:
+    if name in _OLD_NAMES:
+        return _OLD_NAMES[name]
     if name not in _OPTIONS:
-        message = f"is no option of a model; the options are {', '.join(_OPTIONS)}"
+        nearest = did_you_mean(name, list(_OPTIONS))
+        hint = nearest or f"; the options are {', '.join(_OPTIONS)}"
+        message = f"unknown option{hint}"
         raise body_error("extra_forbidden", message, loc=[name])
     return _OPTIONS[name]
 
 
-def _parsed(name: str, value: object) -> Any:
+def _parse_value(name: str, value: object) -> Any:
     try:
-        return parse_option(EngineArgs, _option(name), value, source=name)
+        return parse_option(_find_option(name), value, source=name)
     except StartupError as exc:
         raise body_error("option", exc.reason.removeprefix(f"{name} "), loc=[name], given=value) from None
 
 
 class AdminModelList(BaseModel):
-    """Every served model, and the names of those that are being loaded, unloaded or reloaded."""
+    """The served models and the names of those being loaded, unloaded or reloaded."""
 
     data: list[ModelEntry]
-    changing: list[str]
+    changing: list[str] = Field(description="Names of models being loaded, unloaded or reloaded.")
     object: Literal["list"]
 
 
 class UnloadedModel(BaseModel):
-    """A model that is served no longer."""
+    """A model that is no longer served."""
 
-    id: str
+    id: str = Field(description="Served name.")
     object: Literal["model"]
     deleted: Literal[True]
 

@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from infinity_emb.server.inputs import TextsOrPairs
-from infinity_emb.server.schemas.task import MaxTokens, TaskAnswer, TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.schemas.common import MaxTokens, TaskRequest, TaskResponse, Truncate, TruncationSide
+from infinity_emb.server.schemas.inputs import TextsOrPairs
 
 
 class ClassifyRequest(TaskRequest):
-    """Texts, or pairs of texts, to be labelled."""
+    """Texts or pairs of texts to classify."""
 
     input: TextsOrPairs
-    raw_scores: bool | None = Field(None, description="Logits instead of probabilities.")
+    raw_scores: bool | None = Field(None, description="Return logits instead of probabilities.")
     truncate: Truncate = None
     truncation_side: TruncationSide = None
     truncate_prompt_tokens: MaxTokens = None
@@ -23,7 +23,7 @@ class ClassifyRequest(TaskRequest):
 CLASSIFY_EXAMPLES: dict[str, Any] = {
     "texts": {"summary": "Two texts", "value": {"input": ["I like it.", "I do not like it."]}},
     "pairs": {
-        "summary": "A text and what it may imply",
+        "summary": "A premise and a hypothesis",
         "value": {"input": [["Munich is in Germany.", "Munich is in Europe."]]},
     },
     "raw_scores": {"summary": "Logits", "value": {"input": "I like it.", "raw_scores": True}},
@@ -31,13 +31,13 @@ CLASSIFY_EXAMPLES: dict[str, Any] = {
 
 
 class LabelScore(BaseModel):
-    """How much a label fits."""
+    """The score of one label."""
 
-    score: float
-    label: str
+    score: float = Field(description="Probability, or logit with `raw_scores`.")
+    label: str = Field(description="Name of the label.")
 
 
-class ClassifyResponse(TaskAnswer):
+class ClassifyResponse(TaskResponse):
     """All labels of each input, the most likely first."""
 
     object: Literal["classify"]

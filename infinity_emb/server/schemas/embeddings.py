@@ -5,21 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from infinity_emb.primitives import EmbeddingDtype, EmbeddingEncodingFormat, Modality
-from infinity_emb.prompts import MAX_PROMPT_CHARS
-from infinity_emb.server.inputs import Inputs, TextsOrIds
+from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
+from infinity_emb.server.schemas.common import MaxTokens, TaskRequest, TaskResponse, Truncate, TruncationSide
 from infinity_emb.server.schemas.input_objects import describe_objects, unwrap_objects
-from infinity_emb.server.schemas.task import MaxTokens, TaskAnswer, TaskRequest, Truncate, TruncationSide
-from infinity_emb.server.vector_bytes import EmbedDtype, Endianness
+from infinity_emb.server.schemas.inputs import Inputs, TextsOrIds
+from infinity_emb.types import EmbeddingDtype, EmbeddingEncodingFormat, Modality
 
-AskedOutput = Literal["dense", "sparse", "multivector"]
-# More tokens than any model reads; beyond it, numbers stop to fit where they are computed with.
+EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
+Endianness = Literal["native", "big", "little"]
+RequestedOutput = Literal["dense", "sparse", "multivector"]
+# More tokens than any model reads, and the largest number that tokenizers accept.
 MAX_CHUNK_SIZE = 2**31 - 1
-_SAME_AS = "The same as `{}`."
-# 4 by 4 pixels, and 32 samples: as short as examples can be.
+_ALIAS = "Alias of `{}`."
+# 4 by 4 pixels, and 32 samples.
 _IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAFElEQVR4nGOsCNBggAEmBiSAmwMAMD"
     "QA+HS6plIAAAAASUVORK5CYII="
@@ -32,13 +41,13 @@ _AUDIO = (
 
 @dataclass(frozen=True, slots=True)
 class LateChunking:
-    """All inputs are read as one text; or one input in chunks of so many tokens."""
+    """Encode all inputs as one text, or one input in chunks of `chunk_size` tokens."""
 
     chunk_size: int | None
 
 
 def parse_late_chunking(value: Any) -> LateChunking | None:
-    """true, false, or an object that may have a `chunk_size`. Raises PydanticCustomError."""
+    """Parse true, false, or an object that may have a `chunk_size`. Raises PydanticCustomError."""
     if value is None or value is False:
         return None
     if value is True:
@@ -48,19 +57,21 @@ def parse_late_chunking(value: Any) -> LateChunking | None:
     size = value.get("chunk_size")
     if size is not None and not (type(size) is int and 1 <= size <= MAX_CHUNK_SIZE):
         raise PydanticCustomError(
-            "chunk_size_type", f"`chunk_size` must be a whole number of tokens in 1..{MAX_CHUNK_SIZE}"
+            "chunk_size_type", f"`chunk_size` must be an integer from 1 to {MAX_CHUNK_SIZE}"
         )
     return LateChunking(size)
 
 
 def parse_embedding_type(value: Any) -> EmbeddingDtype | Literal["base64"] | None:
-    """A number format or `base64`, alone or as a list's only member. Raises PydanticCustomError."""
+    """Parse a dtype or `base64`, alone or as the only item of a list. Raises PydanticCustomError."""
     if isinstance(value, list) and len(value) > 1:
-        raise PydanticCustomError("too_long", "one type an answer; send a request for each type")
+        raise PydanticCustomError(
+            "too_long", "only one type per request is supported; send a request for each"
+        )
     [given] = value if isinstance(value, list) and value else [value]
     if given is None or given == "base64":
         return None if given is None else "base64"
-    dtypes = {"float": EmbeddingDtype.float32, **{str(each): each for each in EmbeddingDtype}}
+    dtypes = {"float": EmbeddingDtype.float32, **{str(dtype): dtype for dtype in EmbeddingDtype}}
     if not isinstance(given, str) or given not in dtypes:
         names = ", ".join(map(repr, dtypes))
         raise PydanticCustomError("embedding_type", f"must be one of {names} and 'base64'")
@@ -68,87 +79,93 @@ def parse_embedding_type(value: Any) -> EmbeddingDtype | Literal["base64"] | Non
 
 
 _EMBEDDING_TYPE = {"type": "string", "enum": ["float", *map(str, EmbeddingDtype), "base64"]}
-NumberFormat = Annotated[
-    EmbeddingDtype, BeforeValidator(lambda value: "float32" if value == "float" else value)
-]
+Dtype = Annotated[EmbeddingDtype, BeforeValidator(lambda value: "float32" if value == "float" else value)]
 
 
 class MediaRequest(TaskRequest):
-    """The request of infinity's older routes for images and audio."""
+    """A request of the deprecated routes for images and audio."""
 
     input: Inputs
     encoding_format: EmbeddingEncodingFormat | None = Field(
         None,
-        description="`float`: numbers. `base64`: the vector's own bytes, several times faster to read."
-        " `bytes`: a body of all vectors' bytes, one after the other, and a header `metadata`, of JSON, which"
-        " says where each one is; `Accept: application/octet-stream` asks for it too. `bytes_only`: without"
-        " that header.",
+        description="`float`: JSON numbers. `base64`: the bytes of each vector, several times faster to"
+        " decode. `bytes`: a binary body with the bytes of all vectors and a JSON header `metadata` with the"
+        " byte range of each; also selected by `Accept: application/octet-stream`. `bytes_only`: the same"
+        " without the header.",
     )
 
 
 class EmbeddingRequest(MediaRequest):
-    """OpenAI's embeddings request, and what other vendors and sentence-transformers have beyond it."""
+    """OpenAI's embeddings request with the options of other vendors and of sentence-transformers."""
 
     input: TextsOrIds = Field(json_schema_extra=describe_objects)  # type: ignore[assignment]  # it is wider
     dimensions: int | None = Field(
-        None, description="Keep that many values of each vector, scaled back to length 1; 0 keeps all."
+        None,
+        description="Truncate vectors to this many dimensions and normalize them. With `modality`, as"
+        " infinity_client sends it, 0 keeps all.",
     )
-    output_dimension: int | None = Field(None, description=_SAME_AS.format("dimensions"))
-    modality: Modality | None = Field(None, description="What the inputs are; text where not given.")
+    output_dimension: int | None = Field(None, description=_ALIAS.format("dimensions"))
+    modality: Modality | None = Field(None, description="Modality of the inputs; text by default.")
     input_type: str | None = Field(
         None,
-        description="What a text is: query or document in any vendor's words, or one of the model's own tasks"
-        " and prompts. `model:query` and `model-query` as the model's name say the same.",
+        description="Kind of the inputs: query or document in any vendor's terms, or one of the model's tasks"
+        " or prompts. Model names like `model:query` and `model-query` set it, too.",
     )
-    task: str | None = Field(None, description=_SAME_AS.format("input_type"))
-    prompt_name: str | None = Field(None, description="The model's own prompt that goes before each text.")
+    task: str | None = Field(None, description=_ALIAS.format("input_type"))
+    prompt_name: str | None = Field(
+        None, description="Name of one of the model's prompts, which is prepended to each input."
+    )
     prompt: str | None = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description="What goes before each text; an empty one is none.",
+        description="Text to prepend to each input; an empty string means no prompt.",
     )
     truncate: Truncate = None
-    truncation: Truncate = None
+    truncation: Truncate = Field(None, description=_ALIAS.format("truncate"))
     truncation_side: TruncationSide = None
     truncate_prompt_tokens: MaxTokens = None
-    outputs: list[AskedOutput] | None = Field(
+    outputs: list[RequestedOutput] | None = Field(
         None,
         min_length=1,
-        max_length=len(get_args(AskedOutput)),
-        description="Vectors to answer, all from one pass of the model: `embedding`, `sparse_embedding` and"
-        " `multivector_embedding`. Without it, `embedding` is what the model is made for.",
+        max_length=len(get_args(RequestedOutput)),
+        description="Vectors to return, all from one forward pass, as `embedding`, `sparse_embedding` and"
+        " `multivector_embedding`. By default `embedding` holds the model's main output.",
     )
-    embedding_dtype: NumberFormat | None = Field(
-        None, description="Number format of the vectors; `float` is float32."
-    )
-    output_dtype: NumberFormat | None = Field(None, description=_SAME_AS.format("embedding_dtype"))
+    embedding_dtype: Dtype | None = Field(None, description="Data type of the vectors; `float` is float32.")
+    output_dtype: Dtype | None = Field(None, description=_ALIAS.format("embedding_dtype"))
     embedding_type: Annotated[
         EmbeddingDtype | Literal["base64"] | None,
         PlainValidator(parse_embedding_type),
         WithJsonSchema(
             {
                 "anyOf": [_EMBEDDING_TYPE, {"type": "array", "items": _EMBEDDING_TYPE}, {"type": "null"}],
-                "description": "The same as `embedding_dtype`, also as a list of one; `base64` is the"
+                "description": "Alias of `embedding_dtype`, also as a list with one item; `base64` sets"
                 " `encoding_format`.",
             }
         ),
     ] = None
     embed_dtype: EmbedDtype | None = Field(
-        None, description="Number format of the bytes, and of base64; lists of numbers are float32."
+        None, description="Data type of binary and base64 vectors; JSON numbers are always float32."
     )
     endianness: Endianness | None = Field(
-        None, description="Order of the bytes of a number, in base64 too; `little` where not given."
+        None, description="Byte order of binary and base64 vectors; `little` by default."
     )
     normalized: bool | None = Field(
         None,
-        description="true scales float vectors to length 1, which most models' are. Otherwise, and of whole"
-        " numbers and bits, they are the model's own.",
+        description="true normalizes vectors to length 1, false returns them as the model computes them,"
+        " which is refused where the model's own files normalize them. `--normalize` sets the default.",
+    )
+    normalize: bool | None = Field(None, description=_ALIAS.format("normalized"))
+    use_activation: bool | None = Field(
+        None,
+        validation_alias=AliasChoices("use_activation", "activation"),
+        description=_ALIAS.format("normalized"),
     )
     return_multivector: bool | None = Field(
-        None, description="Answer one vector a token, as `embeddings`; for late-interaction models."
+        None, description="Return one vector per token as `embeddings`; for late-interaction models."
     )
     chunking: bool | None = Field(
-        None, description="Split a text that is too long, and average the vectors of its pieces."
+        None, description="Split a text that is too long and average the vectors of its chunks."
     )
     late_chunking: Annotated[
         LateChunking | None,
@@ -160,17 +177,17 @@ class EmbeddingRequest(MediaRequest):
                     {"type": "object", "properties": {"chunk_size": {"type": "integer", "minimum": 1}}},
                     {"type": "null"},
                 ],
-                "description": "true: the inputs are read as one text, joined with spaces, and each has a"
-                " vector of its own. With `chunk_size` it is one input, and `data` has a vector for each"
-                " chunk of so many tokens.",
+                "description": "true: encode all inputs as one text, joined by spaces, and return one vector"
+                " per input. With `chunk_size`: encode one input and return one vector per chunk of that many"
+                " tokens.",
             }
         ),
     ] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _read_objects(cls, members: Any) -> Any:
-        return unwrap_objects(members)
+    def _unwrap_objects(cls, body: Any) -> Any:
+        return unwrap_objects(body)
 
 
 _TEXT = "Munich is in Germany."
@@ -186,23 +203,23 @@ EMBEDDING_EXAMPLES: dict[str, Any] = {
         "value": {"input": [_TEXT], "dimensions": 8},
     },
     "query": {
-        "summary": "A query, with the prompt that the model has for it",
+        "summary": "A query, with the model's query prompt",
         "value": {"input": "Where is Munich?", "input_type": "query"},
     },
     "truncate": {
-        "summary": "Refuse a text that is too long instead of cutting it",
+        "summary": "Reject a text that is too long instead of truncating it",
         "value": {"input": [_TEXT], "truncate": False},
     },
     "chunking": {
-        "summary": "Embed a text that is too long in pieces",
+        "summary": "Embed a text that is too long in chunks",
         "value": {"input": [_TEXT], "chunking": True},
     },
     "late_chunking": {
-        "summary": "Vectors of passages that know their context",
+        "summary": "Vectors of passages in the context of each other",
         "value": {"input": [_TEXT, "It has 1.5 million inhabitants."], "late_chunking": True},
     },
     "binary": {
-        "summary": "One bit for each value",
+        "summary": "One bit per dimension",
         "value": {"input": [_TEXT], "embedding_dtype": "ubinary", "encoding_format": "base64"},
     },
     "outputs": {
@@ -211,55 +228,53 @@ EMBEDDING_EXAMPLES: dict[str, Any] = {
     },
     "image": {"summary": "An image", "value": {"input": [_IMAGE], "modality": "image"}},
     "bytes": {
-        "summary": "Vectors as bytes of bfloat16, with a header that says where each one is",
+        "summary": "Binary response in bfloat16, with a header that describes it",
         "value": {"input": [_TEXT], "encoding_format": "bytes", "embed_dtype": "bfloat16"},
     },
-    "objects": {"summary": "As clients of Jina name an image", "value": {"input": [{"image": _IMAGE}]}},
+    "objects": {"summary": "An image in Jina's format", "value": {"input": [{"image": _IMAGE}]}},
 }
 MULTIVECTOR_EXAMPLES: dict[str, Any] = {
     "query": {
-        "summary": "A query, one vector a token",
+        "summary": "A query, one vector per token",
         "value": {"input": ["Where is Munich?"], "input_type": "query"},
     }
 }
 IMAGE_EXAMPLES: dict[str, Any] = {"image": {"summary": "An image", "value": {"input": [_IMAGE]}}}
-AUDIO_EXAMPLES: dict[str, Any] = {"audio": {"summary": "A sound", "value": {"input": [_AUDIO]}}}
+AUDIO_EXAMPLES: dict[str, Any] = {"audio": {"summary": "A clip", "value": {"input": [_AUDIO]}}}
 
 
 class SparseEmbedding(BaseModel):
-    """The entries of a vector that are not 0."""
+    """The non-zero values of a vector."""
 
-    indices: list[int] = Field(description="Ascending.")
-    values: list[float]
+    indices: list[int] = Field(description="Indices in the vocabulary, ascending.")
+    values: list[float] = Field(description="Values at these indices.")
 
 
 class CharRange(BaseModel):
-    """Where a passage stands in the text that was read."""
+    """The position of a passage in the joined text."""
 
-    char_range: tuple[int, int] = Field(description="First character, and the one behind the last.")
+    char_range: tuple[int, int] = Field(description="Index of the first character, and end of the range.")
 
 
 Values = list[float] | list[list[float]] | str
 
 
 class Embedding(BaseModel):
-    """The vectors of the input, or of the chunk, at `index`."""
+    """The vectors of one input or chunk."""
 
     object: Literal["embedding"]
     embedding: Values | None = Field(
-        None, description="A late-interaction model has a vector for each token here."
+        None, description="A vector; late-interaction models return one per token."
     )
     sparse_embedding: SparseEmbedding | None = None
-    multivector_embedding: Values | None = None
-    embeddings: Values | None = Field(None, description="One vector a token, for `return_multivector`.")
-    index: int
-    shape: tuple[int, int] | None = Field(
-        None, description="With base64: rows and columns of a matrix, whose rows follow one another."
-    )
+    multivector_embedding: Values | None = Field(None, description="One vector per token.")
+    embeddings: Values | None = Field(None, description="One vector per token, with `return_multivector`.")
+    index: int = Field(description="Index of the input, or of the chunk.")
+    shape: tuple[int, int] | None = Field(None, description="Shape of a matrix in base64, stored row by row.")
     late_chunking: CharRange | None = None
 
 
-class EmbeddingResponse(TaskAnswer):
+class EmbeddingResponse(TaskResponse):
     """The vectors of each input, in order."""
 
     object: Literal["list"]

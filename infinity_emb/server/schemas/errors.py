@@ -1,44 +1,45 @@
-"""Answers of 400 and above."""
+"""Error responses."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class ErrorInfo(BaseModel):
-    """What was wrong, the limit, and the way out."""
+    """An error."""
 
-    message: str
-    type: str
-    param: str | None
-    code: int
+    message: str = Field(description="What is wrong, and how to correct it.")
+    type: str = Field(description="Error type of OpenAI's API.")
+    param: str | None = Field(description="Field that caused the error.")
+    code: int = Field(description="HTTP status.")
 
 
 class ErrorResponse(BaseModel):
-    """Any answer of 400 and above."""
+    """An error response."""
 
     error: ErrorInfo
-    message: str
+    message: str = Field(description="The message of `error` again.")
 
 
 class HTTPErrorResponse(ErrorResponse):
-    """The error, with its text as `detail` too."""
+    """An error response with the name of the status."""
 
-    detail: str
+    detail: str = Field(description="Name of the status, for clients of FastAPI.")
 
 
 class ValidationDetail(BaseModel):
-    """One place in the request that does not fit."""
+    """One invalid part of the request."""
 
-    type: str
-    loc: list[str | int]
-    msg: str
-    input: Any
+    type: str = Field(description="Kind of the error.")
+    loc: list[str | int] = Field(description="Path to the invalid part.")
+    msg: str = Field(description="What is wrong with it.")
+    input: Any = Field(description="The invalid value, shortened.")
 
 
-class ValidationErrorResponse(ErrorResponse):
-    """The error, with every place that does not fit."""
+class ValidationErrorResponse(BaseModel):
+    """An error response that lists all invalid parts of the request."""
 
-    detail: list[ValidationDetail]
+    error: ErrorInfo
+    detail: list[ValidationDetail] = Field(description="The invalid parts.")

@@ -2,55 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
-from infinity_emb.prompts import MAX_PROMPT_CHARS
-from infinity_emb.server.inputs import Documents
-from infinity_emb.server.schemas.task import MaxTokens, TaskAnswer, TaskRequest, Truncate, TruncationSide
+from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
+from infinity_emb.server.schemas.common import (
+    REFUSED,
+    DocumentTokens,
+    MaxTokens,
+    QueryTokens,
+    Refusal,
+    TaskRequest,
+    TaskResponse,
+    Truncate,
+    TruncationSide,
+    UseActivation,
+)
+from infinity_emb.server.schemas.inputs import Documents, list_documents
+
+# They are looked up in each document.
+MAX_RANK_FIELDS = 64
+REFUSED_IN_RANKINGS: Mapping[str, Refusal] = {
+    "max_chunks_per_doc": Refusal("documents are not split; send parts of a document as documents"),
+}
 
 
 class RerankRequest(TaskRequest):
-    """A query, and the documents that may answer it."""
+    """A query and the documents to rank."""
 
-    input_member: ClassVar[str] = "documents"
+    input_field: ClassVar[str] = "documents"
+    refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **REFUSED_IN_RANKINGS}
 
-    query: str = Field(description="What is searched for.")
+    query: str = Field(description="The search query.")
     documents: Documents
-    top_n: int | None = Field(None, gt=0, description="Only so many of the best; all where not given.")
-    return_documents: bool | None = Field(None, description="Answer the documents' texts too.")
+    top_n: int | None = Field(
+        None, ge=0, description="Number of documents to return; 0 means all, the default."
+    )
+    return_documents: bool | None = Field(
+        None, description="Include the texts of the documents in the response."
+    )
     rank_fields: list[str] | None = Field(
         None,
-        description="Of documents that are objects, the members to read instead of `text`, in this order, one"
-        " a line.",
+        max_length=MAX_RANK_FIELDS,
+        description="For documents that are objects: fields to read instead of `text`, joined by newlines in"
+        " this order; a field that is named twice is read once.",
     )
-    raw_scores: bool | None = Field(None, description="Leave out the model's activation function.")
+    raw_scores: bool | None = Field(
+        None, description="Return scores without applying the model's activation function."
+    )
+    use_activation: UseActivation = None
+    max_tokens_per_query: QueryTokens = None
+    max_tokens_per_doc: DocumentTokens = None
     instruction: str | None = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description="What counts as an answer, for rerankers that take an instruction.",
+        description="Instruction for rerankers that accept one.",
     )
-    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="The same as `instruction`.")
-    prompt_name: str | None = Field(None, description="One of the model's own instructions.")
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="Alias of `instruction`.")
+    prompt_name: str | None = Field(None, description="Name of one of the model's instructions.")
     truncate: Truncate = None
     truncation_side: TruncationSide = None
     truncate_prompt_tokens: MaxTokens = None
 
+    _given_documents: list[Any] = PrivateAttr(default_factory=list)
+
+    def get_document(self, index: int) -> dict[str, Any]:
+        """Return a document as an object, as the client sent it, or with the field `text`."""
+        given = self._given_documents[index]
+        return given if isinstance(given, dict) else {"text": given}
+
     @model_validator(mode="before")
     @classmethod
-    def _read_fields(cls, members: dict[str, Any]) -> dict[str, Any]:
-        fields, documents = members.get("rank_fields"), members.get("documents")
-        if not isinstance(fields, list) or not isinstance(documents, list):
-            return members
-        return {**members, "documents": [_text_of(each, fields) for each in documents]}
+    def _join_fields(cls, body: dict[str, Any]) -> dict[str, Any]:
+        fields, documents = body.get("rank_fields"), body.get("documents")
+        if not isinstance(fields, list) or not isinstance(documents, list) or len(fields) > MAX_RANK_FIELDS:
+            return body  # the fields' own checks say what is wrong
+        names = dict.fromkeys(name for name in fields if isinstance(name, str))
+        return {**body, "documents": [_join_lines(document, names) for document in documents]}
+
+    # Defined last, so that it sees the documents first.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_documents(cls, body: Any, validate: ModelWrapValidatorHandler[RerankRequest]) -> RerankRequest:
+        request = validate(body)
+        request._given_documents = list_documents(body["documents"])
+        return request
 
 
-def _text_of(document: Any, fields: list[Any]) -> Any:
-    """Of an object with any of the fields their lines; anything else is left as it is."""
+def _join_lines(document: Any, names: Iterable[str]) -> Any:
+    """Join fields of an object, each once; return anything else unchanged."""
     if not isinstance(document, dict):
         return document
-    lines = [document[name] for name in fields if isinstance(name, str) and name in document]
+    lines = [document[name] for name in names if name in document]
     return "\n".join(lines) if lines and set(map(type, lines)) == {str} else document
 
 
@@ -59,39 +104,53 @@ _DOCUMENTS = ["The sky is blue.", "Munich is in Germany.", "Munich has many beer
 
 RERANK_EXAMPLES: dict[str, Any] = {
     "documents": {
-        "summary": "Three documents by how well they answer",
+        "summary": "Rank three documents",
         "value": {"query": _QUERY, "documents": _DOCUMENTS},
     },
     "top": {
-        "summary": "The best one, with its text",
+        "summary": "Return the best document with its text",
         "value": {"query": _QUERY, "documents": _DOCUMENTS, "top_n": 1, "return_documents": True},
     },
     "raw_scores": {
-        "summary": "Scores as the model computes them",
-        "value": {"query": _QUERY, "documents": [{"text": each} for each in _DOCUMENTS], "raw_scores": True},
+        "summary": "Scores without the activation function",
+        "value": {"query": _QUERY, "documents": [{"text": text} for text in _DOCUMENTS], "raw_scores": True},
     },
 }
 
 
 class DocumentObject(BaseModel):
-    """A document, as Cohere's own clients read it."""
+    """A document as an object: as the request has it, or with its text."""
 
-    text: str
+    model_config = ConfigDict(extra="allow")
+
+    text: str | None = Field(None, description="The text of the document.")
 
 
 class RankedDocument(BaseModel):
-    """The score of the document at `index` of the request."""
+    """The score of one document."""
 
-    relevance_score: float
-    index: int
-    document: str | DocumentObject | None = Field(
-        None,
-        description="Left out unless `return_documents` asks for it; an object for Cohere's own clients.",
-    )
+    relevance_score: float = Field(description="Relevance to the query; higher is better.")
+    index: int = Field(description="Index of the document in the request.")
+    document: str | None = Field(None, description="Only present with `return_documents`.")
 
 
-class RerankResponse(TaskAnswer):
+class RerankResponse(TaskResponse):
     """The documents, best first."""
 
     object: Literal["rerank"]
     results: list[RankedDocument]
+
+
+class RankedObject(BaseModel):
+    """The score of one document, and the document as an object."""
+
+    relevance_score: float = Field(description="Relevance to the query; higher is better.")
+    index: int = Field(description="Index of the document in the request.")
+    document: DocumentObject | None = Field(None, description="Left out if `return_documents` is false.")
+
+
+class RerankObjectsResponse(TaskResponse):
+    """The documents, best first."""
+
+    object: Literal["rerank"]
+    results: list[RankedObject]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
-    """The server's clock, in seconds."""
+    """The server is healthy."""
 
-    unix: float
+    unix: float = Field(description="Unix time in seconds.")
 
 
 class Readiness(BaseModel):
-    """Every model answers."""
+    """All models are ready."""
 
-    ready: Literal[True]
+    ready: Literal[True] = Field(description="Always true.")

@@ -1,4 +1,7 @@
-"""litellm's providers for Infinity, Cohere and OpenAI; for the first, it renames dimensions."""
+"""litellm's providers for Infinity, Cohere and OpenAI; for the first, it renames dimensions.
+
+For rankings its provider for Infinity reads texts, and so needs a base URL without /v1.
+"""
 
 import asyncio
 import os
@@ -43,7 +46,6 @@ tell(
     },
     rankings={
         "infinity": rerank("infinity/reranker"),
-        "infinity, /v1": rerank("infinity/reranker", f"{URL}/v1"),
         "cohere": rerank("cohere/reranker"),
     },
     errors={

@@ -1,0 +1,164 @@
+"""Estimate on paper how fast the CUDA path is on one H200: `make bench-roofline`.
+
+The backend launches a batch on the emulated device of `benchmarks/gpu/emulated_cuda.py`, with models of
+real sizes on the meta device: no weights, no GPU. Each operator costs the larger of its arithmetic and its
+traffic; launches cost the host. Views cost nothing, and copies overlap: speeds are upper bounds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoConfig, AutoModel
+
+from benchmarks.gpu.emulated_cuda import DEVICE, EmulatedTensor, Launch, Log, emulate_cuda, record
+from benchmarks.gpu.models import make_tokenizer
+from infinity_emb.backends.torch import packed_attention
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.forward import TorchModel
+from infinity_emb.backends.torch.packing import get_padded_layout, install_packing
+from infinity_emb.items import Encoded
+
+# One H200. Its data sheet (nvidia.com/en-us/data-center/h200) gives 989 TFLOP/s of dense bf16 and 4.8 TB/s.
+# Assumed here: 80 % of the former in matrix products, 83 % of the latter, and 400 TFLOP/s in attention.
+MATRIX_FLOPS = 790e12
+ATTENTION_FLOPS = 400e12
+BYTES_PER_S = 4.0e12
+LAUNCH_S = 6e-6  # of the host, for an operator of torch in eager mode
+
+_BERT = {"vocab_size": 30_522}
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "MiniLM-L6": ("bert", _BERT | {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+                                   "intermediate_size": 1536}, "mean"),
+    "BERT-base": ("bert", _BERT, "mean"),
+    "BERT-large": ("bert", _BERT | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+                                    "intermediate_size": 4096}, "mean"),
+    "ModernBERT-base": ("modernbert", {"num_hidden_layers": 22}, "mean"),
+    "Qwen3-0.6B": ("qwen3", {"vocab_size": 151_669, "hidden_size": 1024, "num_hidden_layers": 28,
+                             "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8,
+                             "head_dim": 128}, "lasttoken"),
+}  # fmt: skip
+BATCHES = {"1 x 16": [16], "64 x 16": [16] * 64, "32 x 128": [128] * 32, "32 x 512": [512] * 32}
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+from_config: Any = AutoModel.from_config  # it has no annotation
+
+
+def build_backend(name: str) -> TorchBackend:
+    """Build the backend of a model on the emulated device, in bfloat16, without weights."""
+    model_type, values, pooling = MODELS[name]
+    packed_attention.register()
+    with tempfile.TemporaryDirectory() as folder:
+        small = values | _SMALL | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2000}
+        config = AutoConfig.for_model(model_type, **(small | {"pad_token_id": 0}))
+        from_config(config).save_pretrained(folder)
+        make_tokenizer(pads_left=False).save_pretrained(folder)
+        transformer: Any = Transformer(str(Path(folder)))
+    with torch.device("meta"):
+        config = AutoConfig.for_model(model_type, **values)
+        network = from_config(config, dtype=torch.bfloat16).eval()
+    for module in network.modules():
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[key] = torch.nn.Parameter(EmulatedTensor(weight.data), requires_grad=False)
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else EmulatedTensor(buffer)
+    network.config.use_cache = False  # as sentence-transformers sets it
+    transformer.model = network
+    modules = [transformer, Pooling(config.hidden_size, pooling_mode=pooling)]
+    model = SentenceTransformer(modules=modules, device=str(DEVICE))
+    layout = replace(get_padded_layout(transformer), form="packed")
+    install_packing(transformer, packed_attention.VARLEN, layout)
+    return TorchBackend(TorchModel(model=model, layouts={None: layout}))
+
+
+def launch(backend: TorchBackend, lengths: list[int]) -> Log:
+    """Launch one batch and return what it does on the device."""
+    batch = [Encoded(np.full(length, 5, dtype=np.int32)) for length in lengths]
+    with record() as log:
+        backend.launch(batch)
+    return log
+
+
+def price(launched: Launch, lengths: list[int]) -> tuple[str, float, float]:
+    """Return the kind of an operator, its FLOP and the bytes that it moves."""
+    numbers = sum(each.numel() * each.element_size() for each in {id(t): t for t in launched.inputs}.values())
+    written = sum(each.numel() * each.element_size() for each in launched.outputs)
+    if launched.name in ("linear", "addmm", "mm", "bmm", "matmul"):
+        inputs = launched.inputs
+        return "products", 2.0 * launched.outputs[0].numel() * inputs[0].shape[-1], numbers + written
+    if launched.name == "_varlen_attn":
+        query = launched.inputs[0]
+        window = max(launched.arguments[9]) if launched.arguments[9] else -1
+        is_causal = bool(launched.arguments[7])
+        pairs = sum(length * (length if window < 0 else min(length, 2 * window + 1)) for length in lengths)
+        flop = 4.0 * pairs * query.shape[1] * query.shape[2] * (0.5 if is_causal else 1)
+        return "attention", flop, numbers + written
+    if launched.name in ("embedding", "index", "index_select", "gather"):
+        return "elementwise", 0.0, 2 * written  # of the table only the rows are read
+    return "elementwise", 0.0, numbers + written
+
+
+def estimate(log: Log, lengths: list[int]) -> dict[str, Any]:
+    """Return the seconds by kind, and the sums, of one batch."""
+    seconds: dict[str, float] = defaultdict(float)
+    total_flop, total_bytes = 0.0, 0.0
+    for launched in log.launches:
+        kind, flop, moved = price(launched, lengths)
+        rate = ATTENTION_FLOPS if kind == "attention" else MATRIX_FLOPS
+        seconds[kind] += max(flop / rate, moved / BYTES_PER_S)
+        total_flop, total_bytes = total_flop + flop, total_bytes + moved
+    device_s = sum(seconds.values())
+    host_s = len(log.launches) * LAUNCH_S
+    return {
+        "launches": len(log.launches),
+        "TFLOP": total_flop / 1e12,
+        "GB": total_bytes / 1e9,
+        "copies": log.num_copies,
+        "waits": len(log.waits),
+        "device_ms": device_s * 1e3,
+        "host_ms": host_s * 1e3,
+        "share": seconds["elementwise"] / device_s,
+        "millions": sum(lengths) / max(device_s, host_s) / 1e6,
+        "fused_millions": sum(lengths) / (seconds["products"] + seconds["attention"]) / 1e6,
+    }
+
+
+def main() -> None:
+    """Print a row per model and batch."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it has no annotation
+    columns = (
+        "model", "texts x tokens", "launches", "TFLOP", "GB moved", "copies", "waits", "device ms",
+        "elementwise", "host ms", "M tokens/s", "products and attention alone",
+    )  # fmt: skip
+    print(f"| {' | '.join(columns)} |")
+    print("|" + "---|" * len(columns))
+    with emulate_cuda(has_numbers=False):
+        for name in MODELS:
+            backend = build_backend(name)
+            for batch, lengths in BATCHES.items():
+                found = estimate(launch(backend, lengths), lengths)
+                print(f"| {name} | {batch} | {format_row(found)} |", flush=True)
+
+
+def format_row(found: dict[str, Any]) -> str:
+    """Return the columns behind the names of model and batch."""
+    return (
+        "{launches} | {TFLOP:.3f} | {GB:.2f} | {copies} | {waits} | {device_ms:.2f} | {share:.0%}"
+        " | {host_ms:.2f} | {millions:.2f} | {fused_millions:.2f}"
+    ).format(**found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`--engine auto`: load each installed engine, compare, keep the fastest."""

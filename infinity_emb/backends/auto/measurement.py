@@ -1,0 +1,61 @@
+"""Record the measurements of each engine, and choose the fastest of those that are accurate enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from infinity_emb.backends.accuracy import Accuracy
+from infinity_emb.types import InferenceEngine
+
+# An engine must be that much faster to replace the best so far. torch comes first and so wins a tie: nothing
+# is exported for it, and it computes every model.
+WORTHWHILE_GAIN = 1.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The result of trying one engine.
+
+    speed: relative to the first engine that could be measured, which is torch where it computes.
+    accuracy: compared with torch in float32; None for that reference.
+    rejection_reason: why the engine cannot be selected; empty where it can.
+    lacks_memory: whether it is rejected for lack of memory, which unloading other models may mend.
+    """
+
+    engine: InferenceEngine
+    dtype: str = ""
+    speed: float = 1.0
+    accuracy: Accuracy | None = None
+    rejection_reason: str = ""
+    lacks_memory: bool = False
+
+    def __str__(self) -> str:
+        if self.rejection_reason:
+            return f"engine {self.engine}: rejected, {self.rejection_reason}"
+        accuracy = "the reference" if self.accuracy is None else self.accuracy
+        return f"engine {self.engine}: {self.dtype}, {self.speed:.2f}x, {accuracy}"
+
+
+def select_fastest(measurements: Iterable[Measurement]) -> Measurement | None:
+    """Return the best one, given in the order of measuring; None where all are rejected."""
+    best: Measurement | None = None
+    for measurement in measurements:
+        is_accepted = not measurement.rejection_reason
+        if is_accepted and (best is None or measurement.speed > best.speed * WORTHWHILE_GAIN):
+            best = measurement
+    return best
+
+
+def format_table(measurements: Sequence[Measurement]) -> list[str]:
+    """Return a line for each engine; the line of the selected one says so."""
+    selected = select_fastest(measurements)
+    return [f"{each}; selected" if each is selected else str(each) for each in measurements]
+
+
+def summarize(measurements: Sequence[Measurement]) -> str:
+    """Return the speeds in one line, for `engine_reason` in `/models`."""
+    return "measured here: " + ", ".join(
+        f"{each.engine} {'rejected' if each.rejection_reason else f'{each.speed:.2f}x'}"
+        for each in measurements
+    )

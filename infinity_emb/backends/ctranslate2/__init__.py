@@ -1,0 +1,1 @@
+"""Compute the encoder of a network with CTranslate2."""

@@ -1,0 +1,1 @@
+"""Compute the network of a model with a library other than torch."""

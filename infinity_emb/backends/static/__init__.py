@@ -1,0 +1,1 @@
+"""Static embedding models: a table of token vectors and a mean."""

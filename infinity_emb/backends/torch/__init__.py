@@ -1,0 +1,1 @@
+"""Compute sentence-transformers models with torch, without padding where the model allows it."""

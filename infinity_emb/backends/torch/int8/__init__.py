@@ -1,0 +1,1 @@
+"""Quantize linear layers to int8 on CPUs."""

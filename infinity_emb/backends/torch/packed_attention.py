@@ -1,0 +1,225 @@
+"""Attention over concatenated sequences without padding.
+
+Two kernels are registered with transformers' `AttentionInterface`: `varlen` is torch's flash kernel for CUDA
+in half precision; `grouped` runs `scaled_dot_product_attention` once per run of sequences of equal length, on
+every device and dtype. Both take the sequences in ascending order of length and their layout as the keyword
+argument `packed_layout` of the model's forward, or a padded batch with a `key_mask`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+GROUPED = "infinity_grouped"
+VARLEN = "infinity_varlen"
+# Arguments that change attention and that these kernels do not support.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "output_attentions")
+
+
+class Run(NamedTuple):
+    """Adjacent sequences of equal length."""
+
+    start: int  # index of the first token
+    length: int  # tokens of each sequence
+    num_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Start and end of each of the concatenated sequences."""
+
+    runs: list[Run]
+    cu_seq_lens: Tensor  # (B + 1,) int32, on the model's device
+    max_length: int
+
+
+class Heads(NamedTuple):
+    """Query (B, H, S, D), and key and value (B, H_kv, S, D); H is a multiple of H_kv."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def find_equal_runs(lengths: list[int]) -> list[Run]:
+    """Return the runs of sequences of equal length, in order."""
+    runs: list[Run] = []
+    start = 0
+    for length, same in itertools.groupby(lengths):
+        runs.append(Run(start, length, num_sequences=len(list(same))))
+        start += length * runs[-1].num_sequences
+    return runs
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout | None = None,
+    key_mask: Tensor | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each sequence, with torch's own kernel.
+
+    query: (1, H, T, D); key, value: (1, H_kv, T, D), H a multiple of H_kv. Returns (1, T, H, D).
+    sliding_window: a token attends to those less than this far away, |i - j| < sliding_window.
+    key_mask: for a padded batch instead of packed sequences: (B, S), 1 for tokens to attend to.
+    Raises NotImplementedError for attention with a soft cap, sinks or a position bias.
+    """
+    _check_supported(kwargs)
+    is_causal = _is_causal(module, kwargs)
+    heads = Heads(query, key, value)
+    options: Any = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    if packed_layout is None:
+        mask = _make_padded_mask(query, attention_mask, key_mask, sliding_window, is_causal=is_causal)
+        return scaled_dot_product_attention(*heads, attn_mask=mask, **options).transpose(1, 2), None
+    parts = []
+    for run in packed_layout.runs:
+        mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
+        queries, keys, values = (_view_sequences(states, run) for states in heads)
+        is_band_causal = is_causal and mask is None and run.length > 1
+        attended = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=is_band_causal, **options
+        )  # (num_sequences, H, length, D)
+        parts.append(attended.transpose(1, 2).reshape(-1, query.shape[1], value.shape[-1]))
+    outputs = parts[0] if len(parts) == 1 else torch.cat(parts)  # (T, H, D)
+    return outputs.unsqueeze(0), None
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute `grouped_attention` in one kernel, for CUDA in float16 or bfloat16.
+
+    Raises NotImplementedError also if torch's kernel takes no window and no scale (before torch 2.11).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    if packed_layout is None:
+        return grouped_attention(module, query, key, value, attention_mask, **kwargs)
+    _check_supported(kwargs)
+    parameters = _get_parameters(varlen_attn)
+    if not {"window_size", "scale"} <= parameters:
+        raise NotImplementedError(
+            f"varlen_attn of torch {torch.__version__} takes no window; 2.11 or newer does"
+        )
+    heads, options = _share_heads(Heads(query, key, value), parameters)
+    query, key, value = (states[0].transpose(0, 1) for states in heads)  # (T, H, D) each
+    outputs = varlen_attn(
+        query,
+        key,
+        value,
+        packed_layout.cu_seq_lens,
+        packed_layout.cu_seq_lens,
+        packed_layout.max_length,
+        packed_layout.max_length,
+        scale=kwargs.get("scaling"),
+        window_size=_get_window(kwargs.get("sliding_window"), is_causal=_is_causal(module, kwargs)),
+        **options,
+    )
+    assert isinstance(outputs, Tensor)  # a tuple only if auxiliary outputs are requested
+    return outputs.unsqueeze(0), None
+
+
+def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, int]:
+    """Return the window for torch, which counts the neighbours on either side."""
+    reach = -1 if sliding_window is None else sliding_window - 1
+    return (reach, 0) if is_causal else (reach, reach)
+
+
+def _share_heads(heads: Heads, parameters: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
+    """Let query heads share a key and value head, by the kernel's option or by copies (torch 2.11)."""
+    num_sharing = heads.query.shape[1] // heads.key.shape[1]
+    if num_sharing == 1:
+        return heads, {}
+    if "enable_gqa" in parameters:
+        return heads, {"enable_gqa": True}
+    key, value = (states.repeat_interleave(num_sharing, dim=1) for states in heads[1:])
+    return Heads(heads.query, key, value), {}
+
+
+def register() -> None:
+    """Register both kernels with transformers; may be repeated.
+
+    They have no mask function: without one transformers builds no mask. With one, even if it returns None,
+    its decoders read from the device whether the input is packed, and so wait for all earlier batches.
+    """
+    for name, function in ((GROUPED, grouped_attention), (VARLEN, varlen_attention)):
+        AttentionInterface.register(name, function)
+
+
+@functools.cache
+def _get_parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _make_padded_mask(
+    query: Tensor,
+    attention_mask: Tensor | None,
+    key_mask: Tensor | None,
+    sliding_window: int | None,
+    *,
+    is_causal: bool,
+) -> Tensor | None:
+    """Return (B, 1, S, S) bool, or the mask of transformers if there is no key mask."""
+    length = query.shape[2]
+    if key_mask is None:
+        return attention_mask
+    band = make_band_mask(length, sliding_window or (length + 1), is_causal=is_causal, device=query.device)
+    if band is None and is_causal:
+        band = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    mask = key_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+    # A token that attends to none, such as padding before a text, becomes 0 (torch 2.5 and newer).
+    return mask.expand(-1, 1, length, -1) if band is None else mask & band
+
+
+def _view_sequences(states: Tensor, run: Run) -> Tensor:
+    """Return the run's sequences of (1, H, T, D) as a view, (num_sequences, H, length, D)."""
+    num_heads, head_dim = states.shape[1], states.shape[3]
+    sequences = states[0, :, run.start : run.start + run.length * run.num_sequences]
+    return sequences.view(num_heads, run.num_sequences, run.length, head_dim).transpose(0, 1)
+
+
+def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
+    is_causal = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+
+
+def make_band_mask(
+    length: int, sliding_window: int | None, *, is_causal: bool, device: torch.device
+) -> Tensor | None:
+    """Return (length, length) bool, true where a token attends; None if no mask is needed."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    is_near = distance.abs() < sliding_window
+    return is_near & (distance >= 0) if is_causal else is_near
+
+
+def _check_supported(kwargs: dict[str, Any]) -> None:
+    present = [name for name in _UNSUPPORTED if kwargs.get(name) not in (None, False)]
+    if present:
+        raise NotImplementedError(f"packed attention does not know {', '.join(present)}")

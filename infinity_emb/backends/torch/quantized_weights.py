@@ -1,0 +1,24 @@
+"""Ask transformers which package reads a model's quantized weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from infinity_emb.errors import one_line
+
+
+def find_missing_package(quantization: dict[str, Any]) -> str:
+    """Say which package is missing, or return ""; loading finds what else is wrong.
+
+    quantization: the `quantization_config` of the model's configuration.
+    """
+    options: Any = AutoHfQuantizer  # it has no hints
+    try:
+        options.from_config(quantization, pre_quantized=True).validate_environment(device_map=None)
+    except ImportError as exc:
+        return f"has weights of {quantization.get('quant_method')!r}: {one_line(exc, 400)}"
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):
+        pass  # there is no such device, or the configuration is wrong
+    return ""

@@ -1,0 +1,1 @@
+"""Compute the rows of files: read, compute, write, resume."""

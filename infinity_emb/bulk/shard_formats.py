@@ -1,0 +1,134 @@
+"""Write the rows of windows to parts, and join parts to a shard: Parquet, JSON Lines or .npy.
+
+Parquet and .npy need to know at their beginning or end what only a whole shard can tell, so parts are in
+formats that are quick to write and to read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infinity_emb.bulk.json_columns import RAW_JSON
+from infinity_emb.bulk.results import ResultType, to_array, to_arrow, to_json
+
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFormat:
+    """A way to write shards.
+
+    suffix: of a shard in a folder.
+    write_part: writes the kept rows (pyarrow.Table) and their results.
+    join: writes the shard of these parts.
+    """
+
+    suffix: str
+    write_part: Callable[[BinaryIO, Any, Sequence[Any]], None]
+    join: Callable[[BinaryIO, Sequence[Path]], None]
+
+
+def make_format(name: str, kept: Any, column: str, result_type: ResultType) -> ShardFormat:
+    """Return the format of a name.
+
+    kept: pyarrow.Schema of the columns that are copied.
+    column: of the results.
+    """
+    if name == "npy":
+        return ShardFormat(
+            suffix=".npy",
+            write_part=lambda file, _, results: _write_array(file, results, result_type),
+            join=lambda file, parts: _join_arrays(file, parts, result_type),
+        )
+    if name == "jsonl":
+        return ShardFormat(
+            suffix=".jsonl",
+            write_part=lambda file, rows, results: _write_lines(file, rows, results, column, result_type),
+            join=_join_bytes,
+        )
+    fields = [field for field in kept if field.name != RAW_JSON]
+    schema = pa.schema([*fields, pa.field(column, result_type.arrow)])
+    return ShardFormat(
+        suffix=".parquet",
+        write_part=lambda file, rows, results: _write_table(file, rows, results, schema, result_type),
+        join=lambda file, parts: _join_tables(file, parts, schema),
+    )
+
+
+def _write_table(file: BinaryIO, rows: Any, results: Sequence[Any], schema: Any, kind: ResultType) -> None:
+    kept = [rows.column(name) for name in schema.names[:-1]]
+    with pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(pa.table([*kept, to_arrow(results, kind)], schema=schema))
+
+
+def _join_tables(file: BinaryIO, parts: Sequence[Path], schema: Any) -> None:
+    """Write a row group per part. Vectors of floats are all different, so no dictionary is tried for them."""
+    with pq.ParquetWriter(file, schema, use_dictionary=schema.names[:-1], compression="zstd") as writer:
+        for part in parts:
+            with pa.OSFile(str(part)) as source:
+                writer.write_table(pa.ipc.open_file(source).read_all())
+
+
+def _write_array(file: BinaryIO, results: Sequence[Any], kind: ResultType) -> None:
+    file.write(to_array(results, kind).tobytes())
+
+
+def _join_arrays(file: BinaryIO, parts: Sequence[Path], kind: ResultType) -> None:
+    dtype = np.dtype(kind.dtype)
+    row_bytes = dtype.itemsize * int(np.prod(kind.shape))
+    num_rows = sum(part.stat().st_size for part in parts) // row_bytes
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (num_rows, *kind.shape),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    _join_bytes(file, parts)
+
+
+def _write_lines(file: BinaryIO, rows: Any, results: Sequence[Any], column: str, kind: ResultType) -> None:
+    for start, result in zip(_iterate_starts(rows), results, strict=True):
+        key = orjson.dumps(column)
+        value = orjson.dumps(to_json(result, kind), option=_JSON_OPTIONS)
+        separator = b"," if start[1:].strip() else b""
+        file.write(b"%b%b%b:%b}\n" % (start, separator, key, value))
+
+
+def _iterate_starts(rows: Any) -> Iterator[bytes]:
+    """Yield the JSON of each row without its last brace."""
+    if rows.schema.names == [RAW_JSON]:
+        for line in rows.column(0).to_pylist():
+            yield (line or b"{}")[:-1]
+        return
+    for row in _prepare_for_json(rows).to_pylist():
+        yield orjson.dumps(row, default=_write_value, option=_JSON_OPTIONS)[:-1]
+
+
+def _prepare_for_json(rows: Any) -> Any:
+    """Cut times to microseconds, which Python's have."""
+    columns = [
+        column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        if pa.types.is_timestamp(column.type)
+        else column
+        for column in rows.columns
+    ]
+    return pa.table(columns, names=rows.schema.names)
+
+
+def _write_value(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _join_bytes(file: BinaryIO, parts: Sequence[Path]) -> None:
+    for part in parts:
+        with part.open("rb") as source:
+            shutil.copyfileobj(source, file, 2**20)

@@ -1,0 +1,68 @@
+"""Count the connections, and keep those beyond the limit few.
+
+A connection beyond the limit is extra: it may ask for a probe and is closed after the response. The number of
+extra ones is limited too, and the oldest makes room for the newest, so that probes are answered however many
+connections are open.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from infinity_emb.cli.ordered_protocol import Problem
+
+
+class Connection(Protocol):
+    """The part of a connection that is needed here."""
+
+    def make_room(self) -> None:
+        """Close at once."""
+
+
+class ConnectionSlots:
+    """The open connections of one server.
+
+    problem: why requests on extra connections are refused.
+    """
+
+    def __init__(self, *, max_connections: int, max_extra: int) -> None:
+        message = f"all {max_connections} connections of this server are in use; try again later"
+        self.problem = Problem(503, message)
+        self._max_connections = max_connections
+        self._max_extra = max_extra
+        self._num_regular = 0
+        self._extra: dict[Connection, None] = {}  # in the order of their arrival
+
+    @property
+    def is_full(self) -> bool:
+        """True if another connection would be extra."""
+        return self._num_regular >= self._max_connections
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection, and close the oldest extra one where there are too many."""
+        if not self.is_full:
+            self._num_regular += 1
+            return
+        self._extra[connection] = None
+        if len(self._extra) > self._max_extra:
+            oldest = next(iter(self._extra))
+            del self._extra[oldest]
+            self._num_regular += 1  # until `remove` is called for it
+            oldest.make_room()
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a closed connection."""
+        if connection in self._extra:
+            del self._extra[connection]
+        else:
+            self._num_regular -= 1
+
+    def is_extra(self, connection: Connection) -> bool:
+        """Return whether a connection is beyond the limit still; it is not once others have closed."""
+        if connection not in self._extra:
+            return False
+        if not self.is_full:
+            del self._extra[connection]
+            self._num_regular += 1
+            return False
+        return True

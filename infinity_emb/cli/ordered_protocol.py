@@ -1,0 +1,199 @@
+"""uvicorn's HTTP protocol with one response to each request, in order, whatever the client does.
+
+A request that cannot be served is refused after the responses to the requests before it. A client that has
+closed its side of the connection still gets its responses; one that has gone stops its requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any, Literal, NamedTuple
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from infinity_emb.cli.request_parser import RequestParser
+from infinity_emb.server.error_format import Failure
+from infinity_emb.server.responses.errors import failure_response
+
+logger = logging.getLogger("infinity_emb")
+
+# How long a client may go on sending after a refusal: closing earlier could lose the response.
+LINGER_S = 5.0
+# When a client that has closed its side is asked for a sign of life, or given up if it cannot be asked.
+PROBE_AFTER_S = 1.0
+GIVE_UP_AFTER_S = 5.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Problem(NamedTuple):
+    """Why a request is refused before it reaches the app."""
+
+    status: int
+    message: str
+
+
+INVALID = Problem(400, "the request is not valid HTTP")
+
+
+class RequestRefused(ValueError):
+    """Raised while a head is parsed."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class OrderedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    reading: the part of a request that is being received.
+    is_refused: whether the last request was refused; what follows it is discarded.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = RequestParser(self)  # type: ignore[assignment]  # has what uvicorn calls
+        self.reading: Literal["nothing", "head", "body"] = "nothing"
+        # uvicorn's `cycle` is the newest request; those between the two wait in `pipeline`.
+        self._running: RequestResponseCycle | None = None
+        self.is_refused = False
+        self._refusal = b""
+        self._is_refusal_sent = False
+        self._half_closed_since_s: float | None = None
+        self._is_probed = False
+
+    @property
+    def is_response_pending(self) -> bool:
+        """True while a request is being computed; those behind it wait for it."""
+        running = self._running
+        return running is not None and not running.response_complete and not running.disconnected
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the request that is being computed, and drop those behind it."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the next bytes; discard what follows a refused request."""
+        self._unset_keepalive_if_required()
+        if self.is_refused:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            cause = exc.__context__  # of a callback's exception
+            self.refuse(cause.problem if isinstance(cause, RequestRefused) else INVALID)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as in asyncio
+        """Keep the connection for the responses to complete requests, as `nc -N` expects."""
+        if self._is_refusal_sent:
+            return False
+        if self.reading == "body":
+            if self.cycle is self._running:
+                return False
+            self.pipeline.popleft()
+        self.reading = "nothing"
+        if self._half_closed_since_s is None:
+            self._half_closed_since_s = self.loop.time()
+        if self.is_response_pending:
+            self.cycle.keep_alive = False
+        return self.is_response_pending
+
+    def on_message_begin(self) -> None:
+        """Begin to read a head."""
+        self.reading = "head"
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Begin to read a body. Raises ValueError for an invalid URL."""
+        super().on_headers_complete()
+        self.reading = "body"
+
+    def on_message_complete(self) -> None:
+        """Wait for the next request."""
+        self.reading = "nothing"
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Start the next request, or close the connection if there can be none."""
+        super().on_response_complete()
+        if self.is_response_pending or self.transport.is_closing():
+            return
+        if self.is_refused:
+            self._send_refusal()
+        elif self._half_closed_since_s is not None:
+            self.transport.close()
+
+    def refuse(self, problem: Problem) -> None:
+        """Respond with an error in place of the request that is being read, and close the connection."""
+        if self.is_refused or self.transport.is_closing():
+            return
+        logger.debug("refused a request with %d: %s", *problem)
+        self.is_refused, self._refusal = True, format_response(problem)
+        if self.reading == "body":
+            self._abandon_newest()
+        if not self.is_response_pending:
+            self._send_refusal()
+
+    def check_peer(self, now_s: float) -> None:
+        """Close the connection if a client that has closed its side has gone; call once a second.
+
+        Both look alike until something is sent, which a client that has gone rejects. Source for responses
+        that nobody asked for: RFC 9110 section 15.2, by which clients of HTTP/1.1 parse any number of them.
+        """
+        running = self._running
+        if self._half_closed_since_s is None or running is None:
+            return
+        if not self.is_response_pending or running.response_started:
+            return
+        waited_s = now_s - self._half_closed_since_s
+        is_old = running.scope["http_version"] == "1.0"
+        if _read_socket_error(self.transport) or (is_old and waited_s >= GIVE_UP_AFTER_S):
+            self.transport.abort()
+        elif waited_s >= PROBE_AFTER_S and not is_old and not self._is_probed:
+            self._is_probed = True
+            self.transport.write(_CONTINUE)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _abandon_newest(self) -> None:
+        """Give up the request whose body is being read."""
+        if self.cycle is not self._running:
+            self.pipeline.popleft()
+        elif self.cycle.response_complete:
+            self._refusal = b""
+        elif self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self.cycle.disconnected = True  # discards what the app sends from now on
+            self.cycle.message_event.set()
+
+    def _send_refusal(self) -> None:
+        """Send it, and close when the client does: bytes that nobody reads would turn it into a reset."""
+        self._is_refusal_sent = True
+        self.transport.write(self._refusal)
+        if self._half_closed_since_s is None and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.abort)
+        else:
+            self.transport.close()
+
+
+def format_response(problem: Problem) -> bytes:
+    """Format an error as a response that closes the connection."""
+    response = failure_response({}, Failure(*problem, None), headers={"connection": "close"})
+    lines = [b"HTTP/1.1 %d " % problem.status, *(b"%b: %b" % header for header in response.raw_headers)]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
+
+
+def _read_socket_error(transport: Any) -> int:
+    """Return and clear the error that the peer caused; 0 if there is none."""
+    error: int = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return error

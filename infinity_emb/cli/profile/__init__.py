@@ -1,0 +1,1 @@
+"""Tell where the time of a request goes: `infinity_emb profile`."""

@@ -1,0 +1,162 @@
+"""Run the server process: bind the port, load the models, listen, serve, stop.
+
+Runs in the main thread, for it handles signals. torch and the HTTP libraries are imported here on demand, so
+that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from infinity_emb.cli.log_setup import describe_model
+from infinity_emb.cli.signals import exit_now, handle_signals, ignore_user_signals
+from infinity_emb.cli.sockets import base_url, bind_sockets, close_sockets, listen
+from infinity_emb.cli.start_summary import StartSummary, draws_summary
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.errors import EngineNotReady, StartupError
+
+if TYPE_CHECKING:
+    from infinity_emb.cli.uvicorn_server import UvicornServer
+    from infinity_emb.engine.array import AsyncEngineArray
+
+logger = logging.getLogger("infinity_emb")
+
+# How long another thread waits for the interpreter lock. A worker thread needs it after each operator; with
+# Python's default of 5 ms, an event loop busy with refusing requests keeps the device idle.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
+    """Serve until Ctrl-C or another stop signal, finish the accepted requests, and return.
+
+    Raises StartupError when a model cannot be loaded, the port is taken or an extra is missing, and
+    EngineNotReady when a device was lost, so that a supervisor can start another process.
+    """
+    ignore_user_signals()
+    with handle_signals(_exit_while_loading):
+        sockets = bind_sockets(config.host, config.port)
+        try:
+            _check_server_extra()
+            _check_api_keys(config)
+            _check_otel_extra(config)
+            _warn_of_open_api(config, sockets)
+            # The summary has the essence of the details, and fits on one screen.
+            details_level = logging.DEBUG if draws_summary(config) else logging.INFO
+            engines = load_engines(engine_args, details_level=details_level)
+            server = _build_server(engines, config, sockets)
+            lost = _stop_on_lost_device(engines, server)
+            listen(sockets, config.host, config.port)
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            server.run(sockets=sockets)
+            if lost:
+                raise EngineNotReady(f"lost the device of {', '.join(lost)}; restart the server")
+        finally:
+            close_sockets(sockets)
+
+
+def preload(engine_args: Sequence[EngineArgs]) -> None:
+    """Load and warm up every model, to fill caches in an image build. Raises StartupError."""
+    with handle_signals(_exit_while_loading):
+        load_engines(engine_args)
+    logger.info("all models loaded; exiting (--preload-only)")
+
+
+def load_engines(engine_args: Sequence[EngineArgs], *, details_level: int = logging.INFO) -> AsyncEngineArray:
+    """Load and warm up the engines without starting them, and log what was detected. Raises StartupError.
+
+    details_level: of the lines about each model.
+    """
+    from infinity_emb.engine.array import AsyncEngineArray
+
+    for args in engine_args:
+        logger.info("loading %s (engine %s, device %s)", args.model_name_or_path, args.engine, args.device)
+    engines = AsyncEngineArray.from_args(engine_args)
+    for engine in engines:
+        name = engine.engine_args.served_model_name
+        for line in describe_model(name, engine.info, max_batch_tokens=engine.max_batch_tokens):
+            logger.log(details_level, "%s", line)
+    return engines
+
+
+def _stop_on_lost_device(engines: AsyncEngineArray, server: UvicornServer) -> list[str]:
+    """Stop when a device is lost for good; return a list that the names of its models are added to."""
+    lost: list[str] = []
+
+    def stop(name: str) -> None:
+        lost.append(name)
+        server.stop()
+
+    engines.call_on_death(stop)
+    return lost
+
+
+def _exit_while_loading(number: int, _: FrameType | None) -> None:
+    exit_now(number, "stopped before the server was ready")
+
+
+def _check_server_extra() -> None:
+    """Check before models are loaded, which may take minutes."""
+    try:
+        importlib.import_module("infinity_emb.cli.uvicorn_server")
+        importlib.import_module("infinity_emb.server.app")
+    except ImportError as exc:
+        raise StartupError(
+            f"the server needs a package that is not installed ({exc});"
+            " install it with: pip install 'infinity-emb[server]'"
+        ) from exc
+
+
+def _check_api_keys(config: ServerConfig) -> None:
+    """Check before models are loaded."""
+    from infinity_emb.server.middleware.api_keys import ApiKeys
+
+    ApiKeys.from_config(config)
+
+
+def _check_otel_extra(config: ServerConfig) -> None:
+    """Check before models are loaded."""
+    if config.otel:
+        from infinity_emb.server.tracing import make_tracing
+
+        make_tracing()
+
+
+def _warn_of_open_api(config: ServerConfig, sockets: list[socket.socket]) -> None:
+    has_key = config.api_key or config.api_key_file
+    hosts = [ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]) for bound in sockets]
+    if not has_key and not all(host.is_loopback for host in hosts):
+        logger.warning(
+            "no API key is set: whoever reaches %s may use the models; set --api-key or --host 127.0.0.1",
+            base_url(sockets),
+        )
+
+
+def _build_server(
+    engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket]
+) -> UvicornServer:
+    from infinity_emb.cli.state_dump import describe_state
+    from infinity_emb.cli.uvicorn_server import UvicornServer
+    from infinity_emb.server.app import build_app
+
+    async def abort_pending() -> None:
+        await asyncio.gather(*(engine.astop(drain_timeout_s=0) for engine in engines))
+
+    def log_state() -> None:
+        logger.warning("state dump (SIGUSR1):\n%s", "\n".join(describe_state(engines)))
+
+    app = build_app(engines, config)
+    if config.docs:
+        app.openapi()  # kept: the first request for it would block the event loop
+    summary = StartSummary(engines, config, base_url(sockets))
+    return UvicornServer(
+        app, config, announce=summary.announce, abort_pending=abort_pending, log_state=log_state
+    )

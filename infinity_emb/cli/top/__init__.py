@@ -1,0 +1,1 @@
+"""The command `top`: what a running server is doing, from its public routes."""

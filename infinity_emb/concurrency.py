@@ -1,0 +1,221 @@
+"""Run work on threads and event loops, with deadlines and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from infinity_emb.errors import DeadlineExceeded, EngineNotReady
+
+logger = logging.getLogger("infinity_emb")
+
+ResultT = TypeVar("ResultT")
+
+
+def open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    """Return a future of the running loop and a callback that completes it from any thread."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def complete() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return future, lambda: call_in_loop(loop, complete)
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Run `callback` on the loop's thread; do nothing when the loop is closed."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        logger.debug("the event loop was closed before its request completed")
+
+
+class ProcessMark:
+    """Remember the process that starts threads: a fork of it has none of them."""
+
+    def __init__(self) -> None:
+        self._process_id = os.getpid()
+
+    @property
+    def is_forked(self) -> bool:
+        """Return true in a fork of the process that has made the mark."""
+        return self._process_id != os.getpid()
+
+
+class ThreadPool:
+    """Run blocking functions off the event loop, until the pool is closed."""
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+
+    async def run(
+        self, function: Callable[[], ResultT], *, on_ended: Callable[[], None] = lambda: None
+    ) -> ResultT:
+        """Return the function's result. Raises EngineNotReady when the pool is closed before it starts.
+
+        on_ended: called once, on any thread, when the function has returned or will not start; the function
+        may outlast a caller that is cancelled.
+        """
+        try:
+            started = self._executor.submit(function)
+        except RuntimeError as exc:  # the executor accepts no more work
+            on_ended()
+            raise pool_closed() from exc
+        started.add_done_callback(lambda _: on_ended())
+        future = asyncio.wrap_future(started)
+        try:
+            # Unlike `await future`, this tells a closed pool from a cancelled caller.
+            await asyncio.wait([future])
+        finally:
+            future.cancel()
+        if future.cancelled():
+            raise pool_closed()
+        return future.result()
+
+    def close(self) -> None:
+        """Drop queued functions; running ones finish in the background."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def pool_closed() -> EngineNotReady:
+    """Return the error for work that will not start."""
+    return EngineNotReady("the engine is shutting down")
+
+
+class ExclusiveTask(Generic[ResultT]):
+    """Run one coroutine at a time, as a task that goes on when those who wait for it are cancelled."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[ResultT] | None = None  # None unless one is running
+
+    def begin(self, coroutine: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        """Start a coroutine; none may be running."""
+        assert self.task is None, "another coroutine is running"
+        self.task = asyncio.ensure_future(coroutine)
+        self.task.add_done_callback(self._forget)  # runs before the callbacks of those who wait
+        return self.task
+
+    async def wait(self) -> None:
+        """Wait until none is running."""
+        while self.task is not None:
+            await asyncio.wait([self.task])
+
+    async def stop(self, timeout_s: float) -> None:
+        """Wait for the running one up to the timeout, then cancel it."""
+        if (task := self.task) is not None:
+            await asyncio.wait([task], timeout=timeout_s)
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _forget(self, _: asyncio.Task[ResultT]) -> None:
+        self.task = None
+
+
+async def run_on_daemon_thread(function: Callable[[], ResultT], name: str) -> ResultT:
+    """Run a function that may outlast the process: interpreter exit does not wait for its thread.
+
+    When the caller is cancelled the thread runs on and its result is dropped.
+    """
+    future: Future[ResultT] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as exc:  # noqa: BLE001 - re-raised in the caller
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+class _TimeIsUp(BaseException):
+    """Raised inside of interrupted work; no Exception, since libraries catch those."""
+
+
+def call_within(timeout_s: float, function: Callable[[], ResultT]) -> ResultT:
+    """Return the function's result. Raises TimeoutError if it takes longer; 0 sets no limit.
+
+    It is interrupted between two steps of Python code; a call that never returns from native code is not.
+    """
+    if not timeout_s:
+        return function()
+    thread_id = ctypes.c_ulong(threading.get_ident())
+    lock = threading.Lock()
+    is_over = has_fired = False
+
+    def interrupt() -> None:
+        nonlocal has_fired
+        with lock:
+            if not is_over:
+                has_fired = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(_TimeIsUp))
+
+    timer = threading.Timer(timeout_s, interrupt)
+    timer.daemon = True
+    try:
+        try:
+            timer.start()
+            return function()
+        finally:
+            with lock:
+                is_over = True
+                if has_fired:  # and perhaps not raised yet
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, None)
+            timer.cancel()
+    except _TimeIsUp:
+        raise TimeoutError(f"took longer than {timeout_s:g} s") from None
+
+
+@asynccontextmanager
+async def deadline(timeout_s: float | None) -> AsyncIterator[None]:
+    """Cancel the block after `timeout_s` seconds and raise DeadlineExceeded; None sets no limit.
+
+    A substitute for asyncio.timeout, which needs Python 3.11.
+    """
+    task = asyncio.current_task()
+    if timeout_s is None or task is None:
+        yield
+        return
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_over:
+            raise
+        if sys.version_info >= (3, 11) and task.uncancel():
+            raise  # cancelled from outside as well
+        raise DeadlineExceeded(
+            f"the request timed out after {timeout_s:g} s; try again later or set a longer timeout"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+    """Return all results in order. When one fails or the caller is cancelled, cancel the others first."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # only the first error is raised
+        raise

@@ -1,0 +1,1 @@
+"""Resolve a model id to files, and detect what kind of model they are."""

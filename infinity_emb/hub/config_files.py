@@ -1,0 +1,64 @@
+"""Read the fields of all JSON configurations in a model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class ConfigField(NamedTuple):
+    """One value that is neither an object nor a list, and where it stands.
+
+    keys: of the objects around it, outermost first; elements of a list have the keys of the list.
+    """
+
+    path: Path
+    keys: tuple[str, ...]
+    value: object
+
+    @property
+    def key(self) -> str:
+        """The innermost key."""
+        return self.keys[-1] if self.keys else ""
+
+
+def is_config(name: str) -> bool:
+    """Return true for the name of a file that libraries read options and class names from."""
+    return name == "modules.json" or (name.endswith(".json") and "config" in name)
+
+
+def find_configs(folder: Path) -> Iterator[Path]:
+    """Return the configurations in a folder and its subfolders, through links too, each folder once."""
+    seen = set()
+    for current, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(current, name) for name in names if is_config(name))
+
+
+def walk_fields(folder: Path) -> Iterator[ConfigField]:
+    """Return every field of every configuration in a folder."""
+    for path in find_configs(folder):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError):
+            continue  # the libraries cannot read it either
+        yield from _walk(path, config)
+
+
+def _walk(path: Path, config: object) -> Iterator[ConfigField]:
+    waiting: list[tuple[tuple[str, ...], object]] = [((), config)]
+    while waiting:
+        keys, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += (((*keys, key), each) for key, each in value.items())
+        elif isinstance(value, list):
+            waiting += ((keys, each) for each in value)
+        else:
+            yield ConfigField(path, keys, value)

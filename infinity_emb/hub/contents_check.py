@@ -1,0 +1,227 @@
+"""Refuse a model's folder that is not whole, before a library stumbles over it or fills the gap by itself.
+
+Only files that are read for the model are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from infinity_emb.errors import StartupError
+from infinity_emb.hub.detect import detect_kind, read_object
+from infinity_emb.hub.file_selection import is_weights, select_needed_files
+from infinity_emb.hub.modules import ModuleFolder, list_modules
+from infinity_emb.hub.weight_files import explain_broken_safetensors
+from infinity_emb.types import ModelKind
+
+logger = logging.getLogger("infinity_emb")
+
+_LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
+_BOM = b"\xef\xbb\xbf"
+# Text files that the libraries read; others, such as results of an evaluation, may be broken.
+_READ_TEXTS = re.compile(
+    r"modules\.json|config_sentence_transformers\.json|(?!generation_)(\w+[_-])*config\.json"
+    r"|tokenizer\.json|vocab\.(json|txt)|merges\.txt|(special_tokens_map|added_tokens|idf)\.json"
+    r"|.*\.index\.json"
+)
+_NUMBERED_MODULE = re.compile(r"\d+_[A-Z]\w*")
+# Modules that cannot be built, or are another module, without their configuration.
+_CONFIG_NAMES: Mapping[str, str] = {
+    "Pooling": "config.json",
+    "Dense": "config.json",
+    "LayerNorm": "config.json",
+    "WordWeights": "config.json",
+    "BoW": "config.json",
+    "WeightedLayerPooling": "config.json",
+    "LogitScore": "config.json",
+    "SpladePooling": "config.json",
+    "SparseAutoEncoder": "config.json",
+    "MultiVectorMask": "config.json",
+    "CNN": "cnn_config.json",
+    "LSTM": "lstm_config.json",
+    "WordEmbeddings": "wordembedding_config.json",
+}
+# Of a Transformer: one of several names.
+_TRANSFORMER_CONFIGS = "sentence_*_config.json"
+# Where a limit of texts is written; transformers writes 1e30 for no limit.
+_LIMITS = (
+    ("sentence_bert_config.json", ("max_seq_length", "query_length", "document_length")),
+    ("tokenizer_config.json", ("model_max_length",)),
+)
+
+
+def check_contents(folder: Path, *, is_pooling_given: bool = False) -> None:
+    """Raise StartupError naming the first file that is missing, unreadable or wrong, and the way out.
+
+    is_pooling_given: an option says how token vectors are pooled, so that the files need not.
+    """
+    for path in _list_files([folder]):
+        _check_file(path)
+    modules = list_modules(folder)
+    for path in _list_files([module.path for module in modules if module.path != folder]):
+        _check_file(path)
+    _check_modules(folder, modules, is_pooling_given=is_pooling_given)
+    _check_prompts(folder)
+    _check_labels(folder)
+    for module_folder in {folder, *(module.path for module in modules)}:
+        _check_limits(module_folder)
+        _check_shards(module_folder)
+
+
+def explain_unreadable_weights(folder: Path) -> str:
+    """Return what is wrong with a weight file that a library could not read, with the way out, or ""."""
+    folders = [folder, *(module.path for module in list_modules(folder))]
+    for path in filter(lambda each: is_weights(each.name), _list_files(folders)):
+        problem = "is empty" if not path.stat().st_size else explain_broken_safetensors(path)
+        if problem:
+            return f"{path} {problem}; copy or download it again"
+    return ""
+
+
+def _list_files(folders: list[Path]) -> Iterator[Path]:
+    """Return the files of the folders that torch reads, without those in folders below."""
+    for folder in dict.fromkeys(folders):
+        if not folder.is_dir():
+            continue
+        files = {path.name: path for path in folder.iterdir() if path.is_file()}
+        yield from (files[name] for name in select_needed_files(files) if _is_read(name))
+
+
+def _is_read(name: str) -> bool:
+    if is_weights(name):
+        return name.startswith(("model", "pytorch_model", "adapter_model"))
+    return not name.endswith((".json", ".txt")) or _READ_TEXTS.fullmatch(name) is not None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_LFS_PREFIX))
+    except PermissionError as exc:
+        raise StartupError(
+            f"{path} may not be read by the user of this process; give it read permission (chmod a+r)"
+        ) from exc
+    if beginning == _LFS_PREFIX:
+        raise StartupError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in that folder"
+        )
+    if path.suffix in (".json", ".txt") and beginning.startswith(_BOM):
+        raise StartupError(
+            f"{path} begins with a byte order mark, which the libraries do not read; save it as UTF-8 without"
+        )
+    if path.suffix in (".json", ".txt") and not beginning:
+        raise StartupError(f"{path} is empty; copy or download it again")
+
+
+def _check_modules(folder: Path, modules: list[ModuleFolder], *, is_pooling_given: bool) -> None:
+    if not modules:
+        _check_no_modules(folder, is_pooling_given=is_pooling_given)
+    kind = detect_kind(folder)
+    for module in modules:
+        config_name = _CONFIG_NAMES.get(module.class_name)
+        if module.class_name == "Normalize" and kind is ModelKind.multivector:
+            config_name = "config.json"  # by default it normalizes the vector of a whole text
+        if config_name is not None and not (module.path / config_name).is_file():
+            missing = module.path / config_name
+            raise StartupError(
+                f"{missing} is missing, though modules.json names the module {module.class_name}; copy the"
+                " whole folder, subfolders included"
+            )
+        if module.class_name == "Transformer" and not any(module.path.glob(_TRANSFORMER_CONFIGS)):
+            _report_transformer_config(folder, module.path / "sentence_bert_config.json", kind)
+
+
+def _report_transformer_config(folder: Path, missing: Path, kind: ModelKind) -> None:
+    """Refuse a model whose network depends on the file, and warn of one whose limit does.
+
+    sentence-transformers always writes it; folders that were written by hand may do without it.
+    """
+    if not read_object(folder / "config_sentence_transformers.json").get("__version__"):
+        return
+    if kind is not ModelKind.embedder:
+        raise StartupError(
+            f"{missing} is missing, though modules.json names a Transformer, and a {kind} model needs it;"
+            " copy the whole folder"
+        )
+    logger.warning(
+        "%s is missing: texts are cut at the limit of the tokenizer, which may be another than the model's;"
+        " copy the whole folder",
+        missing,
+    )
+
+
+def _check_no_modules(folder: Path, *, is_pooling_given: bool) -> None:
+    """Refuse module folders without the file that puts them in order."""
+    found = sorted(
+        path.name for path in folder.iterdir() if _NUMBERED_MODULE.fullmatch(path.name) and path.is_dir()
+    )
+    if found and not is_pooling_given and not (folder / "modules.json").exists():
+        raise StartupError(
+            f"{folder / 'modules.json'} is missing, though there are the module folders {', '.join(found)};"
+            " copy it, too, or choose --pooling-method to serve the network without them"
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).exists() or not index.is_file():
+            continue
+        shards = read_object(index).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else set()
+        missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())
+        if missing:
+            raise StartupError(
+                f"{folder / missing[0]} is missing ({len(missing)} of {len(names)} parts that {index.name}"
+                " names are); copy or download the model again"
+            )
+        return
+
+
+def _check_prompts(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    config = read_object(path)
+    prompts = config.get("prompts", {})
+    if not isinstance(prompts, dict) or not all(isinstance(each, str | None) for each in prompts.values()):
+        raise StartupError(
+            f"{path} has prompts={_shorten(prompts)}, and needs an object of texts; correct it"
+        )
+
+
+def _check_labels(folder: Path) -> None:
+    names = read_object(folder / "config.json").get("id2label") or {}
+    if detect_kind(folder) is ModelKind.classifier and set(names) != {
+        str(each) for each in range(len(names))
+    }:
+        raise StartupError(
+            f"{folder / 'config.json'} numbers its labels {', '.join(names)} in id2label, and scores have the"
+            f" numbers 0 to {len(names) - 1}; correct it"
+        )
+
+
+def _check_limits(folder: Path) -> None:
+    for name, keys in _LIMITS:
+        config = read_object(folder / name)
+        for key in keys:
+            value = config.get(key)
+            if value is not None and not _is_limit(value):
+                raise StartupError(
+                    f"{folder / name} has {key}={_shorten(value)}, and needs a whole number above 0, or null;"
+                    " correct it"
+                )
+
+
+def _is_limit(value: object) -> bool:
+    """Return true for what both libraries take as a number of tokens; 1e30 stands for no limit."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value > 0 if isinstance(value, int) else value > 10**9
+
+
+def _shorten(value: Any) -> str:
+    return json.dumps(value)[:80]

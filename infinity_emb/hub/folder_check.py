@@ -1,0 +1,76 @@
+"""Refuse a model folder that reaches out of itself, or that could not be read in a bounded time.
+
+Only names, links and sizes are looked at, so no file can block the check.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from infinity_emb.errors import StartupError
+from infinity_emb.hub.config_files import is_config, walk_fields
+
+MAX_FILES = 100_000
+MAX_CONFIG_BYTES = 128 * 2**20  # some hold the vocabulary of a model of words
+MAX_TEXT_BYTES = 2**30
+_TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# Each is a loop in Python while the network is built.
+MAX_LAYERS = 2_000
+MAX_LABELS = 1_000_000
+_REPEATED_PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|stages?|depths?|repeats|codebooks)$")
+_LABELS = "num_labels"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise StartupError for a folder with links to the outside, special files, or too much to read."""
+    inside = _list_trusted_folders(folder)
+    for number, path in enumerate(_walk_entries(folder), 1):
+        if number > MAX_FILES:
+            raise StartupError(f"folder {str(folder)!r} has more than {MAX_FILES} files; give it the model's")
+        _check_entry(path, inside)
+    for field in walk_fields(folder):
+        limit = MAX_LABELS if field.key == _LABELS else MAX_LAYERS
+        is_repeated = field.key == _LABELS or _REPEATED_PARTS.search(field.key)
+        if is_repeated and isinstance(field.value, int) and field.value > limit:
+            raise StartupError(
+                f"{field.path} has {field.key} = {field.value}, the limit is {limit}; correct the file"
+            )
+
+
+def _list_trusted_folders(folder: Path) -> tuple[str, ...]:
+    """Return the folder, and where the hub's cache keeps the files that its snapshots link to.
+
+    Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    inside = [os.path.realpath(folder)]
+    for root in (Path(os.path.abspath(folder)), Path(inside[0])):
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            inside.append(os.path.realpath(root.parent.parent / "blobs"))
+    return tuple(inside)
+
+
+def _walk_entries(folder: Path) -> Iterator[Path]:
+    for current, folders, names in os.walk(folder):
+        yield from (Path(current, name) for name in (*folders, *names))
+
+
+def _check_entry(path: Path, inside: tuple[str, ...]) -> None:
+    if path.is_symlink():
+        target = os.path.realpath(path)
+        if not any(os.path.commonpath((root, target)) == root for root in inside):
+            raise StartupError(
+                f"{str(path)!r} is a link to {target!r}, outside of the model's folder; copy the file there"
+            )
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link, or one to itself: the libraries say what they miss
+        return
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise StartupError(f"{str(path)!r} is neither a file nor a folder; remove it from the model's folder")
+    limit = MAX_CONFIG_BYTES if is_config(path.name) else MAX_TEXT_BYTES
+    if path.suffix in _TEXT_SUFFIXES and status.st_size > limit:
+        raise StartupError(f"{str(path)!r} has {status.st_size} bytes, the limit for such a file is {limit}")

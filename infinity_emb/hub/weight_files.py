@@ -1,0 +1,42 @@
+"""Read the header of a weight file, to tell whether the file is whole and how many parameters it has.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
+
+def explain_broken_safetensors(path: Path) -> str | None:
+    """Say what is wrong with a safetensors file, in words that follow its name; None if it is whole."""
+    if path.suffix != ".safetensors":
+        return None
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if header_size > _MAX_HEADER_BYTES:
+            return "is no safetensors file"
+        if 8 + header_size > num_bytes:
+            return f"is cut off after {num_bytes} bytes, within its header"
+        try:
+            header = json.loads(file.read(header_size))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return "is no safetensors file"
+    expected = 8 + header_size + max(ends, default=0)
+    return None if num_bytes >= expected else f"is cut off: it has {num_bytes} of {expected} bytes"
+
+
+def count_parameters(path: Path) -> int | None:
+    """Count the parameters of a safetensors file; None for another file."""
+    if path.suffix != ".safetensors" or explain_broken_safetensors(path) is not None:
+        return None
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(map(math.prod, shapes))

@@ -1,0 +1,1 @@
+"""Turn texts, pairs, images and audio into encoded inputs."""

@@ -1,0 +1,1 @@
+"""Fetch, check and decode the images and audio that clients send."""

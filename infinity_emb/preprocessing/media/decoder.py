@@ -1,0 +1,212 @@
+"""Decode media in a process that can be killed, as nothing else ends work in C.
+
+The processes talk in lines of JSON and bytes, not in pickles: a file that takes over the decoder must not
+take over the server. The child runs `main`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import infinity_emb
+from infinity_emb.errors import (
+    AudioCorruption,
+    BadInput,
+    ImageCorruption,
+    ModelNotDeployedError,
+    ServingError,
+)
+from infinity_emb.preprocessing.media.decode import Samples, decode_audio, decode_image
+
+DECODE_TIMEOUT_S = 10.0
+MAX_MEMORY_BYTES = 4 * 2**30
+# Added to the priority of the server's process, whose work is for texts.
+NICENESS = 5
+
+Pixels = npt.NDArray[np.uint8]
+Reserve = Callable[[float], None]
+
+_ERRORS = {error.__name__: error for error in (ImageCorruption, AudioCorruption, ModelNotDeployedError)}
+# Isolated from the working directory and the environment, where anything may be called `json.py`.
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from infinity_emb.preprocessing.media.decoder import main; main()"
+)
+
+
+class Decoder(Protocol):
+    """Decode files; see `decode_image` and `decode_audio`."""
+
+    def decode_image(self, data: bytes, reserve: Reserve) -> Pixels:
+        """Return (H, W, 3) RGB."""
+
+    def decode_audio(self, data: bytes, sampling_rate: int, reserve: Reserve) -> Samples:
+        """Return (N,) samples."""
+
+
+class DecoderProcess:
+    """A decoder in a process that starts with the first file, and again after it was killed.
+
+    For one thread at a time, except for `kill`.
+    """
+
+    def __init__(self, timeout_s: float = DECODE_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_killed = False
+
+    def decode_image(self, data: bytes, reserve: Reserve) -> Pixels:
+        """Implement `Decoder`; raise ImageCorruption also for a file that takes too long."""
+        pixels: Pixels = self._decode({"kind": "image"}, data, reserve, ImageCorruption)
+        return pixels
+
+    def decode_audio(self, data: bytes, sampling_rate: int, reserve: Reserve) -> Samples:
+        """Implement `Decoder`; raise AudioCorruption also for a file that takes too long."""
+        job = {"kind": "audio", "sampling_rate": sampling_rate}
+        samples: Samples = self._decode(job, data, reserve, AudioCorruption)
+        return samples
+
+    def kill(self) -> None:
+        """End the process, also while a file is decoded, which then raises BadInput."""
+        self._is_killed = True
+        if (process := self._process) is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the process and wait for that."""
+        if (process := self._process) is not None:
+            self._process = None
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                with contextlib.suppress(OSError):  # what was not written yet
+                    stream.close()
+
+    def _decode(
+        self, job: Mapping[str, object], data: bytes, reserve: Reserve, error_type: type[BadInput]
+    ) -> npt.NDArray[Any]:
+        if self._is_killed:
+            self.close()
+            self._is_killed = False
+        process = self._process = self._process or _start_process()
+        is_late = threading.Event()
+
+        def end() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(self._timeout_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return _exchange(process, job, data, reserve)
+        except (OSError, json.JSONDecodeError) as exc:  # the process has ended
+            self.close()
+            reason = (
+                f"decoding takes over {self._timeout_s:g} s" if is_late.is_set() else "its decoder crashed"
+            )
+            raise error_type(f"cannot be decoded: {reason}; send a smaller or simpler file") from exc
+        finally:
+            timer.cancel()
+
+
+def _start_process() -> subprocess.Popen[bytes]:
+    package_folder = str(Path(infinity_emb.__file__).parents[1])
+    path = [each for each in sys.path if each not in ("", os.getcwd())]
+    program = _PROGRAM.format(path=[package_folder, *path])
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the server, which ends its children
+    )
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], job: Mapping[str, object], data: bytes, reserve: Reserve
+) -> npt.NDArray[Any]:
+    """Send a file and return what it is decoded to. Raises OSError or JSONDecodeError if the process ends."""
+    stdin: Any = process.stdin
+    stdout: Any = process.stdout
+    _write_line(stdin, {**job, "num_bytes": len(data)})
+    stdin.write(data)
+    stdin.flush()
+    refusal: ServingError | None = None
+    while "amount" in (answer := _read_line(stdout)):
+        try:
+            reserve(float(answer["amount"]))
+        except ServingError as exc:
+            refusal = exc
+        _write_line(stdin, {"is_reserved": refusal is None})
+        stdin.flush()
+    if refusal is not None:
+        raise refusal
+    if "error" in answer:
+        raise _ERRORS.get(answer["error"], BadInput)(str(answer["reason"]))
+    array = np.empty(answer["shape"], dtype=np.uint8 if job["kind"] == "image" else np.float32)
+    if stdout.readinto(array.data.cast("B")) != array.nbytes:
+        raise OSError("the decoder ended")
+    return array
+
+
+def _write_line(stream: IO[bytes], message: Mapping[str, object]) -> None:
+    stream.write(json.dumps(message).encode() + b"\n")
+
+
+def _read_line(stream: IO[bytes]) -> dict[str, Any]:
+    """Return the next message. Raises JSONDecodeError at the end of the stream."""
+    message: dict[str, Any] = json.loads(stream.readline())
+    return message
+
+
+def main() -> None:
+    """Decode files from standard input until it ends."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # libraries may write to standard output
+    _limit_process()
+    files = sys.stdin.buffer
+    while line := files.readline():
+        _serve(json.loads(line), files, replies)
+        replies.flush()
+
+
+def _limit_process() -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve(job: dict[str, Any], files: IO[bytes], replies: IO[bytes]) -> None:
+    def reserve(amount: float) -> None:
+        _write_line(replies, {"amount": amount})
+        replies.flush()
+        if not _read_line(files)["is_reserved"]:
+            raise BadInput("is not reserved")
+
+    data = files.read(job["num_bytes"])
+    try:
+        if job["kind"] == "image":
+            array: npt.NDArray[Any] = np.asarray(decode_image(data, reserve=reserve))
+        else:
+            array = decode_audio(data, sampling_rate=job["sampling_rate"], reserve=reserve)
+    except ServingError as exc:
+        _write_line(replies, {"error": type(exc).__name__, "reason": exc.reason})
+        return
+    array = np.ascontiguousarray(array)
+    _write_line(replies, {"shape": array.shape})
+    replies.write(array.data)

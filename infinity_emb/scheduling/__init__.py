@@ -1,0 +1,1 @@
+"""Admit requests, order items, form batches and run worker threads."""

@@ -1,0 +1,71 @@
+"""Measure how fast the devices of a model compute, as moving averages of counters that the caller reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from infinity_emb.scheduling.fair_queue import LANE_WEIGHTS
+
+# Weight of a new measurement in the moving average, and the least compute time that makes one.
+_SMOOTHING = 0.3
+_MIN_MEASURED_S = 0.25
+# What bulk work gets of the devices while interactive requests never end.
+_LEAST_BULK_SHARE = LANE_WEIGHTS["bulk"] / sum(LANE_WEIGHTS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work that the devices of a model have done since they started.
+
+    compute_s: summed over the `num_parallel` batches that may be computed at the same time.
+    """
+
+    num_items: int
+    num_tokens: int
+    compute_s: float
+    num_parallel: int
+
+
+class Throughput:
+    """Moving averages of items and tokens per second; infinite until enough was computed.
+
+    bulk_share: the part of the devices that bulk work can have beside the interactive requests that come.
+    """
+
+    def __init__(self) -> None:
+        self.items_per_s = math.inf
+        self.tokens_per_s = math.inf
+        self.bulk_share = 1.0
+        self._measured = Progress(0, 0, 0.0, 1)
+        self._num_taken = self._num_taken_bulk = 0
+
+    def update(self, progress: Progress, num_taken_tokens: int, num_taken_bulk_tokens: int) -> None:
+        """Take a measurement if enough was computed since the last one.
+
+        num_taken_tokens, num_taken_bulk_tokens: taken to be computed since the start.
+        """
+        compute_s = (progress.compute_s - self._measured.compute_s) / progress.num_parallel
+        if compute_s < _MIN_MEASURED_S:
+            return
+        items_per_s = (progress.num_items - self._measured.num_items) / compute_s
+        tokens_per_s = (progress.num_tokens - self._measured.num_tokens) / compute_s
+        self.items_per_s = _smooth(self.items_per_s, items_per_s)
+        self.tokens_per_s = _smooth(self.tokens_per_s, tokens_per_s)
+        if num_taken := num_taken_tokens - self._num_taken:
+            bulk_share = (num_taken_bulk_tokens - self._num_taken_bulk) / num_taken
+            self.bulk_share = max(_LEAST_BULK_SHARE, _smooth(self.bulk_share, bulk_share))
+        self._measured = progress
+        self._num_taken, self._num_taken_bulk = num_taken_tokens, num_taken_bulk_tokens
+
+    def seconds(self, num_items: int, num_tokens: int) -> float:
+        """Return how long the devices take for so much; 0 while that is unknown.
+
+        Admitted inputs may still be tokenized, so the queued tokens alone would underestimate it.
+        """
+        return max(num_items / self.items_per_s, num_tokens / self.tokens_per_s)
+
+
+def _smooth(average: float, measured: float) -> float:
+    measured = max(measured, 1e-9)
+    return measured if math.isinf(average) else average + _SMOOTHING * (measured - average)

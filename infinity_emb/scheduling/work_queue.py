@@ -1,0 +1,160 @@
+"""The queue that the worker threads of one engine share: items wait here, and replicas wait for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+from infinity_emb.errors import EngineNotReady
+from infinity_emb.scheduling.admission import Backlog
+from infinity_emb.scheduling.batch_queue import BatchQueue
+from infinity_emb.scheduling.fair_queue import Flow
+from infinity_emb.scheduling.requests import Item
+
+
+class WorkQueue:
+    """A batch queue behind a lock, and the items that each replica has taken out of it.
+
+    A queue is closed until `open`. After `close` it hands out what it has, after `fail` nothing.
+    """
+
+    def __init__(self, *, max_batch_tokens: int, max_batch_items: int) -> None:
+        self.num_idle_replicas = 0  # which wait for a batch
+        self._queue: BatchQueue[Item] = BatchQueue(
+            max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items
+        )
+        self._changed = threading.Condition()
+        self._is_open = False
+        self._failure: BaseException | None = None
+        self._held: dict[Hashable, list[Item]] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the queued items."""
+        return self._queue.num_tokens
+
+    def backlog(self, flow: Flow) -> Backlog:
+        """Return the tokens that are queued and taken, as far as the admission of a flow depends on them."""
+        queue = self._queue
+        num_taken_bulk_tokens = queue.num_taken_tokens("bulk")
+        return Backlog(
+            queue.num_tokens,
+            queue.num_lane_tokens("interactive"),
+            queue.num_flow_tokens(flow),
+            num_taken_bulk_tokens + queue.num_taken_tokens("interactive"),
+            num_taken_bulk_tokens,
+        )
+
+    @property
+    def num_skipped(self) -> int:
+        """Items that were cancelled before they were taken."""
+        return self._queue.num_skipped
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Present limit of a batch; lower than configured after a batch ran out of memory."""
+        return self._queue.max_batch_tokens
+
+    @property
+    def is_accepting(self) -> bool:
+        """Return true if an item submitted now will be computed."""
+        return self._is_open and self._failure is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Return true if the queue stopped handing out batches."""
+        return self._failure is not None
+
+    def open(self) -> None:
+        """Accept items, also after a failure."""
+        with self._changed:
+            self._is_open, self._failure = True, None
+            self._held.clear()
+
+    def close(self) -> None:
+        """Refuse new items; the queued ones are still handed out."""
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+
+    def fail(self, failure: BaseException) -> bool:
+        """Refuse new items and hand out no more; return whether this is the first failure."""
+        with self._changed:
+            is_first = self._failure is None
+            self._failure = failure
+            self._changed.notify_all()
+        return is_first
+
+    def submit(self, items: list[Item]) -> None:
+        """Accept items. Raises EngineNotReady when they would never be computed."""
+        with self._changed:
+            if not self.is_accepting:
+                raise self.not_ready()
+            self._queue.add(items)
+            self._changed.notify(len(items))
+
+    def next_batch(
+        self, replica: Hashable, in_flight: list[Item], *, shares_device: bool = False
+    ) -> list[Item]:
+        """Wait for a batch. Returns [] when none is queued and one is in flight, or when the queue ends.
+
+        in_flight: what the replica still holds; it counts as finished with everything else.
+        shares_device: whether the batches of other replicas compete with this one's.
+        """
+        with self._changed:
+            self._held[replica] = in_flight
+            self.num_idle_replicas += 1
+            try:
+                while self._failure is None:
+                    batch = self._queue.take_batch(
+                        num_idle_replicas=self.num_idle_replicas,
+                        num_concurrent_tokens=self._count_other_tokens(replica) if shares_device else 0,
+                    )
+                    if batch or in_flight or not self._is_open:
+                        self._held[replica] = in_flight + batch
+                        return batch
+                    self._changed.wait()
+                return []
+            finally:
+                self.num_idle_replicas -= 1
+
+    def take_all(self) -> list[Item]:
+        """Empty the queue."""
+        with self._changed:
+            return self._queue.take_all()
+
+    def held_by(self, replica: Hashable) -> list[Item]:
+        """Return what a replica has taken and not finished."""
+        with self._changed:
+            return [item for item in self._held.get(replica, ()) if not item.is_done]
+
+    def wait_until_refusing(self, timeout_s: float) -> None:
+        """Return when the queue accepts no items any more, or after the timeout."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.is_accepting, timeout_s)
+
+    def grow_batches(self, num_tokens: int) -> None:
+        """Let batches grow back to their limit, after one of `num_tokens` succeeded."""
+        with self._changed:
+            self._queue.grow(num_tokens)
+
+    def shrink_batches(self, num_tokens: int) -> None:
+        """Make batches smaller, after one of `num_tokens` ran out of memory."""
+        with self._changed:
+            self._queue.shrink(num_tokens)
+
+    def not_ready(self) -> EngineNotReady:
+        """Return the error for items that will not be computed."""
+        if self._failure is not None:
+            return EngineNotReady(
+                f"the model's worker thread crashed ({self._failure!r}); restart the server"
+            )
+        return EngineNotReady("the engine is not started or is shutting down")
+
+    def _count_other_tokens(self, replica: Hashable) -> int:
+        """Count the tokens that other replicas compute. Call under the lock."""
+        others = (items for holder, items in self._held.items() if holder is not replica)
+        return sum(item.num_tokens for items in others for item in items if not item.is_done)

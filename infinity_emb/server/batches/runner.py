@@ -1,0 +1,243 @@
+"""Run batches: compute the requests of each in order, and commit their results as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+
+from infinity_emb.server.batches.lines import (
+    Answer,
+    Checked,
+    LineRequest,
+    check_lines,
+    read_requests,
+    write_answer,
+    write_expired,
+)
+from infinity_emb.server.batches.pace import Pace
+from infinity_emb.server.batches.result_files import Result, ResultFiles
+from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord
+
+logger = logging.getLogger("infinity_emb")
+
+# Requests of one batch at a time, and batches at a time.
+CONCURRENCY = 16
+MAX_RUNNING = 4
+LINES_PER_READ = 64
+# Results are deleted after this time.
+RESULT_TTL_S = 30 * 24 * 3600
+
+Compute = Callable[[dict[str, object], str], Awaitable[Answer]]
+
+
+class BatchRunner:
+    """Run the batches of a store, a few at a time, oldest first.
+
+    compute: answers one request of an owner, however long it takes.
+    now_s: the wall clock.
+    """
+
+    def __init__(
+        self,
+        store: BatchStore,
+        compute: Compute,
+        *,
+        pace: Pace,
+        max_line_bytes: int,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._compute = compute
+        self._pace = pace
+        self._max_line_bytes = max_line_bytes
+        self._now_s = now_s
+        self._slots = asyncio.Semaphore(MAX_RUNNING)
+        self._batches: dict[str, BatchRecord] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._waiting: set[str] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._line_s = 0.0  # duration of the last line
+        self._cancelled: set[str] = set()
+        self._saving = threading.Lock()  # a batch is saved as a whole, or as it was before
+
+    def start(self, batch: BatchRecord) -> None:
+        """Run a batch as soon as there is room."""
+        if batch.fields["status"] == "cancelling":
+            self._cancelled.add(batch.id)
+        self._batches[batch.id] = batch
+        self._tasks[batch.id] = asyncio.create_task(self._run(batch))
+
+    async def cancel(self, batch_id: str) -> BatchRecord | None:
+        """End a batch with the results that it has; return it, or None if it is not running."""
+        batch = self._batches.get(batch_id)
+        if batch is None or batch.is_finished:
+            return None
+        if batch_id not in self._cancelled:
+            self._cancelled.add(batch_id)
+            await asyncio.to_thread(self._save_cancelling, batch)
+            if batch_id in self._waiting:
+                self._tasks[batch_id].cancel()
+                self.start(batch)
+        return batch
+
+    def _save_cancelling(self, batch: BatchRecord) -> None:
+        with self._saving:
+            if not batch.is_finished:
+                self._set_status(batch, "cancelling")
+                self._store.save_batch(batch)
+
+    async def stop(self) -> None:
+        """Stop all batches where they are; another process may continue them."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, batch: BatchRecord) -> None:
+        try:
+            if batch.id in self._cancelled:
+                await self._compute_lines(batch)
+                return
+            self._waiting.add(batch.id)
+            async with self._slots:
+                self._waiting.discard(batch.id)
+                if batch.fields["status"] == "validating":
+                    await self._check(batch)
+                if not batch.is_finished:
+                    await self._compute_lines(batch)
+        except (OSError, sqlite3.Error) as exc:
+            logger.error("batch %s stopped: %s; it continues when the server is started again", batch.id, exc)
+        finally:
+            if asyncio.current_task() is self._tasks.get(batch.id):
+                self._forget(batch.id)
+
+    def _forget(self, batch_id: str) -> None:
+        self._waiting.discard(batch_id)
+        self._cancelled.discard(batch_id)
+        del self._tasks[batch_id], self._batches[batch_id]
+
+    async def _check(self, batch: BatchRecord) -> None:
+        path = self._store.content_path(batch.fields["input_file_id"])
+        checked = await asyncio.to_thread(check_lines, path, self._max_line_bytes)
+        await _run_to_end(lambda: self._save_checked(batch, checked))
+
+    def _save_checked(self, batch: BatchRecord, checked: Checked) -> None:
+        with self._saving:
+            batch.fields["request_counts"]["total"] = checked.num_lines
+            if checked.problems:
+                problems = [problem._asdict() for problem in checked.problems]
+                batch.fields["errors"] = {"object": "list", "data": problems}
+                self._set_status(batch, "failed")
+            elif batch.id not in self._cancelled:
+                self._set_status(batch, "in_progress")
+            self._store.save_batch(batch)
+
+    async def _compute_lines(self, batch: BatchRecord) -> None:
+        path = self._store.content_path(batch.fields["input_file_id"])
+        files = ResultFiles(self._store, batch, self._saving)
+        requests = read_requests(path, batch.num_lines, self._max_line_bytes)
+        pending: deque[asyncio.Task[Result]] = deque()
+        try:
+            async for request in _iterate(requests):
+                if self._pace.is_busy:
+                    await self._go_slowly(batch, pending, files)
+                if batch.id in self._cancelled:
+                    break
+                pending.append(asyncio.create_task(self._answer(request, batch)))
+                if len(pending) >= CONCURRENCY:
+                    await self._collect_first(pending, files)
+            while pending and batch.id not in self._cancelled:
+                await self._collect_first(pending, files)
+            await _cancel_all(pending)
+            await _run_to_end(lambda: self._finish(batch, files))
+        finally:
+            await _cancel_all(pending)
+            files.close()
+
+    async def _go_slowly(
+        self, batch: BatchRecord, pending: deque[asyncio.Task[Result]], files: ResultFiles
+    ) -> None:
+        """Wait for the lines that are being computed, and for the time of the next one."""
+        async with self._one_at_a_time:
+            while pending:
+                await self._collect_first(pending, files)
+            await _run_to_end(files.commit)
+            num_left = batch.fields["request_counts"]["total"] - batch.num_lines
+            self._pace.note_line(self._line_s, num_left, batch.fields["expires_at"] - self._now_s())
+            await self._pace.wait()
+
+    async def _collect_first(self, pending: deque[asyncio.Task[Result]], files: ResultFiles) -> None:
+        files.add(await pending[0])
+        pending.popleft()
+        if files.is_full:
+            await _run_to_end(files.commit)
+
+    async def _answer(self, request: LineRequest, batch: BatchRecord) -> Result:
+        remaining_s = batch.fields["expires_at"] - self._now_s()
+        if remaining_s > 0:
+            start_s = time.monotonic()
+            try:
+                answer = await asyncio.wait_for(self._compute(request.body, batch.owner), remaining_s)
+                self._line_s = time.monotonic() - start_s
+                return Result(write_answer(request, answer), answer.status != 200)
+            except asyncio.TimeoutError:
+                pass
+        return Result(write_expired(request), is_error=True)
+
+    def _finish(self, batch: BatchRecord, files: ResultFiles) -> None:
+        """Make the results visible, and the batch finished, in one step."""
+        files.commit()
+        now = int(self._now_s())
+        records = []
+        for kind, file_id, num_bytes in (
+            ("output", batch.output_file_id, batch.output_bytes),
+            ("error", batch.error_file_id, batch.error_bytes),
+        ):
+            if num_bytes:
+                name = f"{batch.id}_{kind}.jsonl"
+                batch.fields[f"{kind}_file_id"] = file_id
+                records.append(
+                    FileRecord(file_id, batch.owner, name, "batch_output", num_bytes, now, now + RESULT_TTL_S)
+                )
+            else:
+                self._store.content_path(file_id).unlink(missing_ok=True)
+        with self._saving:
+            self._set_status(batch, "finalizing")
+            if batch.id in self._cancelled:
+                self._set_status(batch, "cancelled")
+            else:
+                self._set_status(batch, "expired" if now >= batch.fields["expires_at"] else "completed")
+            self._store.save_batch(batch, records)
+
+    def _set_status(self, batch: BatchRecord, status: str) -> None:
+        batch.fields["status"] = status
+        batch.fields[f"{status}_at"] = int(self._now_s())
+
+
+async def _iterate(requests: Iterator[LineRequest]) -> AsyncIterator[LineRequest]:
+    """Yield requests that are read on a thread, some at a time."""
+    while part := await asyncio.to_thread(list, itertools.islice(requests, LINES_PER_READ)):
+        for request in part:
+            yield request
+
+
+async def _run_to_end(change: Callable[[], None]) -> None:
+    """Run a change of the disk on a thread, and wait for its end even if the caller is cancelled."""
+    work = asyncio.ensure_future(asyncio.to_thread(change))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await work
+        raise
+
+
+async def _cancel_all(tasks: Iterable[asyncio.Task[Result]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

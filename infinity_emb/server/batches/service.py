@@ -1,0 +1,266 @@
+"""Serve files and batches to their owners, and keep what they hold within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.server.batches.line_app import LineApp
+from infinity_emb.server.batches.pace import Pace, PaceMiddleware
+from infinity_emb.server.batches.runner import RESULT_TTL_S, BatchRunner
+from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord
+from infinity_emb.server.batches.upload import check_origin, read_upload
+from infinity_emb.server.endpoints import API_ENDPOINTS
+from infinity_emb.server.router import EndpointApp, ServerContext
+
+T = TypeVar("T")
+
+logger = logging.getLogger("infinity_emb")
+
+MAX_UNFINISHED_BATCHES = 64  # of one owner
+MAX_FILES = 10_000  # of one owner
+COMPLETION_WINDOW_S = {"24h": 24 * 3600}
+_CLEANING_PAUSE_S = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """The size of one file, and of all files of all owners."""
+
+    max_file_bytes: int
+    max_total_bytes: int
+    max_line_bytes: int
+    allows_origins: bool = False  # browsers may upload from the pages of other servers
+
+
+class BatchService:
+    """The files and batches of one app.
+
+    An owner is the digest of an API key; without keys, all clients are one owner.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        limits: BatchLimits,
+        endpoint: ASGIApp,
+        *,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the folder. Raises StartupError.
+
+        endpoint: serves /embeddings.
+        """
+        self._store = BatchStore(folder)
+        self._limits = limits
+        self._endpoint = endpoint
+        self._now_s = now_s
+        self._runner: BatchRunner | None = None
+        self._num_uploading_bytes = 0
+        self._pace = Pace()
+
+    @property
+    def middleware(self) -> list[Middleware]:
+        """List the middleware that notes other requests, by which batches choose their pace."""
+        return [Middleware(PaceMiddleware, pace=self._pace)]
+
+    @asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncIterator[None]:
+        """Continue unfinished batches, and stop them where they are at the end of the block."""
+        self._runner = BatchRunner(
+            self._store,
+            LineApp(self._endpoint, app).answer,
+            pace=self._pace,
+            max_line_bytes=self._limits.max_line_bytes,
+            now_s=self._now_s,
+        )
+        cleaner = asyncio.create_task(self._clean())
+        try:
+            for batch in self._store.list_unfinished():
+                self._runner.start(batch)
+            yield
+        finally:
+            cleaner.cancel()
+            await self._runner.stop()
+            await asyncio.gather(cleaner, return_exceptions=True)
+            self._store.close()
+
+    async def upload(self, request: Request, owner: str) -> FileRecord:
+        """Store an uploaded file. Raises HTTPException 400, 413 and 507, and RequestValidationError."""
+        if not self._limits.allows_origins:
+            check_origin(request)
+        if len(await self._call(self._store.list_files, owner)) >= MAX_FILES:
+            raise HTTPException(400, f"there are {MAX_FILES} files already; delete some")
+        file_id = f"file-{secrets.token_hex(16)}"
+        path = self._store.content_path(file_id)
+        reserved = self._limits.max_file_bytes
+        await self._check_room(reserved)
+        self._num_uploading_bytes += reserved
+        try:
+            uploaded = await read_upload(request, path, reserved)
+        finally:
+            self._num_uploading_bytes -= reserved
+        purpose = uploaded.fields.get("purpose")
+        if purpose != "batch":
+            path.unlink()
+            raise HTTPException(400, f"purpose is {purpose!r}; this server takes files for 'batch' only")
+        now = int(self._now_s())
+        ttl_s = _read_ttl(uploaded.fields)
+        record = FileRecord(file_id, owner, uploaded.filename, purpose, uploaded.num_bytes, now, now + ttl_s)
+        await self._call(self._store.add_file, record)
+        return record
+
+    async def find_file(self, file_id: str, owner: str) -> FileRecord:
+        """Return a file. Raises HTTPException 404, also for one of another owner."""
+        record = await self._call(self._store.find_file, file_id, owner)
+        if record is None:
+            raise HTTPException(404, f"No such File object: {file_id[:80]}")
+        return record
+
+    def content_path(self, record: FileRecord) -> Path:
+        """Return the path of a file's content."""
+        return self._store.content_path(record.id)
+
+    async def list_files(self, owner: str, purpose: str | None) -> list[FileRecord]:
+        """Return the files of an owner, newest first."""
+        return await self._call(self._store.list_files, owner, purpose)
+
+    async def delete_file(self, file_id: str, owner: str) -> None:
+        """Delete a file. Raises HTTPException 404, and 409 while a batch reads it."""
+        record = await self.find_file(file_id, owner)
+        unfinished = await self._call(self._store.list_unfinished)
+        if any(batch.fields["input_file_id"] == file_id for batch in unfinished):
+            raise HTTPException(409, f"file {file_id} is the input of an unfinished batch; cancel it")
+        await self._call(self._store.remove_file, record.id)
+
+    async def create(
+        self, owner: str, *, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
+    ) -> BatchRecord:
+        """Create a batch and start it. Raises HTTPException 404 for an unknown file, and 429 for too many."""
+        await self.find_file(input_file_id, owner)
+        unfinished = await self._call(self._store.list_unfinished)
+        if sum(batch.owner == owner for batch in unfinished) >= MAX_UNFINISHED_BATCHES:
+            raise HTTPException(429, f"{MAX_UNFINISHED_BATCHES} batches are unfinished; try again later")
+        now = int(self._now_s())
+        batch_id = f"batch_{secrets.token_hex(16)}"
+        fields: dict[str, Any] = {
+            "id": batch_id,
+            "object": "batch",
+            "endpoint": endpoint,
+            "errors": None,
+            "input_file_id": input_file_id,
+            "completion_window": window,
+            "status": "validating",
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": now,
+            "in_progress_at": None,
+            "expires_at": now + COMPLETION_WINDOW_S[window],
+            **dict.fromkeys(
+                ["finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at"]
+            ),
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "metadata": metadata,
+        }
+        batch = BatchRecord(
+            id=batch_id,
+            owner=owner,
+            fields=fields,
+            output_file_id=f"file-{secrets.token_hex(16)}",
+            error_file_id=f"file-{secrets.token_hex(16)}",
+        )
+        await self._call(self._store.save_batch, batch)
+        self._get_runner().start(batch)
+        return batch
+
+    async def find_batch(self, batch_id: str, owner: str) -> BatchRecord:
+        """Return a batch. Raises HTTPException 404, also for one of another owner."""
+        batch = await self._call(self._store.find_batch, batch_id, owner)
+        if batch is None:
+            raise HTTPException(404, f"No such Batch object: {batch_id[:80]}")
+        return batch
+
+    async def list_batches(self, owner: str) -> list[BatchRecord]:
+        """Return the batches of an owner, newest first."""
+        return await self._call(self._store.list_batches, owner)
+
+    async def cancel(self, batch_id: str, owner: str) -> BatchRecord:
+        """Cancel a batch; what is computed is kept. Raises HTTPException 404, and 409 if it is finished."""
+        batch = await self.find_batch(batch_id, owner)
+        if batch.is_finished:
+            raise HTTPException(409, f"batch {batch_id} is {batch.fields['status']} and cannot be cancelled")
+        running = await self._get_runner().cancel(batch_id)
+        return running or await self.find_batch(batch_id, owner)
+
+    async def _check_room(self, num_bytes: int) -> None:
+        held = await self._call(self._store.count_bytes) + self._num_uploading_bytes
+        if held + num_bytes > self._limits.max_total_bytes:
+            raise HTTPException(
+                507,
+                f"the files on this server have {held} bytes, and the limit for all, with one more, is"
+                f" {self._limits.max_total_bytes}; delete some, or start the server with a larger"
+                " --batch-max-total-mb",
+            )
+
+    async def _clean(self) -> None:
+        """Delete what has expired, at the start and every hour."""
+        while True:
+            now = int(self._now_s())
+            inputs = {
+                batch.fields["input_file_id"] for batch in await self._call(self._store.list_unfinished)
+            }
+            for file_id in await self._call(self._store.list_expired_files, now):
+                if file_id not in inputs:
+                    await self._call(self._store.remove_file, file_id)
+            await self._call(self._store.remove_finished_batches, now - RESULT_TTL_S)
+            await asyncio.sleep(_CLEANING_PAUSE_S)
+
+    def _get_runner(self) -> BatchRunner:
+        if self._runner is None:
+            raise HTTPException(503, "the server has not started yet; try again later")
+        return self._runner
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.to_thread(function, *args)
+
+
+def make_batch_service(config: ServerConfig, context: ServerContext) -> BatchService:
+    """Open the folder of `--batch-dir`. Raises StartupError."""
+    [endpoint] = [each for each in API_ENDPOINTS if each.path == "/embeddings"]
+    limits = BatchLimits(
+        max_file_bytes=config.batch_max_file_mb * 2**20,
+        max_total_bytes=config.batch_max_total_mb * 2**20,
+        max_line_bytes=config.max_body_bytes,
+        allows_origins=config.permissive_cors,
+    )
+    return BatchService(Path(config.batch_dir).expanduser(), limits, EndpointApp(endpoint, context))
+
+
+def paginate(records: Sequence[T], get_id: Callable[[T], str], after: str | None, limit: int) -> list[T]:
+    """Return one more than `limit` of the records behind the one with the id `after`."""
+    ids = [get_id(record) for record in records]
+    start = ids.index(after) + 1 if after in ids else 0
+    return list(records[start : start + limit + 1])
+
+
+def _read_ttl(fields: dict[str, str]) -> int:
+    """Return how long a file is kept. Source: `expires_after` of OpenAI's API, an hour to 30 days."""
+    given = fields.get("expires_after[seconds]")
+    if given is None:
+        return RESULT_TTL_S
+    if not given.isdecimal() or not 3600 <= int(given) <= RESULT_TTL_S:
+        raise HTTPException(400, f"expires_after[seconds] is {given!r}; give 3600 to {RESULT_TTL_S}")
+    return int(given)

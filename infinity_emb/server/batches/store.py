@@ -1,0 +1,222 @@
+"""Keep files and batches in a folder: their contents as files, all else in one SQLite database.
+
+A batch and its progress are one row, so a process that is killed finds either all or nothing of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from infinity_emb.errors import StartupError
+
+if sys.platform != "win32":
+    import fcntl
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE, owner TEXT, filename TEXT, purpose TEXT, num_bytes INTEGER,
+    created_at INTEGER, expires_at INTEGER
+);
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE, owner TEXT, is_finished INTEGER, fields TEXT,
+    num_lines INTEGER, output_file_id TEXT, output_bytes INTEGER, error_file_id TEXT, error_bytes INTEGER
+);
+CREATE INDEX IF NOT EXISTS files_by_owner ON files (owner, number);
+CREATE INDEX IF NOT EXISTS batches_by_owner ON batches (owner, number);
+"""
+_SAVE_BATCH = """
+INSERT INTO batches (id, owner, is_finished, fields, num_lines, output_file_id, output_bytes, error_file_id,
+    error_bytes)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET is_finished = excluded.is_finished, fields = excluded.fields,
+    num_lines = excluded.num_lines, output_bytes = excluded.output_bytes, error_bytes = excluded.error_bytes
+"""
+
+
+class FileRecord(NamedTuple):
+    """An uploaded file, or a result. Its id is random, and is the name of its content."""
+
+    id: str
+    owner: str
+    filename: str
+    purpose: str
+    num_bytes: int
+    created_at: int
+    expires_at: int
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchRecord:
+    """A batch and its progress.
+
+    fields: as clients see them.
+    num_lines: of the input, from its beginning, that are done; their results are the first `output_bytes`
+        and `error_bytes` of the two files.
+    """
+
+    id: str
+    owner: str
+    fields: dict[str, Any]
+    num_lines: int = 0
+    output_file_id: str
+    output_bytes: int = 0
+    error_file_id: str
+    error_bytes: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Return true when nothing will change any more."""
+        return self.fields["status"] in ("completed", "failed", "expired", "cancelled")
+
+
+class BatchStore:
+    """The folder; may be used from any thread, by one process at a time.
+
+    Raises StartupError where it cannot be written, or another process has it open.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._contents = folder / "files"
+        self._mutex = threading.Lock()
+        try:
+            self._contents.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _lock_folder(folder)
+            self._connection = sqlite3.connect(
+                folder / "batches.sqlite3", isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            self._connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as exc:
+            raise StartupError(
+                f"cannot use --batch-dir {folder} ({exc}); give a folder that can be written"
+            ) from exc
+
+    def close(self) -> None:
+        """Close the database, and let another process open the folder."""
+        with self._mutex:
+            self._connection.close()
+        self._lock.close()
+
+    def content_path(self, file_id: str) -> Path:
+        """Return the path of a content; the id is one that this server made."""
+        return self._contents / file_id
+
+    def add_file(self, record: FileRecord) -> None:
+        """Add a file whose content exists."""
+        with self._transaction() as run:
+            _insert_file(run, record)
+
+    def find_file(self, file_id: str, owner: str) -> FileRecord | None:
+        """Return a file of this owner."""
+        columns = ", ".join(FileRecord._fields)
+        with self._transaction() as run:
+            row = run.execute(
+                f"SELECT {columns} FROM files WHERE id = ? AND owner = ?", (file_id, owner)
+            ).fetchone()
+        return FileRecord(*row) if row else None
+
+    def list_files(self, owner: str, purpose: str | None = None) -> list[FileRecord]:
+        """Return the files of this owner, newest first."""
+        columns = ", ".join(FileRecord._fields)
+        with self._transaction() as run:
+            rows = run.execute(
+                f"SELECT {columns} FROM files WHERE owner = ? AND ? IN (purpose, '') ORDER BY number DESC",
+                (owner, purpose or ""),
+            ).fetchall()
+        return [FileRecord(*row) for row in rows]
+
+    def remove_file(self, file_id: str) -> None:
+        """Remove a file and its content."""
+        with self._transaction() as run:
+            run.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        self.content_path(file_id).unlink(missing_ok=True)
+
+    def list_expired_files(self, now: int) -> list[str]:
+        """Return the ids of files that are kept no longer."""
+        with self._transaction() as run:
+            return [row[0] for row in run.execute("SELECT id FROM files WHERE expires_at <= ?", (now,))]
+
+    def count_bytes(self) -> int:
+        """Return the size of all contents, those of unfinished batches included."""
+        with self._transaction() as run:
+            files = run.execute("SELECT coalesce(sum(num_bytes), 0) FROM files").fetchone()[0]
+            results = run.execute(
+                "SELECT coalesce(sum(output_bytes + error_bytes), 0) FROM batches WHERE NOT is_finished"
+            ).fetchone()[0]
+        return int(files) + int(results)
+
+    def save_batch(self, batch: BatchRecord, results: Sequence[FileRecord] = ()) -> None:
+        """Add or replace a batch; `results` are files that become visible in the same step."""
+        values = (
+            *(batch.id, batch.owner, batch.is_finished, json.dumps(batch.fields), batch.num_lines),
+            *(batch.output_file_id, batch.output_bytes, batch.error_file_id, batch.error_bytes),
+        )
+        with self._transaction() as run:
+            run.execute(_SAVE_BATCH, values)
+            for record in results:
+                _insert_file(run, record)
+
+    def find_batch(self, batch_id: str, owner: str) -> BatchRecord | None:
+        """Return a batch of this owner."""
+        return next(iter(self._select_batches("id = ? AND owner = ?", (batch_id, owner))), None)
+
+    def list_batches(self, owner: str) -> list[BatchRecord]:
+        """Return the batches of this owner, newest first."""
+        return self._select_batches("owner = ?", (owner,))[::-1]
+
+    def list_unfinished(self) -> list[BatchRecord]:
+        """Return the batches of all owners that are not finished, oldest first."""
+        return self._select_batches("NOT is_finished", ())
+
+    def remove_finished_batches(self, created_before: int) -> None:
+        """Remove finished batches that are that old."""
+        with self._transaction() as run:
+            run.execute(
+                "DELETE FROM batches WHERE is_finished AND json_extract(fields, '$.created_at') < ?",
+                (created_before,),
+            )
+
+    def _select_batches(self, condition: str, values: Sequence[object]) -> list[BatchRecord]:
+        columns = "id, owner, fields, num_lines, output_file_id, output_bytes, error_file_id, error_bytes"
+        with self._transaction() as run:
+            rows = run.execute(
+                f"SELECT {columns} FROM batches WHERE {condition} ORDER BY number", values
+            ).fetchall()
+        names = [name.strip() for name in columns.split(",")]
+        return [
+            BatchRecord(**{**dict(zip(names, row, strict=True)), "fields": json.loads(row[2])})
+            for row in rows
+        ]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex, self._connection:  # which commits, or rolls back after an exception
+            self._connection.execute("BEGIN")
+            yield self._connection
+
+
+def _insert_file(connection: sqlite3.Connection, record: FileRecord) -> None:
+    marks = ", ".join("?" * len(record))
+    connection.execute(f"INSERT INTO files ({', '.join(record._fields)}) VALUES ({marks})", record)
+
+
+def _lock_folder(folder: Path) -> BinaryIO:
+    """Hold a lock that ends with the process."""
+    lock = (folder / "lock").open("wb")
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise StartupError(
+                f"another server uses --batch-dir {folder}; give each server a folder of its own"
+            ) from None
+    return lock

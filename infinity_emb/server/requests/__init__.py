@@ -1,0 +1,1 @@
+"""Read requests: body, options, client, disconnects."""

@@ -1,0 +1,108 @@
+"""Read request bodies up to a size limit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
+
+from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
+from infinity_emb.server.requests.content_encoding import MAX_PIECE_BYTES, Decoder, make_decoder
+from infinity_emb.server.requests.memory import HeldMemory
+
+
+class BodyReader:
+    """Read the bodies of one app.
+
+    threads: where large bodies are decompressed.
+    """
+
+    def __init__(self, threads: FairThreads, *, max_body_bytes: int) -> None:
+        self._threads = threads
+        self._max_body_bytes = max_body_bytes
+
+    async def read(self, request: Request, held: HeldMemory) -> bytes | bytearray:
+        """Read the whole body, decompressed, and count its bytes as they come.
+
+        Raises HTTPException 413 for a body that is too large, before reading if its length is declared, 415
+        for an unknown Content-Encoding, and 503 if all requests together are too large;
+        RequestValidationError for a body that cannot be decompressed; ClientDisconnect if the client
+        disconnects.
+        """
+        if read_content_length(request.scope) > self._max_body_bytes:
+            raise self._too_large()
+        encoding = request.headers.get("content-encoding")
+        decoder = make_decoder(encoding) if encoding else None
+        body: bytes | bytearray = b""
+        num_received, has_more = 0, True
+        while has_more:
+            chunk, has_more = await _receive(request)
+            num_received += len(chunk)
+            if num_received > self._max_body_bytes:
+                raise self._too_large()
+            if decoder is None:
+                held.hold(num_received)
+                body = _append(body, chunk)
+            else:
+                body = await self._decompress(decoder, chunk, body, held)
+        if decoder is not None:
+            decoder.finish()
+        return body
+
+    async def _decompress(
+        self, decoder: Decoder, chunk: bytes, body: bytes | bytearray, held: HeldMemory
+    ) -> bytes | bytearray:
+        """Append the content of a chunk: the first piece at once, further ones when a thread is free."""
+        pieces = decoder.decode(chunk)
+        piece = next(pieces, None)
+        while piece is not None:
+            num_bytes = len(body) + len(piece)
+            held.hold(decoder.count_memory(num_bytes))
+            if num_bytes > self._max_body_bytes:
+                raise self._too_large()
+            body = _append(body, piece)
+            if len(piece) < MAX_PIECE_BYTES:
+                piece = next(pieces, None)
+            else:
+                piece = await self._threads.run(lambda: next(pieces, None), num_chars=MAX_SHORT_CHARS)
+        return body
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(
+            413,
+            f"the request body has more than {self._max_body_bytes} bytes; send fewer inputs in one request,"
+            " or start the server with a larger --max-body-bytes",
+        )
+
+
+class _Received(NamedTuple):
+    chunk: bytes
+    has_more: bool
+
+
+async def _receive(request: Request) -> _Received:
+    """Wait for the next bytes of a body. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return _Received(message.get("body", b""), message.get("more_body", False))
+
+
+def _append(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
+    """Return the body with a piece more; one that comes at once is not copied."""
+    if not body:
+        return piece
+    if isinstance(body, bytes):
+        return bytearray(body + piece)
+    body += piece
+    return body
+
+
+def read_content_length(scope: Scope) -> int:
+    """Return the declared content length, or 0."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and len(value) < 20:
+            return int(value)
+    return 0

@@ -1,0 +1,71 @@
+"""The request context that every handler receives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from infinity_emb.engine.array import Resolved
+from infinity_emb.engine.engine import AsyncEmbeddingEngine
+from infinity_emb.server.requests.fields import check_num_items, check_token_ids_allowed
+from infinity_emb.server.schemas.common import TaskRequest
+from infinity_emb.server.served_models import ServedModels
+from infinity_emb.types import Capability
+
+_REMEDY = ", or start the server with a larger --max-client-batch-size"
+
+
+def get_model(scope: Scope) -> str:
+    """Return the served name of the model that a request is for; "" until it is found."""
+    name: str = scope.get("state", {}).get("model", "")
+    return name
+
+
+def note_model(scope: Scope, engine: AsyncEmbeddingEngine) -> None:
+    """Note which model a request is for, under its first name."""
+    scope.setdefault("state", {})["model"] = engine.engine_args.served_model_name
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, the models that can serve it, and the limits that apply to it."""
+
+    request: Request
+    models: ServedModels
+    max_client_batch_size: int
+
+    def resolve(self, body: TaskRequest, capability: Capability, inputs: Sequence[object]) -> Resolved:
+        """Check the number of inputs and return the engine that serves the request.
+
+        Returns the input type that the model's name asks for, too.
+        Raises RequestValidationError for too many inputs, UnknownModel and EngineNotReady.
+        """
+        self.check_num_inputs(body, inputs)
+        return self.find_engine(body.model_name, capability)
+
+    def find_engine(self, name: str | None, capability: Capability) -> Resolved:
+        """Return the engine of a name, and note which model it is, for metrics and traces.
+
+        Raises UnknownModel and EngineNotReady.
+        """
+        resolved = self.models.resolve(name, capability)
+        note_model(self.request.scope, resolved.engine)
+        return resolved
+
+    def resolve_embedder(
+        self, body: TaskRequest, inputs: Sequence[object], capability: Capability = "embed"
+    ) -> Resolved:
+        """Resolve the engine for inputs that may be token ids.
+
+        Raises RequestValidationError also for token ids where the model is served without them.
+        """
+        resolved = self.resolve(body, capability, inputs)
+        check_token_ids_allowed(inputs, resolved.engine.engine_args.token_ids, name=body.input_field)
+        return resolved
+
+    def check_num_inputs(self, body: TaskRequest, inputs: Sequence[object]) -> None:
+        """Raise a 422 for more inputs than one request may have."""
+        check_num_items(inputs, limit=self.max_client_batch_size, name=body.input_field, remedy=_REMEDY)

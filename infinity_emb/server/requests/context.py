@@ -1,0 +1,70 @@
+"""Read client, priority and timeout of a request from its fields, its headers and its connection."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from pydantic_core import PydanticCustomError
+from starlette.requests import Request
+
+from infinity_emb.scheduling.fair_queue import Flow
+from infinity_emb.scheduling.request_context import RequestContext
+from infinity_emb.server.request_errors import header_error
+from infinity_emb.server.schemas.common import TaskRequest, parse_priority
+from infinity_emb.types import Lane
+
+PRIORITY_HEADER = "x-priority"
+TIMEOUT_HEADER = "x-request-timeout"
+# Python's own parsers accept more than numbers, and refuse those of thousands of digits.
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[0-9.eE+-]{1,32}")
+
+
+def read_context(request: Request, body: TaskRequest) -> RequestContext:
+    """Read what scheduling needs; a field takes precedence over its header. Raises RequestValidationError."""
+    return RequestContext(
+        request_id=request.state.request_id,
+        client=read_client(request),
+        lane=_read_lane(request) if body.priority is None else body.priority,
+        timeout_s=_read_timeout(request) if body.timeout is None else body.timeout,
+        stages=request.scope["state"].get("stages"),
+    )
+
+
+def guess_flow(request: Request, fields: Mapping[str, object], schema: type[TaskRequest]) -> Flow:
+    """Return the flow of a request that is not validated yet: interactive unless it is surely bulk."""
+    inputs = fields.get(schema.input_field)
+    has_priority = "priority" in fields or PRIORITY_HEADER in request.headers
+    num_inputs = len(inputs) if isinstance(inputs, list) and not has_priority else 1
+    return RequestContext(client=read_client(request)).flow(num_inputs)
+
+
+def read_client(request: Request) -> str:
+    """Return the client whose fair share the request uses: its API key, or its address."""
+    client: str | None = getattr(request.state, "client", None)
+    return client or (request.client.host if request.client else "")
+
+
+def _read_lane(request: Request) -> Lane | None:
+    given = request.headers.get(PRIORITY_HEADER)
+    if given is None:
+        return None
+    try:
+        return parse_priority(int(given) if _INTEGER.fullmatch(given) else given)
+    except PydanticCustomError as exc:
+        raise header_error(PRIORITY_HEADER, str(exc), given) from None
+
+
+def _read_timeout(request: Request) -> float | None:
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        timeout_s = float(given) if _NUMBER.fullmatch(given) else math.nan
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        raise header_error(TIMEOUT_HEADER, "must be a number of seconds above 0", given)
+    return timeout_s

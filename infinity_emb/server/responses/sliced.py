@@ -1,0 +1,176 @@
+"""Encode large responses in slices on a thread, and send them slice by slice.
+
+On the event loop each response would hold it for one slice, and hundreds of them at once for hundreds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pybase64
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
+from infinity_emb.scheduling.request_context import Memory
+
+# About a millisecond to encode, as text.
+VALUES_PER_SLICE = 65_536
+# Smaller pieces are joined, as each waits for a thread. A multiple of 3, so that base64 is not padded within.
+_MIN_PIECE_BYTES = 3 * 2**16
+_CHARS_PER_VALUE = 16
+# No other byte of JSON.
+_GAP = b"\0"
+_GAP_FRAGMENT = orjson.Fragment(_GAP)
+
+
+class Slices(Protocol):
+    """A part of a JSON document that is encoded later, in slices."""
+
+    @property
+    def num_values(self) -> int:
+        """Return how many numbers or texts it has."""
+
+    def encode(self) -> Iterator[bytes]:
+        """Encode about VALUES_PER_SLICE values at a time."""
+
+
+class JsonList(NamedTuple):  # which orjson leaves to `default`, unlike dataclasses
+    """A list, of items that are made when they are encoded.
+
+    num_values: of all items together; it determines the size of a slice.
+    """
+
+    make_item: Callable[[int], object]
+    num_items: int
+    num_values: int
+
+    def encode(self) -> Iterator[bytes]:
+        """Encode the items of a slice, and the brackets and commas around them."""
+        separator = b"["
+        for part in split_items(self.num_items, self.num_values):
+            yield separator
+            text, gaps = dump([self.make_item(index) for index in part])
+            yield from fill_gaps(text[1:-1], gaps)
+            separator = b","
+        yield b"]" if self.num_items else b"[]"
+
+
+class Base64Text(NamedTuple):
+    """The bytes of a large array as base64."""
+
+    array: npt.NDArray[Any]
+
+    @property
+    def num_values(self) -> int:
+        return self.array.size
+
+    def encode(self) -> Iterator[bytes]:
+        """Encode some bytes, and the quotes around all."""
+        data = self.array.reshape(-1).view(np.uint8).data
+        yield b'"'
+        for start in range(0, len(data), _MIN_PIECE_BYTES):
+            yield pybase64.b64encode(data[start : start + _MIN_PIECE_BYTES])
+        yield b'"'
+
+
+def dump(content: object) -> tuple[bytes, list[Slices]]:
+    """Encode JSON with a gap for each part that is encoded in slices, and return these parts in order."""
+    gaps: list[Slices] = []
+
+    def leave_gap(value: Any) -> object:
+        if not hasattr(value, "encode"):
+            raise TypeError
+        gaps.append(value)
+        return _GAP_FRAGMENT
+
+    options = orjson.OPT_SERIALIZE_NUMPY
+    return orjson.dumps(content, default=leave_gap, option=options), gaps
+
+
+def fill_gaps(text: bytes, gaps: list[Slices]) -> Iterator[bytes]:
+    """Yield the pieces of a JSON document."""
+    first, *others = text.split(_GAP) if gaps else [text]
+    yield first
+    for gap, piece in zip(gaps, others, strict=True):
+        yield from gap.encode()
+        yield piece
+
+
+class SlicedResponse(Response):
+    """A response that can be sent once `encode` has returned.
+
+    num_bytes: of its body.
+    """
+
+    def __init__(
+        self, pieces: Iterator[bytes], *, status: int, headers: Mapping[str, str] | None, media_type: str
+    ) -> None:
+        super().__init__(None, status, headers, media_type)
+        self.num_bytes = 0
+        self._unencoded = _join_small(pieces)
+        self._encoded: deque[bytes] = deque()
+
+    async def encode(self, threads: FairThreads, memory: Memory) -> None:
+        """Encode the body, in turns with other responses. Raises the error of a full memory."""
+        while (piece := await threads.run(self._encode_next, num_chars=MAX_SHORT_CHARS)) is not None:
+            if (error := memory.take(len(piece))) is not None:
+                raise error
+            self.num_bytes += len(piece)
+            self._encoded.append(piece)
+        self._unencoded = iter(())  # the generator refers to the vectors
+        self.headers["content-length"] = str(self.num_bytes)
+
+    def _encode_next(self) -> bytes | None:
+        return next(self._unencoded, None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send piece by piece; a server waits with each until most of the one before has left."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while self._encoded:
+            body = self._encoded.popleft()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def make_response(
+    pieces: Iterator[bytes],
+    *,
+    num_values: int,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str,
+) -> Response:
+    """Make a response of the pieces, which are encoded at once if they have few values."""
+    if num_values <= VALUES_PER_SLICE:
+        return Response(b"".join(pieces), status, headers, media_type)
+    return SlicedResponse(pieces, status=status, headers=headers, media_type=media_type)
+
+
+def count_values(texts: Iterable[str]) -> int:
+    """Count texts as numbers that take as long to encode."""
+    return sum(1 + len(text) // _CHARS_PER_VALUE for text in texts)
+
+
+def split_items(num_items: int, num_values: int) -> Iterator[range]:
+    """Split the indices into slices of about VALUES_PER_SLICE values."""
+    size = max(1, VALUES_PER_SLICE * num_items // max(1, num_values))
+    for start in range(0, num_items, size):
+        yield range(start, min(start + size, num_items))
+
+
+def _join_small(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    small: list[bytes] = []
+    num_bytes = 0
+    for piece in pieces:
+        small.append(piece)
+        num_bytes += len(piece)
+        if num_bytes >= _MIN_PIECE_BYTES:
+            yield b"".join(small)
+            small, num_bytes = [], 0
+    yield b"".join(small)

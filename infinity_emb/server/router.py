@@ -1,0 +1,247 @@
+"""Route requests to endpoints: by a dictionary of exact paths, then by FastAPI's patterns.
+
+FastAPI's own way to a handler (a list of patterns, exit stacks, two layers that catch exceptions) costs a
+third of what the server spends on a small request, so only its document and its patterns are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from inspect import Parameter, Signature
+from operator import or_
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infinity_emb.scheduling.fair_threads import FairThreads
+from infinity_emb.scheduling.request_context import set_memory, set_request
+from infinity_emb.server.error_format import set_error_context
+from infinity_emb.server.requests.call import Call, note_model
+from infinity_emb.server.requests.context import guess_flow, read_client, read_context
+from infinity_emb.server.requests.disconnect import cancel_on_disconnect
+from infinity_emb.server.requests.json_body import JsonReader
+from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
+from infinity_emb.server.requests.paths import remove_slashes, strip_root_path
+from infinity_emb.server.responses.error_docs import UNAUTHORIZED, Documented
+from infinity_emb.server.responses.sending import count_body_bytes, send_response
+from infinity_emb.server.responses.server_timing import open_stages, timing_headers
+from infinity_emb.server.responses.sliced import SlicedResponse
+from infinity_emb.server.routing import Endpoint, Form, select_form
+from infinity_emb.server.schemas.common import JsonBody, TaskRequest
+from infinity_emb.server.served_models import ServedModels
+
+SECURITY_SCHEME = "HTTPBearer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """The state that all endpoints of one app share.
+
+    threads: where large bodies and responses are decoded and encoded.
+    """
+
+    models: ServedModels
+    bodies: JsonReader
+    threads: FairThreads
+    memory: MemoryBudget
+    max_client_batch_size: int
+
+
+class EndpointApp:
+    """The ASGI app of an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, context: ServerContext) -> None:
+        self._forms = endpoint.forms
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, call the handler of its form, and send the response; count the memory they take."""
+        request = Request(scope, receive)
+        stages = open_stages(scope)
+        call = Call(request, self._context.models, self._context.max_client_batch_size)
+        with self._context.memory.open(read_client(request)) as held:
+            set_memory(held)
+            form, body = await self._read(request, held)
+            if stages is not None:
+                stages.add("parse", stages.started_s)
+            # Admin requests go on without their client: loading takes minutes.
+            with cancel_on_disconnect(request) if isinstance(body, TaskRequest) else nullcontext():
+                response = await (form.handler(call) if body is None else form.handler(body, call))
+                if isinstance(response, SlicedResponse):
+                    await response.encode(self._context.threads, held)
+            del body  # sending may take as long as the client likes
+            if stages is not None:
+                stages.add("encode", stages.reached_s)
+                response.headers.update(timing_headers(scope))
+            held.hold(count_body_bytes(response))
+            await send_response(response, scope, receive, send)
+
+    async def _read(self, request: Request, held: HeldMemory) -> tuple[Form, JsonBody | None]:
+        """Read the body and select its form."""
+        form = self._forms[0]
+        set_error_context(request.scope, form.error_context)
+        if form.schema is None:
+            return form, None
+        fields = await self._context.bodies.read(request, held, needs_content_type=form.needs_content_type)
+        form = select_form(self._forms, fields, request)
+        set_error_context(request.scope, form.error_context)
+        return form, await self._validate(form, fields, request, held)
+
+    async def _validate(
+        self, form: Form, fields: dict[str, Any], request: Request, held: HeldMemory
+    ) -> JsonBody:
+        """Fit the fields to the form's schema and set who sent them; reject early if the queue is full."""
+        schema = form.schema or JsonBody
+        if not issubclass(schema, TaskRequest):
+            return await self._context.bodies.validate(schema, fields, held)
+        if schema.needs_capacity:
+            # A rejection must be cheap.
+            engine = self._context.models.guess_engine(fields.get("model"))
+            if engine is not None:
+                note_model(request.scope, engine)
+                engine.gate.check_room(guess_flow(request, fields, schema))
+        body = await self._context.bodies.validate(schema, fields, held)
+        set_request(read_context(request, body))
+        return body
+
+
+class DocumentedRoute(APIRoute):
+    """The route that OpenAPI documents. FastAPI reads the signature of a function that is never called."""
+
+    def __init__(self, path: str, endpoint: Endpoint, app: ASGIApp, *, needs_key: bool = False) -> None:
+        super().__init__(
+            path,
+            _make_documented_function(endpoint),
+            methods=[endpoint.method],
+            tags=[endpoint.tag],
+            summary=endpoint.summary,
+            description=endpoint.description,
+            operation_id=endpoint.name,
+            response_model=reduce(or_, (form.response for form in endpoint.forms)),
+            responses=_document_responses(endpoint, needs_key=needs_key),
+            response_class=endpoint.response_class,
+            deprecated=endpoint.is_deprecated or None,
+            openapi_extra={"security": [{SECURITY_SCHEME: []}]} if needs_key else None,
+        )
+        self.app = app
+
+
+class PlainRoute(Route):
+    """A route without documentation, which costs FastAPI much of the time to build an app."""
+
+    def __init__(self, path: str, endpoint: Endpoint, app: ASGIApp) -> None:
+        super().__init__(path, app, methods=[endpoint.method], name=endpoint.name)
+        self.methods = {endpoint.method}  # without HEAD, like FastAPI's routes
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match like FastAPI's routes, which put themselves in the scope, where metrics find them."""
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, "route": self}
+
+
+class ExactPathRouter(APIRouter):
+    """Look a request up by method and path before matching patterns; serve HEAD like GET."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(redirect_slashes=False, **options)
+        # For routes that users of `create_server` add: FastAPI closes their files and dependencies in it.
+        self._patterns = AsyncExitStackMiddleware(super().app)
+        self._exact = {
+            (method, route.path): route
+            for route in self.routes
+            if isinstance(route, (DocumentedRoute, PlainRoute)) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._patterns(scope, receive, send)
+            return
+        method: str = scope["method"]
+        if method == "HEAD":
+            method, send = "GET", _drop_bodies(send)
+        route = self._exact.get((method, strip_root_path(scope)))
+        if route is None:
+            await self._match_patterns(method, scope, receive, send)
+        else:
+            scope["route"] = route
+            await route.app(scope, receive, send)
+
+    async def _match_patterns(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request of a path with parameters, or of none."""
+        child_scope = {**scope, "method": method, "path": remove_slashes(scope["path"])}
+        try:
+            await self._patterns(child_scope, receive, send)
+        finally:
+            scope["route"] = child_scope.get("route")  # for the metrics
+
+
+def _drop_bodies(send: Send) -> Send:
+    """Send headers alone; servers drop the bodies of responses to HEAD as well, but not all of them."""
+
+    async def send_without_body(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_without_body
+
+
+def make_routes(
+    endpoints: Iterable[Endpoint], context: ServerContext, *, prefix: str, needs_key: bool
+) -> list[BaseRoute]:
+    """Make the routes of all paths; OpenAPI documents the first path of each endpoint.
+
+    needs_key: document that they require an API key; `ApiKeyMiddleware` checks it.
+    """
+    routes: list[BaseRoute] = []
+    for endpoint in endpoints:
+        app = EndpointApp(endpoint, context)
+        path, *aliases = endpoint.list_paths(prefix)
+        if endpoint.is_documented:
+            routes.append(DocumentedRoute(path, endpoint, app, needs_key=needs_key))
+        else:
+            routes.append(PlainRoute(path, endpoint, app))
+        routes.extend(PlainRoute(alias, endpoint, app) for alias in aliases)
+    return routes
+
+
+def _make_documented_function(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
+    """Make a function with the signature from which FastAPI documents the endpoint."""
+
+    async def operation() -> Response:
+        raise NotImplementedError
+
+    operation.__name__ = endpoint.name
+    operation.__signature__ = Signature([*_document_body(endpoint), *endpoint.parameters])  # type: ignore[attr-defined]
+    return operation
+
+
+def _document_body(endpoint: Endpoint) -> list[Parameter]:
+    schemas = [form.schema for form in endpoint.forms if form.schema is not None]
+    if not schemas:
+        return []
+    examples = {name: example for form in endpoint.forms for name, example in form.examples.items()}
+    schema: Any = reduce(or_, schemas)
+    annotation = Annotated[schema, Body(openapi_examples=examples)]
+    return [Parameter("body", Parameter.KEYWORD_ONLY, annotation=annotation)]
+
+
+def _document_responses(endpoint: Endpoint, *, needs_key: bool) -> dict[int | str, Documented]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    success: Documented = {"content": dict.fromkeys(endpoint.binary_types, binary)}
+    unauthorized: dict[int | str, Documented] = {401: _document_unauthorized(endpoint)} if needs_key else {}
+    return {200: success, **unauthorized, **endpoint.error_docs}
+
+
+def _document_unauthorized(endpoint: Endpoint) -> Documented:
+    form = endpoint.forms[0]
+    return {**UNAUTHORIZED, "model": form.errors.docs[503]["model"]} if form.errors.format else UNAUTHORIZED

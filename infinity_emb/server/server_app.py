@@ -1,0 +1,60 @@
+"""The app: FastAPI with an OpenAPI document of its own, and without what the router does better."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from infinity_emb.engine.array import AsyncEngineArray
+from infinity_emb.server.router import SECURITY_SCHEME
+from infinity_emb.server.routes.docs import get_root_path
+
+
+class ServerApp(FastAPI):
+    """A FastAPI app with the engines that it serves, which exist once it has started."""
+
+    engine_array: AsyncEngineArray
+    _encoded: tuple[object, str, bytes] = (None, "", b"")  # a document, its root path and its text
+
+    def setup(self) -> None:
+        """Serve the OpenAPI document without FastAPI's pages."""
+        if self.openapi_url:
+            self.add_route(self.openapi_url, self._send_document, include_in_schema=False)
+
+    async def _send_document(self, request: Request) -> Response:
+        """Send the document, which is encoded once: that takes as long as a hundred small requests."""
+        document, root = self.openapi(), get_root_path(request)
+        if self._encoded[:2] != (document, root):
+            servers = {"servers": [{"url": root}]} if root else {}
+            self._encoded = document, root, orjson.dumps({**document, **servers})
+        return Response(self._encoded[2], media_type="application/json")
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document; it describes the API key if any operation needs one."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            _drop_unused_schemas(document)
+            operations = [operation for path in document["paths"].values() for operation in path.values()]
+            if any("security" in operation for operation in operations):
+                schemes = document["components"].setdefault("securitySchemes", {})
+                schemes[SECURITY_SCHEME] = {"type": "http", "scheme": "bearer"}
+        return super().openapi()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Build Starlette's stack: of what FastAPI adds, the router keeps what routes of users need."""
+        return Starlette.build_middleware_stack(self)
+
+
+def _drop_unused_schemas(document: dict[str, Any]) -> None:
+    """Drop the schemas of types that pydantic parses into and no body contains."""
+    used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    schemas = document["components"]["schemas"]
+    document["components"]["schemas"] = {name: schemas[name] for name in schemas if name in used}

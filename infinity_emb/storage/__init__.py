@@ -1,0 +1,1 @@
+"""Keep files from one start to the next."""

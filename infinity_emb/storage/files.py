@@ -1,0 +1,63 @@
+"""The cache folder and how a file is put there.
+
+Calibration, cached vectors, exported graphs and choices of engines have a subfolder each.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+DRAFT_SUFFIX = ".draft"
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Return the folder in INFINITY_HOME, else HF_HOME, else the user's cache folder; it may not exist yet.
+
+    Source: https://specifications.freedesktop.org/basedir-spec/latest/ for XDG_CACHE_HOME
+    """
+    home = environ.get("HOME") or os.path.expanduser("~")
+    if home == "~":  # a user id without a name, as some clusters give to containers
+        home = os.sep
+    candidates = (
+        environ.get("INFINITY_HOME"),
+        environ.get("HF_HOME"),
+        environ.get("XDG_CACHE_HOME"),
+        os.path.join(home, ".cache"),
+    )
+    base = next(path for path in candidates if path)
+    if base == "~" or base.startswith("~/"):  # expanded as huggingface_hub does: no shell sees an env file
+        base = home + base[1:]
+    return Path(os.path.abspath(base), "infinity_emb")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Create or replace a file, with its parent folders. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the process id: two containers on one volume may both be number 1.
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Create or replace a file that one process writes: it is on disk before it has its name.
+
+    Raises OSError; a killed process leaves a file with DRAFT_SUFFIX behind.
+    """
+    draft = path.with_name(path.name + DRAFT_SUFFIX)
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

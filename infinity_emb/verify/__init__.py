@@ -1,0 +1,1 @@
+"""`infinity_emb verify`: compare served outputs with sentence-transformers."""

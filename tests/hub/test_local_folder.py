@@ -1,0 +1,66 @@
+"""Which folder a path stands for, and what is said of one that is no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infinity_emb.errors import StartupError
+from infinity_emb.hub.local_folder import find_folder
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """A model's folder in the cache of the hub, with two snapshots."""
+    folder = tmp_path / "hub" / "models--org--name"
+    make_model(folder / "snapshots" / "a1")
+    make_model(folder / "snapshots" / "b2")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a1")
+    return folder
+
+
+def test_a_folder_in_the_cache_of_the_hub_stands_for_its_snapshot(cached: Path) -> None:
+    assert find_folder(str(cached)) == cached / "snapshots" / "a1"
+
+
+def test_without_a_main_branch_any_whole_snapshot_is_used(cached: Path) -> None:
+    (cached / "refs" / "main").write_text("gone")
+    assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
+    (cached / "refs" / "main").unlink()
+    (cached / "snapshots" / "b2" / "config.json").unlink()
+    assert find_folder(str(cached)) == cached / "snapshots" / "a1"
+
+
+def test_the_cache_itself_is_refused_with_the_model_id(cached: Path) -> None:
+    with pytest.raises(StartupError, match="is the cache of the hub; give the model id, such as 'org/name'"):
+        find_folder(str(cached.parent))
+
+
+def test_a_folder_of_models_is_refused_with_their_names(tmp_path: Path) -> None:
+    make_model(tmp_path / "first")
+    make_model(tmp_path / "second")
+    with pytest.raises(StartupError, match="give one of them: first, second"):
+        find_folder(str(tmp_path))
+
+
+def test_gguf_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StartupError, match=r"GGUF files, which llama\.cpp computes"):
+        find_folder(str(tmp_path))
+
+
+def test_an_adapter_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert find_folder(str(tmp_path)) == tmp_path
+
+
+def test_a_name_that_is_no_path_is_left_to_the_hub() -> None:
+    assert find_folder("org/no-such-model") is None

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from infinity_emb.scheduling.fair_threads import FairThreads
+from infinity_emb.server.requests.body import BodyReader, read_content_length
+from infinity_emb.server.requests.memory import MemoryBudget
+from tests.support.event_loop import run
+
+END = object()
+DISCONNECT = object()
+
+
+def make_request(chunks: Sequence[object], headers: Sequence[tuple[bytes, bytes]] = ()) -> Request:
+    """Make a request whose body arrives in these chunks."""
+    unread = list(chunks)
+
+    async def receive() -> dict[str, Any]:
+        chunk = unread.pop(0)
+        if chunk is DISCONNECT:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"" if chunk is END else chunk, "more_body": bool(unread)}
+
+    return Request({"type": "http", "headers": list(headers)}, receive)
+
+
+def read(memory: MemoryBudget, max_body_bytes: int, *args: Any) -> bytes:
+    async def main() -> bytes:
+        threads = FairThreads(1, "test")
+        with memory.open("a") as held:
+            reader = BodyReader(threads, max_body_bytes=max_body_bytes)
+            return bytes(await reader.read(make_request(*args), held))
+
+    return run(main())
+
+
+@pytest.mark.parametrize("chunks", [[b"abcdef"], [b"abc", b"def"], [b"", b"ab", b"cd", b"", b"ef", b""]])
+def test_chunks_are_joined(chunks: list[bytes]) -> None:
+    assert read(MemoryBudget(6), 6, chunks) == b"abcdef"
+
+
+def test_a_body_over_the_limit_is_a_413() -> None:
+    memory = MemoryBudget(100)
+    with pytest.raises(HTTPException, match="more than 5 bytes") as caught:
+        read(memory, 5, [b"abc", b"def"])
+    assert (caught.value.status_code, memory.num_held_bytes) == (413, 0)
+
+
+def test_a_declared_length_over_the_limit_is_rejected_without_reading() -> None:
+    with pytest.raises(HTTPException) as caught:
+        read(MemoryBudget(100), 5, [], [(b"content-length", b"6")])
+    assert caught.value.status_code == 413
+
+
+def test_bodies_over_the_total_limit_are_a_503() -> None:
+    memory = MemoryBudget(5)
+    with pytest.raises(HTTPException) as caught:
+        read(memory, 100, [b"abcdef"])
+    assert (caught.value.status_code, memory.num_held_bytes) == (503, 0)
+
+
+def test_a_disconnect_during_the_body_raises_and_releases() -> None:
+    memory = MemoryBudget(100)
+    with pytest.raises(ClientDisconnect):
+        read(memory, 100, [b"abc", DISCONNECT])
+    assert memory.num_held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "length"), [(b"12", 12), (b"", 0), (b"-1", 0), (b"many", 0), (b"9" * 30, 0)]
+)
+def test_an_invalid_content_length_counts_as_none(value: bytes, length: int) -> None:
+    assert read_content_length({"headers": [(b"content-length", value)]}) == length
