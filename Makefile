@@ -18,6 +18,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests of one file stay together: they share what is slow to make.
 WORKERS ?= 2
+# A test that hangs ends its worker, and pytest-xdist runs it once more in the next one: few times do.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 2
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 DOCS := .venv-docs
@@ -30,10 +32,10 @@ run: .venv/served
 
 test: check
 	@command -v chromium >/dev/null || echo "the browser tests of /docs and /ui are skipped: chromium is not installed (Debian: apt-get install chromium)"
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 coverage: .venv/tested
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import faulthandler
 import functools
 import os
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from infinity_emb.scheduling.worker_pool import WorkerPool
@@ -22,9 +24,14 @@ LONGEST_TEST_S = 420
 
 
 def pytest_configure() -> None:
-    """Let signals end the processes of tests even where the run itself ignores them, as below `nohup`."""
+    """Let signals end the processes of tests even where the run itself ignores or blocks them.
+
+    What runs in the background, or below `nohup`, ignores some, and so do all processes that it starts.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,6 +48,10 @@ def pytest_runtest_protocol() -> Iterator[None]:
 
 def _exit_with_stacks() -> None:
     faulthandler.dump_traceback(sys.__stderr__)
+    # A process that the test has started would keep the output of this one open.
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     os._exit(1)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infinity_emb import cli
 from tests.support.bulk_jobs import make_rows, read_rows, run_bulk, write_lines
-from tests.support.server_process import CLEAN_ENVIRON, COMMAND
+from tests.support.server_process import CLEAN_ENVIRON, COMMAND, DEADLINE_S
 
 FAKE = ["--engine", "debugengine", "--model-id", "debug?fail_on=poison"]
 
@@ -108,7 +108,7 @@ def test_a_process_that_is_stopped_or_killed_at_random_and_started_again_writes_
         process = subprocess.Popen(command, env=CLEAN_ENVIRON, stderr=subprocess.PIPE, text=True)
         _wait_for_another_part(tmp_path / "out.jsonl.parts", process)
         process.send_signal(number)
-        assert process.communicate()[1] == message
+        assert process.communicate(timeout=DEADLINE_S)[1] == message
         assert process.returncode == (130 if message else -number)
     result = subprocess.run(command, env=CLEAN_ENVIRON, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from infinity_emb.cli.log_setup import JsonFormatter
 from infinity_emb.cli.start_summary import StartSummary
 from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.engine.array import AsyncEngineArray
-from tests.support.server_process import CLEAN_ENVIRON, COMMAND, FAKE
+from tests.support.server_process import CLEAN_ENVIRON, COMMAND, DEADLINE_S, FAKE
 from tests.support.tiny_server import debug_args
 
 URL = "http://127.0.0.1:7997"
@@ -107,23 +108,29 @@ def test_a_start_in_a_terminal_prints_our_lines_and_nothing_else() -> None:
     import pty
 
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [*COMMAND, "v2", *FAKE, "--model-id", "debug"],
         stderr=theirs,
         stdout=theirs,
         env=CLEAN_ENVIRON | {"COLUMNS": "100", "TERM": "dumb"},
-    ) as process:
-        os.close(theirs)
-        shown = b""
+    )
+    os.close(theirs)
+    shown, is_stopped = b"", False
+    try:
         with contextlib.suppress(OSError):  # the end of a terminal
-            while part := os.read(ours, 4096):
+            while select.select([ours], [], [], DEADLINE_S)[0] and (part := os.read(ours, 4096)):
                 shown += part
-                if b"Ctrl-C stops the server" in part:
+                if not is_stopped and b"Ctrl-C stops the server" in shown:
                     process.send_signal(signal.SIGINT)
-    os.close(ours)
+                    is_stopped = True
+        exit_code = process.wait(DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
     lines = shown.decode().splitlines()
     table = next(number for number, line in enumerate(lines) if line.startswith("model "))
     others = [line for line in lines[:table] if line.strip() and " infinity_emb: " not in line]
-    assert process.returncode == 0
+    assert exit_code == 0
     assert others == []
     assert len(lines) <= 24

@@ -69,7 +69,7 @@ def prometheus(server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         with httpx.Client(base_url=f"http://{address}", timeout=DEADLINE_S) as client:
             yield client
-        process.terminate()
+        process.kill()
 
 
 def find_series(client: httpx.Client, expression: str) -> list[Any]:

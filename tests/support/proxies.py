@@ -78,7 +78,7 @@ def run_proxy(name: str, address: tuple[str, int]) -> Iterator[str]:
                 _wait_for(f"{folder}/socket", process)
                 yield f"{folder}/socket"
             finally:
-                process.terminate()
+                process.kill()
 
 
 def _wait_for(path: str, process: subprocess.Popen[str]) -> None:
