@@ -19,8 +19,8 @@ import pytest
 from infinity_emb.scheduling.worker_pool import WorkerPool
 from tests.support.server_process import Server, StartServer
 
-# More than pytest-timeout allows: that gives up its timer at the first failure, and a clean-up may hang.
-LONGEST_TEST_S = 420
+# For a clean-up, after what pytest-timeout allows: it gives up its timer at the first failure.
+CLEAN_UP_S = 120
 
 
 def pytest_configure() -> None:
@@ -35,9 +35,11 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """End the process where a test with its clean-up hangs; pytest-xdist reports the test and goes on."""
-    timer = threading.Timer(LONGEST_TEST_S, _exit_with_stacks)
+    own = item.get_closest_marker("timeout")
+    longest_s = float(own.args[0] if own else item.config.getini("timeout"))
+    timer = threading.Timer(longest_s + CLEAN_UP_S, _exit_with_stacks)
     timer.daemon = True
     timer.start()
     try:

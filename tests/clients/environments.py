@@ -19,6 +19,12 @@ HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv-clients"
 PINS = HERE / "pins"
 NODE_FILES = ("package.json", "package-lock.json")
+# `make test` needs what is installed in seconds, but package managers wait for minutes for a silent registry.
+INSTALLING_S = 240
+
+
+class RegistryTooSlow(Exception):
+    """An environment could not be made in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,11 @@ ENVIRONMENTS = {
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment, which is made where it is not yet what its list says."""
+    """The interpreter of an environment, which is made where it is not yet what its list says.
+
+    Raises:
+        RegistryTooSlow: it could not be made in time.
+    """
     pins = PINS / f"{name}.txt"
     folder = FOLDER / name
     if is_outdated(folder, pins):
@@ -77,7 +87,7 @@ def python_of(name: str) -> Path:
 
 
 def node_folder() -> Path:
-    """A folder with the packages for Node, in which scripts find them."""
+    """A folder with the packages for Node, in which scripts find them; as `python_of`."""
     lock = PINS / "package-lock.json"
     folder = FOLDER / "node"
     if is_outdated(folder, lock):
@@ -85,7 +95,7 @@ def node_folder() -> Path:
         folder.mkdir(parents=True)
         for name in NODE_FILES:
             shutil.copy(PINS / name, folder)
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True)
+        install("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
         mark_made(folder, lock)
     shutil.copytree(HERE / "deeper", folder / "deeper", dirs_exist_ok=True)
     return folder
@@ -123,8 +133,22 @@ def packages_of_a_venv() -> Path:
 
 def pip(folder: Path, *arguments: str) -> bytes:
     """What our own pip prints when it works on another environment."""
-    command = [sys.executable, "-m", "pip", "--quiet", "--python", str(interpreter(folder)), *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return install(sys.executable, "-m", "pip", "--quiet", "--python", str(interpreter(folder)), *arguments)
+
+
+def install(*command: str, cwd: Path | None = None) -> bytes:
+    """Run a command of a package manager for a bounded time, and never again if it took longer."""
+    if command not in _too_slow:
+        try:
+            return subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, timeout=INSTALLING_S, cwd=cwd
+            ).stdout
+        except subprocess.TimeoutExpired:
+            _too_slow.add(command)
+    raise RegistryTooSlow(f"not installed within {INSTALLING_S} s: {' '.join(command)}")
+
+
+_too_slow: set[tuple[str, ...]] = set()
 
 
 def interpreter(folder: Path) -> Path:
