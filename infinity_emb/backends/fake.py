@@ -1,7 +1,8 @@
 """A backend without a model, for tests: each of 13 dimensions is the number of characters of the text.
 
 Select it with `--engine debugengine`. Its token ids are code points. The model name sets its kind and its
-faults: `debug?kind=reranker&delay_s=0.2&fail_on=poison&nan_on=nan`.
+faults: `debug?kind=reranker&delay_s=0.2&fail_on=poison&nan_on=nan`, and the length of dense vectors:
+`debug?dimension=1024`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class FakeBackend:
     num_in_flight = 1
     shares_device = False
 
-    def __init__(self, kind: ModelKind, faults: Faults) -> None:
+    def __init__(self, kind: ModelKind, faults: Faults, dimension: int) -> None:
         self._kind = kind
+        self._dimension = dimension
         self._faults = faults
 
     def prepare_thread(self) -> None:
@@ -117,7 +119,7 @@ class FakeBackend:
         if self._kind is ModelKind.classifier:
             return np.array([[item.num_tokens, 0] for item in batch], dtype=np.float32)
         lengths = np.array([len(item.token_ids) for item in batch], dtype=np.float32)
-        return np.repeat(lengths[:, None], EMBEDDING_DIMENSION, axis=1)
+        return np.repeat(lengths[:, None], self._dimension, axis=1)
 
 
 def _contains(texts: list[str], word: str) -> bool:
@@ -182,6 +184,7 @@ def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedMode
     """Create the model. Raise StartupError for an unknown setting, or the injected fault."""
     settings = dict(parse_qsl(args.model_name_or_path.partition("?")[2]))
     kind = _parse_kind(settings.pop("kind", str(args.model_kind)))
+    dimension = int(settings.pop("dimension", EMBEDDING_DIMENSION))
     faults = parse_faults(settings)
     if faults.load_delay_s:
         time.sleep(faults.load_delay_s)
@@ -193,7 +196,7 @@ def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedMode
         kind=ModelKind.embedder if kind is ModelKind.auto else kind,
         capabilities=_CAPABILITIES[kind],
         outputs=_OUTPUTS.get(kind, ()),
-        embedding_dimension=0 if is_scoring else EMBEDDING_DIMENSION,
+        embedding_dimension=0 if is_scoring else dimension,
         max_tokens=MAX_TOKENS,
         is_normalized=False if "dense" in _OUTPUTS.get(kind, ()) else None,
         dtype="float32",
@@ -211,7 +214,7 @@ def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedMode
     )
     return LoadedModel(
         info=info,
-        replicas=[FakeBackend(kind, faults) for _ in args.device_id or (0,)],
+        replicas=[FakeBackend(kind, faults, dimension) for _ in args.device_id or (0,)],
         encode=encode,
         max_batch_tokens=args.max_batch_tokens or 16_384,
         num_tokenizer_threads=1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,12 @@ _NETWORK_LIBRARIES = ("torch", "transformers", "sentence_transformers")
 # Those that need no torch weights where the repository has a graph.
 READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino)
 _STATIC_MODULE = "infinity_emb.backends.static.load"
+
+
+def leave_threads() -> None:
+    """Use no threads of libraries from now on: a forked process has none of its parent's threads."""
+    if "torch" in sys.modules:
+        importlib.import_module("infinity_emb.backends.torch.cpu_threads").leave_threads()
 
 
 def load_model(args: LoadOptions) -> LoadedModel:

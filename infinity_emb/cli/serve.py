@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from infinity_emb.cli.front_ends.check import check_front_ends
 from infinity_emb.cli.log_setup import describe_model
 from infinity_emb.cli.signals import exit_now, handle_signals, ignore_user_signals
-from infinity_emb.cli.sockets import base_url, bind_sockets, close_sockets, listen
+from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, listen
 from infinity_emb.cli.start_summary import StartSummary, draws_summary
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
@@ -43,7 +44,9 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
     """
     ignore_user_signals()
     with handle_signals(_exit_while_loading):
-        sockets = bind_sockets(config.host, config.port)
+        check_front_ends(engine_args, config)
+        groups = bind_groups(config.host, config.port, config.api_servers)
+        sockets = [bound for group in groups for bound in group]
         try:
             _check_server_extra()
             _check_api_keys(config)
@@ -52,15 +55,35 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
             # The summary has the essence of the details, and fits on one screen.
             details_level = logging.DEBUG if draws_summary(config) else logging.INFO
             engines = load_engines(engine_args, details_level=details_level)
-            server = _build_server(engines, config, sockets)
-            lost = _stop_on_lost_device(engines, server)
-            listen(sockets, config.host, config.port)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            server.run(sockets=sockets)
-            if lost:
-                raise EngineNotReady(f"lost the device of {', '.join(lost)}; restart the server")
+            if config.api_servers > 1:
+                _serve_with_front_ends(engines, config, groups)
+            else:
+                _serve_alone(engines, config, sockets)
         finally:
             close_sockets(sockets)
+
+
+def _serve_alone(engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket]) -> None:
+    """Serve with this process. Raises EngineNotReady when a device was lost."""
+    server = _build_server(engines, config, sockets)
+    lost = _stop_on_lost_device(engines, server)
+    listen(sockets, config.host, config.port)
+    server.run(sockets=sockets)
+    if lost:
+        raise EngineNotReady(f"lost the device of {', '.join(lost)}; restart the server")
+
+
+def _serve_with_front_ends(
+    engines: AsyncEngineArray, config: ServerConfig, groups: list[list[socket.socket]]
+) -> None:
+    """Compute with this process, and serve with others. Raises EngineNotReady and StartupError."""
+    from infinity_emb.cli.front_ends.supervisor import serve_with_front_ends
+
+    for sockets in groups:
+        listen(sockets, config.host, config.port)
+    summary = StartSummary(engines, config, base_url(groups[0]))
+    serve_with_front_ends(engines, config, groups, summary.announce)
 
 
 def preload(engine_args: Sequence[EngineArgs]) -> None:

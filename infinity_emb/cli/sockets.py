@@ -16,17 +16,19 @@ BACKLOG = 2048
 _NOT_AVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def bind_sockets(host: str, port: int) -> list[socket.socket]:
+def bind_sockets(host: str, port: int, *, shares_port: bool = False) -> list[socket.socket]:
     """Bind a socket to every address that `host` resolves to.
 
     port: 0 takes a free one.
+    shares_port: let other sockets that are bound so have the port as well; Linux divides connections among
+        them.
     Raises StartupError when the port is in use or the address does not belong to this machine.
     """
     sockets: list[socket.socket] = []
     failure: OSError | None = None
     for family, address in _resolve(host, port):
         try:
-            sockets.append(bind_socket(family, address))
+            sockets.append(bind_socket(family, address, shares_port=shares_port))
         except OSError as exc:
             failure = exc
             if exc.errno not in _NOT_AVAILABLE:
@@ -36,6 +38,17 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
     if not sockets and failure is not None:
         raise StartupError(_explain(failure, host, port)) from failure
     return sockets
+
+
+def bind_groups(host: str, port: int, number: int) -> list[list[socket.socket]]:
+    """Bind so many groups of sockets to one port, one for each process. Raises StartupError."""
+    if number == 1:
+        return [bind_sockets(host, port)]
+    # One that shares nothing fails where another server has the port, which shared ones would not.
+    first = bind_sockets(host, port)
+    port = first[0].getsockname()[1]
+    close_sockets(first)
+    return [bind_sockets(host, port, shares_port=True) for _ in range(number)]
 
 
 def listen(sockets: list[socket.socket], host: str, port: int) -> None:
@@ -67,7 +80,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
     return list(dict.fromkeys((int(family), address) for family, _, _, _, address in found))
 
 
-def bind_socket(family: int, address: tuple[object, ...]) -> socket.socket:
+def bind_socket(family: int, address: tuple[object, ...], *, shares_port: bool = False) -> socket.socket:
     """Bind a socket to an address. Raises OSError."""
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -75,6 +88,8 @@ def bind_socket(family: int, address: tuple[object, ...]) -> socket.socket:
         # processes could share the port.
         if os.name == "posix":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # `::` takes IPv4 as well; `localhost` has a socket for each.
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")

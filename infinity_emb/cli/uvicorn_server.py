@@ -41,6 +41,8 @@ class UvicornServer(uvicorn.Server):
     log_state: called in the event loop on SIGUSR1.
     """
 
+    stop_log_level = logging.INFO  # of the lines about stopping
+
     def __init__(
         self,
         app: FastAPI,
@@ -72,7 +74,8 @@ class UvicornServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish accepted requests until the deadline, then fail the others."""
-        logger.info(
+        logger.log(
+            self.stop_log_level,
             "stopping: accepted requests have up to %d s to finish; press Ctrl-C again to exit at once",
             self._shutdown_timeout_s,
         )
@@ -81,7 +84,7 @@ class UvicornServer(uvicorn.Server):
             await super().shutdown(sockets=sockets)
         finally:
             aborting.cancel()
-        logger.info("stopped")
+        logger.log(self.stop_log_level, "stopped")
 
     async def _abort_at_deadline(self) -> None:
         await asyncio.sleep(self._shutdown_timeout_s)

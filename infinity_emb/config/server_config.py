@@ -32,6 +32,14 @@ class HttpOptions:
 
     host: str = option("0.0.0.0", "Address to listen on.", ":: takes IPv4 and IPv6.")
     port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
+    api_servers: int = option(
+        1,
+        "Processes that accept requests, tokenize and encode responses.",
+        "One more process computes for all of them. Worth it where one processor core is busy with requests"
+        " while the device waits; see operating.md for what it excludes. Linux only.",
+        minimum=1,
+        maximum=64,
+    )
     url_prefix: str = option("", "Prefix of the API routes, such as /api.", check=_check_prefix)
     proxy_root_path: str = option(
         "",

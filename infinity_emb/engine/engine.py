@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from infinity_emb.engine.checks import check_capability
 from infinity_emb.engine.embedding import DEFAULT_OPTIONS
 from infinity_emb.engine.embedding_options import dense_or_multivector
 from infinity_emb.engine.lifecycle import Lifecycle
-from infinity_emb.engine.parts import load_parts
+from infinity_emb.engine.parts import EngineParts, load_parts
 from infinity_emb.engine.results import ClassifyOptions, Embeddings, EmbedOptions, RerankOptions
 from infinity_emb.engine.slot import DRAIN_TIMEOUT_S
 from infinity_emb.engine.status import EngineStatus
@@ -36,10 +36,11 @@ class AsyncEmbeddingEngine:
             vectors, num_tokens = await engine.embed(["Hello"])
 
     The constructor loads and warms up the model, which blocks. Raises StartupError if it cannot be served.
-
     Its parts are public: `slot` unloads and reloads the model, `gate` admits requests, `host` runs the
     worker threads, and `embedder`, `scorer` and `tokenizer` have further tasks.
     """
+
+    _load_parts: Callable[[EngineArgs], EngineParts] = staticmethod(load_parts)
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class AsyncEmbeddingEngine:
                 options["model_name_or_path"] = engine_args
             engine_args = EngineArgs(**options)
         self.engine_args = engine_args
-        parts = self._parts = load_parts(engine_args)
+        parts = self._parts = self._load_parts(engine_args)
         self.max_batch_tokens = parts.max_batch_tokens  # in one forward pass, as given or as measured
         self.host = parts.host
         self.slot = parts.slot
@@ -95,8 +96,7 @@ class AsyncEmbeddingEngine:
         """Return true when a new request would be computed, after a load if need be."""
         return self.slot.is_running
 
-    # LangChain's InfinityEmbeddingsLocal reads `running`; infinity_emb 0.0.77 had both names.
-    running = is_running
+    running = is_running  # LangChain's InfinityEmbeddingsLocal reads it; 0.0.77 had both names
 
     @property
     def info(self) -> ModelInfo:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 
 from infinity_emb.concurrency import deadline
 from infinity_emb.config.limits import QueueLimits
@@ -17,6 +17,10 @@ from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import current_request, token_budget
 from infinity_emb.scheduling.throughput import Progress
 
+# Count inputs of a flow for the time of a block; the last number is the size of the whole request.
+HoldElsewhere = Callable[[int, Flow, int], AbstractContextManager[None]]
+_NOWHERE = nullcontext()
+
 
 class RequestGate:
     """Give each request room in the queue, a deadline, a token budget and the open model."""
@@ -25,6 +29,8 @@ class RequestGate:
         self.num_requests = 0  # accepted, not yet completed
         self.num_timed_out = 0
         self.num_cancelled = 0  # mostly by clients that disconnected
+        # Where several processes share the limits, they count a request in a second place.
+        self.hold_elsewhere: HoldElsewhere = lambda *_: _NOWHERE
         self._slot = slot
         self._limits = limits
         self.admission = Admission(
@@ -53,7 +59,8 @@ class RequestGate:
         try:
             timeout_s = context.timeout_s or self._limits.request_timeout_s or None
             async with deadline(timeout_s), self._slot.use() as open_model:
-                with token_budget(self._limits.max_request_tokens):
+                budget = token_budget(self._limits.max_request_tokens)
+                with self.hold_elsewhere(num_items, flow, num_items), budget:
                     yield open_model
         except DeadlineExceeded:
             self.num_timed_out += 1
@@ -74,7 +81,8 @@ class RequestGate:
         if num_more:
             self.admission.admit(num_more, flow, num_total=num_items)
         try:
-            yield
+            with self.hold_elsewhere(num_more, flow, num_items):
+                yield
         finally:
             self.admission.release(num_more, flow)
 

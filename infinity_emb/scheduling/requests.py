@@ -30,6 +30,7 @@ class PendingRequest:
         must not raise. A cancelled request is not announced.
     on_progress: called with the number of items that one batch completed.
     on_outputs: called with the bytes of their outputs.
+    on_cancel: called when the request is cancelled, by whoever cancels it.
     stages: records when each stage of the request ended, if anybody asks.
     outputs: for each output one entry per item, complete once the request is done and `error` is None.
     """
@@ -41,6 +42,7 @@ class PendingRequest:
         "flow",
         "is_cancelled",
         "num_items",
+        "on_cancel",
         "on_done",
         "on_outputs",
         "on_progress",
@@ -63,6 +65,7 @@ class PendingRequest:
         self.is_cancelled = False
         self.on_done = on_done
         self.on_outputs: Callable[[int], None] | None = None
+        self.on_cancel: Callable[[PendingRequest], None] | None = None
         self.on_progress = on_progress
         self.num_items = num_items
         self.stages = stages
@@ -71,6 +74,8 @@ class PendingRequest:
     def cancel(self) -> None:
         """Skip the items that are still queued. `on_done` is not called, unless that call has begun."""
         self.is_cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel(self)
 
     def count_completed(self, num_items: int) -> bool:
         """Count completed items and return whether they were the last. Call under the completer's lock."""

@@ -145,7 +145,7 @@ class WorkerPool:
     def fail_queued(self) -> int:
         """Refuse new items and fail the queued ones; return their number."""
         self.queue.close()
-        return self._completer.fail(self.queue.take_all(), _unfinished())
+        return self._completer.fail(self.queue.take_all(), unfinished())
 
     def fail_all(self) -> int:
         """Fail the queued items and those that a device is computing; return their number.
@@ -154,7 +154,7 @@ class WorkerPool:
         """
         num_queued = self.fail_queued()
         taken = [item for replica in self._replicas for item in self.queue.held_by(replica)]
-        return num_queued + self._completer.fail(taken, _unfinished())
+        return num_queued + self._completer.fail(taken, unfinished())
 
     def end_threads(self, timeout_s: float) -> None:
         """Fail all items and wait for the worker threads, unless they are given up."""
@@ -215,5 +215,6 @@ def _start_thread(name: str, target: Callable[..., None], *args: object) -> thre
     return thread
 
 
-def _unfinished() -> EngineNotReady:
+def unfinished() -> EngineNotReady:
+    """Return the error for requests that a shutdown cuts off."""
     return EngineNotReady("the server is shutting down and this request was not finished in time")

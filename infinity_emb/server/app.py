@@ -61,11 +61,18 @@ TITLE = "Infinity - Embedding Inference Server"
 SUMMARY = "Embedding models, rerankers and classifiers over REST, compatible with the API of OpenAI."
 
 
-def build_app(engines: EngineSource, config: ServerConfig, *, documents_at_start: bool = False) -> ServerApp:
+def build_app(
+    engines: EngineSource,
+    config: ServerConfig,
+    *,
+    documents_at_start: bool = False,
+    registry: CollectorRegistry | None = None,
+) -> ServerApp:
     """Build the ASGI app that serves `engines`, or what `engines()` loads when the app starts.
 
     documents_at_start: make the OpenAPI document when the app starts instead of for the first request, which
         would hold the event loop for a second.
+    registry: where metrics are collected; by default one of this process.
     Raises StartupError for an `--api-key-file` without keys.
     """
     models = ServedModels(
@@ -73,18 +80,11 @@ def build_app(engines: EngineSource, config: ServerConfig, *, documents_at_start
         shutdown_timeout_s=config.shutdown_timeout_s,
         is_strict_about_names=config.strict_model_names,
     )
-    registry = CollectorRegistry()
+    registry = registry or CollectorRegistry()
     tracing = make_tracing() if config.otel else None
     pages = Pages(config)
     keys = ApiKeys.from_config(config)
-    threads = FairThreads(1, "infinity-json")
-    context = ServerContext(
-        models=models,
-        bodies=JsonReader(BodyReader(threads, max_body_bytes=config.max_body_bytes), threads),
-        threads=threads,
-        memory=MemoryBudget(config.max_total_body_bytes),
-        max_client_batch_size=config.max_client_batch_size,
-    )
+    context = _make_context(models, config)
     batches = make_batch_service(config, context) if config.batch_dir else None
     endpoints = [*API_ENDPOINTS, *(make_batch_endpoints(batches) if batches else [])]
     routes = [(each.method, path) for each in API_ENDPOINTS for path in each.list_paths(config.url_prefix)]
@@ -148,6 +148,18 @@ def create_server(
         values["api_key"] = [api_key] if isinstance(api_key, str) else api_key
     config = ServerConfig.from_given(collect_given(ServerConfig, values, environ, is_per_model=False))
     return build_app(lambda: AsyncEngineArray.from_args(engine_args_list), config, documents_at_start=True)
+
+
+def _make_context(models: ServedModels, config: ServerConfig) -> ServerContext:
+    """Put together what all routes share."""
+    threads = FairThreads(1, "infinity-json")
+    return ServerContext(
+        models=models,
+        bodies=JsonReader(BodyReader(threads, max_body_bytes=config.max_body_bytes), threads),
+        threads=threads,
+        memory=MemoryBudget(config.max_total_body_bytes),
+        max_client_batch_size=config.max_client_batch_size,
+    )
 
 
 def _build_document(pages: Pages) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class SharedCores:
         return max(1, min(fair_share, num_tokens // MIN_TOKENS_PER_CORE))
 
 
+def leave_threads() -> None:
+    """Compute on the calling thread alone from now on: a forked process has none of its parent's threads."""
+    torch.set_num_threads(1)
+
+
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
     """Limit torch's operators on this thread to one core until the end of the block, as under load.

@@ -1,0 +1,147 @@
+"""Run a front end: an HTTP server whose engines compute in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator
+
+from fastapi import FastAPI
+
+from infinity_emb.backends.registry import leave_threads
+from infinity_emb.cli.front_ends.client import EngineClient
+from infinity_emb.cli.front_ends.frames import Header
+from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
+from infinity_emb.cli.front_ends.reports import SummingRegistry, pack_metrics
+from infinity_emb.cli.front_ends.state_middleware import EngineStateMiddleware
+from infinity_emb.cli.signals import STOP_SIGNALS
+from infinity_emb.cli.state_dump import describe_state
+from infinity_emb.cli.uvicorn_server import UvicornServer
+from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.engine.array import AsyncEngineArray
+from infinity_emb.server.app import build_app
+
+logger = logging.getLogger("infinity_emb")
+
+
+def run_front_end(
+    engines: AsyncEngineArray,
+    config: ServerConfig,
+    sockets: list[socket.socket],
+    end: socket.socket,
+    *,
+    num_front_ends: int,
+) -> int:
+    """Serve until the engine process says so or ends; return the exit code.
+
+    engines: with the models loaded, never started. config: with this front end's share of the limits.
+    end: of the socket to the engine process.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process
+    leave_threads()
+    client = EngineClient()
+    remote = [
+        RemoteEngine(engine, client, number, num_front_ends=num_front_ends)
+        for number, engine in enumerate(engines)
+    ]
+    registry = SummingRegistry(lambda: client.reports)
+    array = AsyncEngineArray(remote)
+    app = build_app(array, config, registry=registry)
+    app.add_middleware(EngineStateMiddleware, client=client)
+
+    async def abort_pending() -> None:
+        await asyncio.gather(*(engine.astop(drain_timeout_s=0) for engine in remote))
+
+    def log_state() -> None:
+        logger.warning("state of the front end %d:\n%s", os.getpid(), "\n".join(describe_state(array)))
+
+    def report() -> Header:
+        models = {engine.engine_args.served_model_name: engine.report() for engine in remote}
+        return {"models": models, "metrics": pack_metrics(registry.collect_own())}
+
+    client.make_report = report
+    server = FrontEndServer(app, config, client, end, abort_pending=abort_pending, log_state=log_state)
+    server.run(sockets=sockets)
+    return server.exit_code
+
+
+class FrontEndServer(UvicornServer):
+    """A server that is connected to the engine process while it runs.
+
+    end: of the socket to the engine process.
+    """
+
+    stop_log_level = logging.DEBUG  # the engine process has told
+
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        client: EngineClient,
+        end: socket.socket,
+        *,
+        abort_pending: Callable[[], Awaitable[object]],
+        log_state: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            app, config, announce=self._tell_ready, abort_pending=abort_pending, log_state=log_state
+        )
+        self.exit_code = 0
+        self._client = client
+        self._end = end
+        self._closes_port = False
+        self._has_ended = False
+        client.on_drain = self._drain
+        client.on_dump = log_state
+        client.on_lost = self._lose_engine
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, then tell the engine process by closing the socket."""
+        self._listening = [each.dup() for each in sockets or ()]
+        await self._client.link.connect(self._end)
+        try:
+            await super().serve(sockets)
+        finally:
+            self._has_ended = True
+            self._client.link.close()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish accepted requests; close the port for all processes that hold it, if the server stops."""
+        for server in self.servers:
+            server.close()
+        for listening in self._listening:
+            if self._closes_port:
+                listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Stop for SIGTERM alone: the engine process tells about the others."""
+        previous = signal.signal(signal.SIGTERM, self.handle_exit)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _lose_engine(self) -> None:
+        """Stop, since nothing can be computed any more; at once in a start, or if stopping already."""
+        if self._has_ended:
+            return
+        if self.should_exit or not self.started:
+            os._exit(1)
+        logger.error("the engine process has ended: front end %d stops", os.getpid())
+        self.exit_code = 1
+        self._drain()
+
+    def _drain(self) -> None:
+        self._closes_port = True
+        self.stop()
+
+    def _tell_ready(self) -> None:
+        self._client.link.send({"kind": "ready", "pid": os.getpid()})

@@ -1,0 +1,187 @@
+"""Run the engine process: compute for the front ends, replace those that end, and stop them all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import fields
+from typing import Any
+
+from infinity_emb.cli.front_ends.engine_service import EngineService
+from infinity_emb.cli.front_ends.fork_server import ForkServer
+from infinity_emb.cli.front_ends.front_end import run_front_end
+from infinity_emb.cli.front_ends.session import Session
+from infinity_emb.cli.signals import exit_now, handle_signals
+from infinity_emb.cli.state_dump import describe_state
+from infinity_emb.cli.uvicorn_server import GRACE_S
+from infinity_emb.concurrency import call_in_loop
+from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.engine.array import AsyncEngineArray
+from infinity_emb.errors import EngineNotReady, StartupError
+
+logger = logging.getLogger("infinity_emb")
+
+# Front ends that end one after the other before any of them is ready; then the server gives up.
+MAX_FAILED_STARTS = 5
+_RESTART_PAUSE_S = 0.2
+_DIVIDED = ("max_connections", "max_total_body_bytes")
+
+
+def serve_with_front_ends(
+    engines: AsyncEngineArray,
+    config: ServerConfig,
+    sockets: Sequence[list[socket.socket]],
+    announce: Callable[[], None],
+) -> None:
+    """Serve until a stop signal. The models are loaded, the sockets listen.
+
+    sockets: of each front end. announce: called when all of them serve.
+    Raises EngineNotReady when a device was lost, and StartupError when no front end starts.
+    """
+    num_front_ends = len(sockets)
+    share = share_limits(config, num_front_ends)
+    fork_server = ForkServer(
+        lambda number, end: run_front_end(engines, share, sockets[number], end, num_front_ends=num_front_ends)
+    )
+    try:
+        _run(Supervisor(engines, config, fork_server, num_front_ends, announce).run())
+    finally:
+        fork_server.close()
+
+
+def share_limits(config: ServerConfig, num_front_ends: int) -> ServerConfig:
+    """Return the options of one of the front ends: limits of a whole process are divided."""
+    given = {
+        each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default
+    }
+    shares = {name: -(-getattr(config, name) // num_front_ends) for name in _DIVIDED}
+    return ServerConfig(**(given | shares))
+
+
+class Supervisor:
+    """Keep a number of front ends running."""
+
+    def __init__(
+        self,
+        engines: AsyncEngineArray,
+        config: ServerConfig,
+        fork_server: ForkServer,
+        num_front_ends: int,
+        announce: Callable[[], None],
+    ) -> None:
+        self._engines = engines
+        self._shutdown_timeout_s = config.shutdown_timeout_s
+        self._fork_server = fork_server
+        self._num_front_ends = num_front_ends
+        self._announce = announce
+        self._numbers: dict[Session, int] = {}
+        self._ready: set[Session] = set()
+        self._num_failed_starts = 0
+        self._has_announced = False
+        self._failure: Exception | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises what `serve_with_front_ends` does."""
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._all_ended = asyncio.Event()
+        self._service = EngineService(list(self._engines), on_ready=self._be_ready, on_lost=self._replace)
+        self._engines.call_on_death(lambda name: call_in_loop(self._loop, lambda: self._lose_device(name)))
+        if hasattr(signal, "SIGUSR1"):
+            self._loop.add_signal_handler(signal.SIGUSR1, self._log_state)
+        with handle_signals(self._handle_signal):
+            await self._engines.astart()
+            try:
+                for number in range(self._num_front_ends):
+                    await self._start(number)
+                await self._stopping.wait()
+                await self._drain()
+            finally:
+                stops = (engine.astop(drain_timeout_s=0) for engine in self._engines)
+                await asyncio.gather(*stops)
+        logger.info("stopped")
+        if self._failure is not None:
+            raise self._failure
+
+    async def _start(self, number: int) -> None:
+        session = self._service.open_session()
+        self._numbers[session] = number
+        await session.link.connect(self._fork_server.start(number))
+
+    def _be_ready(self, session: Session) -> None:
+        self._ready.add(session)
+        self._num_failed_starts = 0
+        if not self._has_announced and len(self._ready) == self._num_front_ends:
+            self._has_announced = True
+            self._announce()
+
+    def _replace(self, session: Session) -> None:
+        """Start another front end in the place of one that has ended."""
+        number = self._numbers.pop(session)
+        was_ready = session in self._ready
+        self._ready.discard(session)
+        if self._stopping.is_set():
+            if not self._numbers:
+                self._all_ended.set()
+            return
+        logger.error("front end %d (pid %d) has ended; starting another", number, session.pid)
+        self._num_failed_starts += not was_ready
+        if self._num_failed_starts >= MAX_FAILED_STARTS:
+            self._fail(StartupError("front ends end before they can serve; the log above says why"))
+            return
+        task = asyncio.ensure_future(self._start_later(number))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_later(self, number: int) -> None:
+        await asyncio.sleep(_RESTART_PAUSE_S * self._num_failed_starts)
+        if self._stopping.is_set():
+            return
+        try:
+            await self._start(number)
+        except EngineNotReady as exc:
+            self._fail(exc)
+
+    def _lose_device(self, name: str) -> None:
+        self._fail(EngineNotReady(f"lost the device of {name}; restart the server"))
+
+    def _fail(self, failure: Exception) -> None:
+        self._failure = self._failure or failure
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Let the front ends finish what they have accepted."""
+        logger.info(
+            "stopping: accepted requests have up to %d s to finish; press Ctrl-C again to exit at once",
+            self._shutdown_timeout_s,
+        )
+        for session in self._service.sessions:
+            session.link.send({"kind": "drain"})
+        if self._numbers:
+            waiting = asyncio.ensure_future(self._all_ended.wait())
+            await asyncio.wait([waiting], timeout=self._shutdown_timeout_s + 2 * GRACE_S)
+            waiting.cancel()
+
+    def _handle_signal(self, number: int, _: object) -> None:
+        if self._stopping.is_set() and number == signal.SIGINT:
+            exit_now(number, "exiting at once; accepted requests are lost")
+        self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def _log_state(self) -> None:
+        logger.warning("state dump (SIGUSR1):\n%s", "\n".join(describe_state(self._engines)))
+        for session in self._service.sessions:
+            session.link.send({"kind": "dump"})
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run an event loop, uvloop's where it can be imported."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
