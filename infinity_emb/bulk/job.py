@@ -1,7 +1,6 @@
 """Run a job: read windows of rows, compute them, and commit them in order.
 
-While a window is computed, the next one is read and the one before is written. Inside a window, inputs are
-sorted by length, so that batches hold inputs of similar length.
+While a window is computed, the next one is read and the one before is written.
 """
 
 from __future__ import annotations
@@ -9,24 +8,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from infinity_emb.bulk.isolation import compute_each
+from infinity_emb.bulk.computing import compute_rows
 from infinity_emb.bulk.journal import Journal
 from infinity_emb.bulk.reading import RowSource
-from infinity_emb.bulk.rows import Rejected, RowInput, Window, count_chars
+from infinity_emb.bulk.rows import Rejected, RowInput, Window
 from infinity_emb.bulk.shard_formats import ShardFormat
 from infinity_emb.bulk.tasks import Computer
-from infinity_emb.concurrency import gather_or_cancel
 from infinity_emb.engine.progress import ProgressBar
-from infinity_emb.items import iterate_chunks
 
 MAX_PENDING_WINDOWS = 2
-_MAX_REQUEST_CHARS = 2**20
 
 
 class Summary(NamedTuple):
@@ -63,7 +58,8 @@ class Job:
         pending: deque[tuple[Window, asyncio.Task[list[Any]]]] = deque()
         try:
             while (window := await asyncio.to_thread(next, windows, None)) is not None:
-                pending.append((window, asyncio.create_task(self._compute(window, slots))))
+                work = compute_rows(window.list_inputs(), self.computer, self.probe, slots)
+                pending.append((window, asyncio.create_task(work)))
                 if len(pending) > MAX_PENDING_WINDOWS:
                     next_row = await self._commit_first(pending, bar)
             while pending:
@@ -75,28 +71,6 @@ class Job:
             await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._join_last_shard, next_row)
         return next_row
-
-    async def _compute(self, window: Window, slots: asyncio.Semaphore) -> list[Any]:
-        """Return the results of a window in its order, `Rejected` for rows that have none."""
-        results: list[Any] = window.list_inputs()
-        good = [index for index, value in enumerate(results) if not isinstance(value, Rejected)]
-        good.sort(key=lambda index: count_chars(results[index]), reverse=True)
-        counts = [count_chars(results[index]) for index in good]
-        chunks = iterate_chunks(
-            counts, max_inputs=self.computer.inputs_per_request, max_chars=_MAX_REQUEST_CHARS
-        )
-
-        async def compute(indices: Sequence[int]) -> None:
-            async with slots:
-                inputs = [results[index] for index in indices]
-                for index, result in zip(indices, await self._compute_each(inputs), strict=True):
-                    results[index] = result
-
-        await gather_or_cancel([compute(good[chunk]) for chunk in chunks if good])
-        return results
-
-    async def _compute_each(self, inputs: Sequence[RowInput]) -> list[Any]:
-        return await compute_each(inputs, self.computer.compute, lambda: self.computer.compute([self.probe]))
 
     async def _commit_first(
         self, pending: deque[tuple[Window, asyncio.Task[list[Any]]]], bar: ProgressBar

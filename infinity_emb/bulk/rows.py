@@ -74,12 +74,12 @@ class Window(NamedTuple):
         for block in self.blocks:
             for value, line in zip(block.inputs, block.lines, strict=True):
                 if isinstance(result := results[index], Rejected):
-                    bad.append(BadRow(self.start + index, block.file, line, result.reason, _show(value)))
+                    bad.append(BadRow(self.start + index, block.file, line, result.reason, show_input(value)))
                 index += 1
         return bad
 
 
-def _show(value: RowInput | Rejected) -> str:
+def show_input(value: RowInput | Rejected) -> str:
     """Return the beginning of a row."""
     if isinstance(value, Rejected):
         return value.content[:MAX_CONTENT_CHARS]

@@ -122,7 +122,7 @@ def run_job(plan: JobPlan, options: BulkOptions, args: EngineArgs) -> Summary:
 
 async def _run(plan: JobPlan, options: BulkOptions, args: EngineArgs, journal: Journal) -> Summary:
     async with open_computer(plan.task, options, args) as computer:
-        result_type = detect_type(await _probe(computer, plan.task))
+        result_type = detect_type(await compute_probe(computer, plan.task))
         check_fits(result_type, plan.output_format)
         shard_format = make_format(plan.output_format, plan.source.schema, plan.column, result_type)
         journal.open({**plan.manifest, **computer.describe()}, overwrite=options.overwrite)
@@ -159,7 +159,7 @@ def _check_can_resume(plan: JobPlan, next_row: int) -> JobPlan:
     return plan
 
 
-async def _probe(computer: Computer, task: TaskOptions) -> Any:
+async def compute_probe(computer: Computer, task: TaskOptions) -> Any:
     """Compute one input, so that options that the model does not support end the job at once."""
     try:
         return (await computer.compute([task.probe]))[0]

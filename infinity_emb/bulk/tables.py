@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infinity_emb.bulk.columns import Columns
-from infinity_emb.bulk.rows import Block
+from infinity_emb.bulk.rows import Block, Rejected, RowInput
 from infinity_emb.bulk.sources import SourceFile, split_suffix
 from infinity_emb.errors import StartupError
 
@@ -43,8 +43,7 @@ class TableReader:
         names = list(dict.fromkeys([*self._columns.read, *self._columns.select_kept(self.schema.names)]))
         line = 1 + self._num_skipped
         for batch in self._table.iterate(names, self._num_skipped):
-            texts = [_list_texts(batch.column(name)) for name in self._columns.read]
-            inputs = [self._columns.make_input(values) for values in zip(*texts, strict=True)]
+            inputs = read_inputs(batch, self._columns)
             lines = range(line, line + len(inputs))
             yield Block(self._make_batch(batch), inputs, self._file.name, lines)
             line += len(inputs)
@@ -137,6 +136,12 @@ def check_text_columns(schema: Any, columns: Columns, name: str) -> None:
         checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
         if not any(check(value_kind) for check in checks):
             raise StartupError(f"column {column!r} of {name} is {kind}, not text; choose another")
+
+
+def read_inputs(batch: Any, columns: Columns) -> list[RowInput | Rejected]:
+    """Return the input of each row of a record batch."""
+    texts = [_list_texts(batch.column(name)) for name in columns.read]
+    return [columns.make_input(values) for values in zip(*texts, strict=True)]
 
 
 def _list_texts(column: Any) -> list[str | None]:
