@@ -7,6 +7,8 @@
 #              observability, and roofline: the path for CUDA on paper
 # make bench-compare  speed of this tree against another commit, in turn (ARGS="2f27a20 --quick")
 # make test-clients  what people use as clients, all of them, each in an environment of its own
+# make test-ray  models on Ray Serve and rows with Ray Data, in an environment of its own with Ray
+# make bench-ray  the speed of Ray Serve as a ratio to the plain server, in that environment
 # make structure  sizes and habits of the package and the path of one request, against their limits
 # make docs   write docs/settings.md again
 # make docs-site  build the documentation site into site/, offline and strict (ARGS=serve to edit it)
@@ -23,9 +25,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ma
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 DOCS := .venv-docs
+RAY := .venv-ray
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: run test coverage test-clients check bench bench-compare structure docs docs-site test-examples coverage-page release-check clean
+.PHONY: run test coverage test-clients test-ray bench-ray check bench bench-compare structure docs docs-site test-examples coverage-page release-check clean
 
 run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
@@ -40,6 +43,9 @@ coverage: .venv/tested
 test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
 
+test-ray: $(RAY)/made
+	$(RAY)/bin/python -W ignore -m pytest tests/ray -W default $(ARGS)
+
 check: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,6 +57,9 @@ bench: .venv/tested
 
 bench-compare: .venv/tested
 	$(BIN)/python -m scripts.compare_commits $(ARGS)
+
+bench-ray: $(RAY)/made
+	$(RAY)/bin/python -m benchmarks.ray_serve $(ARGS)
 
 bench-%: .venv/tested
 	$(BIN)/python -m benchmarks.$* $(ARGS)
@@ -81,6 +90,13 @@ $(MTEB)/made: .venv/served
 	$(MTEB)/bin/pip install --quiet --constraint constraints.txt mteb==2.26.24
 	touch $@
 
+# Ray, beside the packages of .venv.
+$(RAY)/made: .venv/tested
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python $(PURELIB) > "$$($(RAY)/bin/python $(PURELIB))/served.pth"
+	$(RAY)/bin/pip install --quiet --constraint constraints.txt 'ray[serve,data]==2.60.0'
+	touch $@
+
 # MkDocs and its theme, beside the packages of .venv, whose code the reference is generated from.
 $(DOCS)/made: .venv/served
 	$(BIN)/python -m venv $(DOCS)
@@ -100,4 +116,4 @@ $(DOCS)/made: .venv/served
 	touch $@
 
 clean:
-	rm -rf .venv .venv-clients $(MTEB) $(DOCS) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients $(MTEB) $(DOCS) $(RAY) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -65,19 +65,19 @@ HOMES: dict[str, tuple[str, ...]] = {
     "soundfile": ("preprocessing.media.decode",),
     "soxr": ("preprocessing.media.decode",),
     "httpx2": ("preprocessing.media.fetch", "bulk.server_computer"),
-    "pyarrow": ("bulk",),
+    "pyarrow": ("bulk", "ray_data"),
     # For type checkers alone: no start imports it.
     "typing_extensions": ("errors",),
     # The app's type; uvicorn is handed an app.
-    "fastapi": ("server", "cli.uvicorn_server", "cli.front_ends"),
-    "starlette": ("server", "cli.front_ends"),
+    "fastapi": ("server", "cli.uvicorn_server", "cli.front_ends", "ray_serve"),
+    "starlette": ("server", "cli.front_ends", "ray_serve"),
     "pydantic": ("server",),
     "pydantic_core": ("server",),
     "prometheus_client": ("server", "cli.top", "cli.front_ends"),
     "fastapi_swagger": ("server",),
     "opentelemetry": ("server.tracing",),
     "swagger_ui_bundle": ("server",),
-    "orjson": ("server", "bulk", "cli.front_ends"),
+    "orjson": ("server", "bulk", "cli.front_ends", "ray_serve"),
     "pybase64": ("server",),
     # zstd of Python 3.14, and its backport.
     "backports": ("server",),
@@ -93,7 +93,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("backends.onnx",),
     "openvino": ("backends.openvino",),
     "ctranslate2": ("backends.ctranslate2",),
-    "ray": (),
+    "ray": ("ray_data", "ray_serve"),
 }
 
 

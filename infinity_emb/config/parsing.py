@@ -68,6 +68,19 @@ def merge_old_names(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def read_names(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file by field name; it may use the names of flags, with `_` for `-`.
+
+    Raises StartupError for a name that no option has.
+    """
+    names = {option.key: option.name for option in list_options(config)}
+    names |= {each.name: each.name for option in list_options(config) for each in option.spellings}
+    for name in given:
+        if name not in names:
+            raise StartupError(f"there is no option {name!r}{did_you_mean(name, list(names))}")
+    return {names[name]: value for name, value in given.items()}
+
+
 def choose_spelling(used: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the first spelling of an option that was given a value, and that value.
 

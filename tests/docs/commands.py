@@ -102,6 +102,12 @@ def check_extras(names: str) -> None:
         assert re.search(rf"^{re.escape(name)} = \[", PYPROJECT, re.MULTILINE), name
 
 
+def check_serve(words: Sequence[str], _: Mapping[str, str]) -> None:
+    """Check that the file exists; tests/ray reads it."""
+    assert words[0] == "run"
+    assert (REPOSITORY / words[1]).is_file(), words[1]
+
+
 def check_docker(words: Sequence[str], variables: Mapping[str, str]) -> None:
     """Check build arguments, variables, and what follows the image's name, which the server reads."""
     for flag, value in itertools.pairwise(words):
@@ -123,4 +129,5 @@ CHECKS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], None]] = {
     "make": check_make,
     "pip": check_pip,
     "docker": check_docker,
+    "serve": check_serve,
 }

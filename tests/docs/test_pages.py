@@ -30,6 +30,7 @@ DEFAULT_URL = "http://localhost:7997"
 TESTED_ELSEWHERE = {
     "docs/requests.md": {"sh"},  # tests/docs/test_requests_guide.py
     "docs/clients.md": {"python", "js"},  # tests/clients
+    "docs/guides/ray.md": {"python", "yaml"},  # tests/ray/test_guide.py
 }
 # What stands in for models that would be downloaded.
 STAND_INS = {'"BAAI/bge-reranker-base"': '"debug?kind=reranker", "engine": "debugengine"'}

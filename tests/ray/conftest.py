@@ -1,0 +1,40 @@
+"""A small Ray cluster for all tests of this folder, which need `infinity-emb[ray]`: `make test-ray`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OBJECT_STORE_BYTES = 80 * 2**20
+# Read when Ray is imported, and inherited by its processes.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+
+if importlib.util.find_spec("ray") is None:
+    collect_ignore_glob = ["test_[!e]*.py"]  # all but test_environment.py
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Yield a cluster of one node; tests add others."""
+    os.environ.update(SETTINGS)
+    # Ray keeps the token by which its processes know each other in the home folder.
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    import ray
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 4, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        serve.shutdown()
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
