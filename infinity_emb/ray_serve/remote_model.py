@@ -14,8 +14,10 @@ from infinity_emb.ray_serve.model_server import ForwardedRequest
 from infinity_emb.server.requests.in_process import Response
 from infinity_emb.types import Capability, ModelInfo
 
-# A request changes nothing, so it may be sent again when its replica is lost.
-MAX_ATTEMPTS = 5
+# A request changes nothing, so it may be sent again when its replica is lost. Serve may choose the same one
+# until it has noticed, so the pauses double: 3 s in all.
+MAX_ATTEMPTS = 6
+FIRST_PAUSE_S = 0.1
 
 
 class RemoteModel:
@@ -54,7 +56,7 @@ class RemoteModel:
     async def _call(self, method: str, *arguments: object, timeout_s: float | None) -> Any:
         name = self.engine_args.served_model_name
         lost: Exception | None = None
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             try:
                 return await asyncio.wait_for(getattr(self._handle, method).remote(*arguments), timeout_s)
             except BackPressureError as exc:
@@ -65,4 +67,5 @@ class RemoteModel:
                 raise  # the replica lives, and the next one would fail as well
             except (RayError, DeploymentUnavailableError) as exc:
                 lost = exc
+                await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
         raise EngineNotReady(f"the replica of model {name!r} was lost; try again later") from lost
