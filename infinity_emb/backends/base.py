@@ -133,7 +133,7 @@ class LoadedModel:
     free_memory: release cached device memory after the model has been unloaded.
     measure_memory: of the model's devices.
     time_network: make a timer; None if the engine cannot be timed inside.
-    sample_task: of the texts that measure a model; None is the default task, which a router may lack.
+    tasks: that have an encoder of texts of their own; None is the default task, which a router may lack.
     prepares_inline: whether `encode` waits for no other thread, so that a few texts may be encoded on an
     event loop.
     """
@@ -151,8 +151,13 @@ class LoadedModel:
     free_memory: Callable[[], None] = lambda: None
     measure_memory: Callable[[], MemoryUse] = measure_process_memory
     time_network: Callable[[], NetworkTimer] | None = None
-    sample_task: str | None = None
+    tasks: Sequence[str | None] = (None,)
     prepares_inline: bool = False
+
+    @property
+    def sample_task(self) -> str | None:
+        """Return the task of the texts that measure the model."""
+        return next(iter(self.tasks), None)
 
 
 class Reference(Protocol):

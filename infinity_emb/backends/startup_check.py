@@ -15,6 +15,7 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.probes import as_inputs, short_texts
 from infinity_emb.errors import BadInput, StartupError, one_line
 from infinity_emb.items import (
+    BatchOutputs,
     Encoded,
     Float32Array,
     InputOptions,
@@ -43,14 +44,14 @@ def check_outputs_differ(model: LoadedModel, name: str, *, may_be_wrong: bool = 
     if _TEXT_CAPABILITIES.isdisjoint(model.info.capabilities):
         return
     try:
-        batch = _encode_probes(model)
+        batches = [_encode_probes(model, task) for task in model.tasks]
     except BadInput as exc:
         logger.debug("the outputs of %s are not checked: %s", name, exc)
         return
     try:
         # On another thread, as computing may change settings of the calling one.
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
-            fault = executor.submit(_find_fault, model, batch).result()
+            fault = executor.submit(_find_fault, model, batches).result()
     except Exception as exc:  # a model may raise anything on its first inputs
         text = one_line(exc, 400)
         raise StartupError(
@@ -65,33 +66,46 @@ def check_outputs_differ(model: LoadedModel, name: str, *, may_be_wrong: bool = 
         )
 
 
-def _encode_probes(model: LoadedModel) -> list[Encoded]:
+def _encode_probes(model: LoadedModel, task: str | None) -> list[Encoded]:
     texts = _make_texts(model.vocabulary) if model.vocabulary else short_texts()[:_NUM_TEXTS]
     is_pair = model.info.kind is ModelKind.reranker
     inputs = as_inputs(texts, are_pairs=is_pair, query=texts[0])
-    options = InputOptions(task=model.sample_task, outputs=(model.info.outputs or ("dense",))[:1])
+    options = InputOptions(task=task, outputs=model.info.outputs or ("dense",))
     return model.encode(number_inputs(inputs), options)
 
 
 def _make_texts(vocabulary: Vocabulary) -> list[str]:
-    """Return texts of a few random words, of different lengths."""
+    """Return texts of a few random words, two of each length."""
     generator = np.random.default_rng(0)
-    rows = [generator.integers(vocabulary.size, size=_MIN_WORDS + number) for number in range(_NUM_TEXTS)]
+    rows = [
+        generator.integers(vocabulary.size, size=_MIN_WORDS + number // 2) for number in range(_NUM_TEXTS)
+    ]
     return [" ".join(vocabulary.decode([token_id]) for token_id in row.tolist()) for row in rows]
 
 
-def _find_fault(model: LoadedModel, batch: Sequence[Encoded]) -> str:
+def _find_fault(model: LoadedModel, batches: Sequence[Sequence[Encoded]]) -> str:
     """Describe what is wrong with the outputs in float32, "" if they are right as computed."""
     replica = model.replicas[0]
     replica.prepare_thread()
-    # Texts that are not made of the vocabulary may all be unknown words.
-    must_differ = model.vocabulary is not None and len({item.token_ids.tobytes() for item in batch}) > 1
-    for full_precision in (False, True):
-        (output,) = replica.launch(batch, full_precision=full_precision).result().values()
-        fault = _describe_fault(_summarize(output), must_differ=must_differ)
-        if not fault:
-            return ""
-    return fault
+    for batch in batches:
+        for full_precision in (False, True):
+            outputs = replica.launch(batch, full_precision=full_precision).result()
+            # Texts that are not made of the vocabulary may all be unknown words.
+            fault = _describe_faults(outputs, batch if model.vocabulary is not None else [])
+            if not fault:
+                break
+        if fault:
+            return fault
+    return ""
+
+
+def _describe_faults(outputs: BatchOutputs, may_not_be_alike: Sequence[Encoded]) -> str:
+    for name, output in outputs.items():
+        what = "output" if len(outputs) == 1 else f"{name} output"
+        fault = _describe_fault(_summarize(output), may_not_be_alike)
+        if fault:
+            return fault.format(what=what)
+    return ""
 
 
 def _summarize(output: Output) -> list[Float32Array]:
@@ -104,14 +118,29 @@ def _summarize(output: Output) -> list[Float32Array]:
     ]
 
 
-def _describe_fault(vectors: list[Float32Array], *, must_differ: bool) -> str:
+def _describe_fault(vectors: list[Float32Array], may_not_be_alike: Sequence[Encoded]) -> str:
     if not any(np.isfinite(vector).all() for vector in vectors):
-        return "every output is NaN or infinite"
+        return "every {what} is NaN or infinite"
     if not any(vector.any() for vector in vectors):
-        return "every output is zero"
-    if must_differ and _are_alike(vectors):
-        return "different texts have the same output"
+        return "every {what} is zero"
+    groups = _group_by_length(may_not_be_alike, vectors)
+    if groups and all(map(_are_alike, groups)):
+        return "different texts have the same {what}"
     return ""
+
+
+def _group_by_length(batch: Sequence[Encoded], vectors: Sequence[Float32Array]) -> list[list[Float32Array]]:
+    """Return the vectors of different texts, those of equally many tokens together.
+
+    Where the words do not count, the number of tokens still may. Without two texts of equal length, all
+    vectors are one group.
+    """
+    different = {item.token_ids.tobytes(): vector for item, vector in zip(batch, vectors, strict=False)}
+    by_length: dict[int, list[Float32Array]] = {}
+    for ids, vector in different.items():
+        by_length.setdefault(len(ids), []).append(vector)
+    groups = [group for group in by_length.values() if len(group) > 1]
+    return groups or ([list(different.values())] if len(different) > 1 else [])
 
 
 def _are_alike(vectors: list[Float32Array]) -> bool:

@@ -6,20 +6,18 @@ Only files that are read for the model are looked at.
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.detect import detect_kind, read_object
 from infinity_emb.hub.file_selection import is_weights, select_needed_files
-from infinity_emb.hub.modules import ModuleFolder, list_modules
-from infinity_emb.hub.weight_files import explain_broken_safetensors
+from infinity_emb.hub.module_check import check_modules
+from infinity_emb.hub.modules import list_modules
+from infinity_emb.hub.weight_files import explain_broken_weights
 from infinity_emb.types import ModelKind
-
-logger = logging.getLogger("infinity_emb")
 
 _LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 _BOM = b"\xef\xbb\xbf"
@@ -29,25 +27,6 @@ _READ_TEXTS = re.compile(
     r"|tokenizer\.json|vocab\.(json|txt)|merges\.txt|(special_tokens_map|added_tokens|idf)\.json"
     r"|.*\.index\.json"
 )
-_NUMBERED_MODULE = re.compile(r"\d+_[A-Z]\w*")
-# Modules that cannot be built, or are another module, without their configuration.
-_CONFIG_NAMES: Mapping[str, str] = {
-    "Pooling": "config.json",
-    "Dense": "config.json",
-    "LayerNorm": "config.json",
-    "WordWeights": "config.json",
-    "BoW": "config.json",
-    "WeightedLayerPooling": "config.json",
-    "LogitScore": "config.json",
-    "SpladePooling": "config.json",
-    "SparseAutoEncoder": "config.json",
-    "MultiVectorMask": "config.json",
-    "CNN": "cnn_config.json",
-    "LSTM": "lstm_config.json",
-    "WordEmbeddings": "wordembedding_config.json",
-}
-# Of a Transformer: one of several names.
-_TRANSFORMER_CONFIGS = "sentence_*_config.json"
 # Where a limit of texts is written; transformers writes 1e30 for no limit.
 _LIMITS = (
     ("sentence_bert_config.json", ("max_seq_length", "query_length", "document_length")),
@@ -65,7 +44,7 @@ def check_contents(folder: Path, *, is_pooling_given: bool = False) -> None:
     modules = list_modules(folder)
     for path in _list_files([module.path for module in modules if module.path != folder]):
         _check_file(path)
-    _check_modules(folder, modules, is_pooling_given=is_pooling_given)
+    check_modules(folder, modules, is_pooling_given=is_pooling_given)
     _check_prompts(folder)
     _check_labels(folder)
     for module_folder in {folder, *(module.path for module in modules)}:
@@ -77,7 +56,7 @@ def explain_unreadable_weights(folder: Path) -> str:
     """Return what is wrong with a weight file that a library could not read, with the way out, or ""."""
     folders = [folder, *(module.path for module in list_modules(folder))]
     for path in filter(lambda each: is_weights(each.name), _list_files(folders)):
-        problem = "is empty" if not path.stat().st_size else explain_broken_safetensors(path)
+        problem = explain_broken_weights(path)
         if problem:
             return f"{path} {problem}; copy or download it again"
     return ""
@@ -118,69 +97,42 @@ def _check_file(path: Path) -> None:
         raise StartupError(f"{path} is empty; copy or download it again")
 
 
-def _check_modules(folder: Path, modules: list[ModuleFolder], *, is_pooling_given: bool) -> None:
-    if not modules:
-        _check_no_modules(folder, is_pooling_given=is_pooling_given)
-    kind = detect_kind(folder)
-    for module in modules:
-        config_name = _CONFIG_NAMES.get(module.class_name)
-        if module.class_name == "Normalize" and kind is ModelKind.multivector:
-            config_name = "config.json"  # by default it normalizes the vector of a whole text
-        if config_name is not None and not (module.path / config_name).is_file():
-            missing = module.path / config_name
-            raise StartupError(
-                f"{missing} is missing, though modules.json names the module {module.class_name}; copy the"
-                " whole folder, subfolders included"
-            )
-        if module.class_name == "Transformer" and not any(module.path.glob(_TRANSFORMER_CONFIGS)):
-            _report_transformer_config(folder, module.path / "sentence_bert_config.json", kind)
-
-
-def _report_transformer_config(folder: Path, missing: Path, kind: ModelKind) -> None:
-    """Refuse a model whose network depends on the file, and warn of one whose limit does.
-
-    sentence-transformers always writes it; folders that were written by hand may do without it.
-    """
-    if not read_object(folder / "config_sentence_transformers.json").get("__version__"):
-        return
-    if kind is not ModelKind.embedder:
-        raise StartupError(
-            f"{missing} is missing, though modules.json names a Transformer, and a {kind} model needs it;"
-            " copy the whole folder"
-        )
-    logger.warning(
-        "%s is missing: texts are cut at the limit of the tokenizer, which may be another than the model's;"
-        " copy the whole folder",
-        missing,
-    )
-
-
-def _check_no_modules(folder: Path, *, is_pooling_given: bool) -> None:
-    """Refuse module folders without the file that puts them in order."""
-    found = sorted(
-        path.name for path in folder.iterdir() if _NUMBERED_MODULE.fullmatch(path.name) and path.is_dir()
-    )
-    if found and not is_pooling_given and not (folder / "modules.json").exists():
-        raise StartupError(
-            f"{folder / 'modules.json'} is missing, though there are the module folders {', '.join(found)};"
-            " copy it, too, or choose --pooling-method to serve the network without them"
-        )
-
-
 def _check_shards(folder: Path) -> None:
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).exists() or not index.is_file():
-            continue
-        shards = read_object(index).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
-        missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())
-        if missing:
+    wholes = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    for whole in wholes:  # the first one that is here is read
+        if whole.exists():
+            return
+        if (index := _get_index(whole)).is_file():
+            _check_index(index)
+            return
+    for whole in wholes:
+        shards = sorted(folder.glob(f"{whole.stem}-*-of-*{whole.suffix}"))
+        if shards:
             raise StartupError(
-                f"{folder / missing[0]} is missing ({len(missing)} of {len(names)} parts that {index.name}"
-                " names are); copy or download the model again"
+                f"{_get_index(whole)} is missing, without which {shards[0].name} and the other parts of the"
+                " weights are not read; copy or download it, too"
             )
-        return
+
+
+def _get_index(whole: Path) -> Path:
+    return whole.with_name(f"{whole.name}.index.json")
+
+
+def _check_index(index: Path) -> None:
+    """Raise StartupError for an index that the libraries cannot read, and for parts that are missing."""
+    content = read_object(index)
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards or "metadata" not in content:
+        raise StartupError(
+            f"{index} needs the objects 'weight_map' and 'metadata'; copy or download it again"
+        )
+    names = set(shards.values())
+    missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
+    if missing:
+        raise StartupError(
+            f"{index.parent / missing[0]} is missing ({len(missing)} of {len(names)} parts that {index.name}"
+            " names are); copy or download the model again"
+        )
 
 
 def _check_prompts(folder: Path) -> None:

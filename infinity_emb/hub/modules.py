@@ -30,19 +30,24 @@ def list_modules(folder: Path) -> list[ModuleFolder]:
 
 
 def _read_module(module: dict[str, Any], source: Path) -> tuple[str, str]:
-    path = module.get("path", "")
+    path = module.get("path")
     if not isinstance(path, str) or not isinstance(module.get("type"), str):
         raise StartupError(f"{source} has a module without a type or a path; download or save it again")
-    if "\\" in path:
-        raise StartupError(f"{source} has the path {path!r}; write it with '/' in place of '\\'")
+    _check_separators(path, source)
     return str(module["type"]).rpartition(".")[2], path
 
 
+def _check_separators(path: str, source: Path) -> None:
+    if "\\" in path:
+        raise StartupError(f"{source} has the path {path!r}; write it with '/' in place of '\\'")
+
+
 def _list_routed_modules(folder: Path) -> list[ModuleFolder]:
-    config = read_object(folder / "router_config.json") or read_object(folder / "config.json")
+    source = folder / "router_config.json"
+    config = read_object(source) or read_object(folder / "config.json")
     types = config.get("types")
     if not isinstance(types, dict):
-        raise StartupError(
-            f"{folder / 'router_config.json'} is missing or has no types; copy the whole folder"
-        )
+        raise StartupError(f"{source} is missing or has no types; copy the whole folder")
+    for name in types:
+        _check_separators(name, source)
     return [ModuleFolder(str(each).rpartition(".")[2], folder / name) for name, each in types.items()]

@@ -7,9 +7,25 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+# The first bytes of what `torch.save` writes: an archive, and a bare pickle before torch 1.6.
+_ARCHIVE, _PICKLE = b"PK", b"\x80"
+
+
+def explain_broken_weights(path: Path) -> str | None:
+    """Say what is wrong with a file of weights, in words that follow its name; None if it seems whole."""
+    if not path.stat().st_size:
+        return "is empty"
+    if path.suffix == ".safetensors":
+        return explain_broken_safetensors(path)
+    with path.open("rb") as file:
+        beginning = file.read(2)
+    if beginning == _ARCHIVE:
+        return None if zipfile.is_zipfile(path) else "is cut off or damaged"
+    return None if beginning.startswith(_PICKLE) else "was not written by torch.save"
 
 
 def explain_broken_safetensors(path: Path) -> str | None:
@@ -29,7 +45,9 @@ def explain_broken_safetensors(path: Path) -> str | None:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return "is no safetensors file"
     expected = 8 + header_size + max(ends, default=0)
-    return None if num_bytes >= expected else f"is cut off: it has {num_bytes} of {expected} bytes"
+    if num_bytes > expected:
+        return f"has {num_bytes - expected} bytes more than its header describes"
+    return None if num_bytes == expected else f"is cut off: it has {num_bytes} of {expected} bytes"
 
 
 def count_parameters(path: Path) -> int | None:

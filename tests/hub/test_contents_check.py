@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.contents_check import check_contents, explain_unreadable_weights
@@ -92,7 +93,9 @@ def test_weights_without_their_last_bytes_are_explained(folder: Path) -> None:
 def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     with pytest.raises(StartupError, match=r"model-00002-of-00002\.safetensors is missing \(1 of 2 parts"):
         check_contents(folder)
 
@@ -137,6 +140,59 @@ def test_a_text_file_that_is_not_read_may_hold_anything(name: str, content: byte
     check_contents(folder)
 
 
+def test_parts_without_their_index_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        StartupError, match=r"model\.safetensors\.index\.json is missing, without which model-"
+    ):
+        check_contents(folder)
+
+
+@pytest.mark.parametrize("content", [{}, {"metadata": {}}, {"weight_map": {"a": "b"}}, {"weight_map": []}])
+def test_an_index_that_the_libraries_cannot_read_is_named(content: dict[str, Any], folder: Path) -> None:
+    """The error was `KeyError: 'metadata'`."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(StartupError, match=r"index\.json needs the objects 'weight_map' and 'metadata'"):
+        check_contents(folder)
+
+
+def test_an_index_beside_whole_weights_is_not_read(folder: Path) -> None:
+    """Who downloads safetensors and JSON alone has it; it was refused for its missing parts."""
+    weight_map = {"a": "pytorch_model-00001-of-00002.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    check_contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "was not written by torch.save"),
+        (struct.pack("<Q", 2) + b"{}", "was not written by torch.save"),
+        (b"PK\x03\x04" + bytes(100), "is cut off or damaged"),
+    ],
+)
+def test_pickles_that_torch_cannot_read_are_explained(content: bytes, problem: str, folder: Path) -> None:
+    """torch advises to load them in a way that runs code."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert f"pytorch_model.bin {problem}" in explain_unreadable_weights(folder)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_pickles_that_torch_can_read_are_whole(is_archive: bool, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.ones(2)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_archive)
+    assert explain_unreadable_weights(folder) == ""
+
+
+def test_bytes_behind_the_weights_are_explained(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    assert "has 4 bytes more than its header describes" in explain_unreadable_weights(folder)
+
+
 def test_a_router_is_looked_into(folder: Path) -> None:
     modules = [{"type": "sentence_transformers.base.modules.router.Router", "path": ""}]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -144,13 +200,6 @@ def test_a_router_is_looked_into(folder: Path) -> None:
     (folder / "router_config.json").write_text(json.dumps({"types": types}))
     with pytest.raises(StartupError, match=r"query_1_Dense/config\.json is missing"):
         check_contents(folder)
-
-
-def test_module_folders_without_their_list_are_refused_unless_the_pooling_is_given(folder: Path) -> None:
-    (folder / "modules.json").unlink()
-    with pytest.raises(StartupError, match=r"modules\.json is missing.*1_Pooling.*--pooling-method"):
-        check_contents(folder)
-    check_contents(folder, is_pooling_given=True)
 
 
 @pytest.mark.parametrize("value", ["128", 128.5, 0, -1, True, [128]])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import (
     CNN,
@@ -41,6 +41,7 @@ from tests.support.small_models import (
     save_small_late_interaction,
     save_small_m3,
     save_small_model,
+    save_small_router,
     save_small_splade,
     save_small_yes_no_reranker,
     save_sparse_encoder,
@@ -107,7 +108,7 @@ def _list_embedders() -> dict[str, Kind]:
         "static": Kind("embedder", _save_static),
         "M3": Kind("embedder", save_small_m3),
         "M3, padded": Kind("embedder", lambda folder: save_small_m3(folder, "mpnet")),
-        "router": Kind("embedder", _save_router),
+        "router": Kind("embedder", save_small_router),
     }
 
 
@@ -221,13 +222,6 @@ def _save_static(folder: Path) -> Path:
     torch.manual_seed(0)
     static = StaticEmbedding(make_tokenizer("roberta")._tokenizer, embedding_dim=24)
     return save_pipeline(folder, [static, Normalize()])
-
-
-def _save_router(folder: Path) -> Path:
-    documents = SentenceTransformer(str(save_small_model(folder, "bert")), device="cpu")
-    static = StaticEmbedding(make_tokenizer("roberta")._tokenizer, embedding_dim=HIDDEN_SIZE)
-    router = Router.for_query_document([static], list(documents)[:2])
-    return save_pipeline(folder / "router", [router, Normalize()])
 
 
 def _save_largest_weights(folder: Path) -> Path:

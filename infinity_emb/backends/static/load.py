@@ -105,6 +105,7 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
     _check_options(args)
     tokenizer, truncation = _read_tokenizer(parts.tokenizer)
     table = read_table(parts.table)
+    _check_num_rows(tokenizer, len(table), parts.table)
     info = _describe(files, truncation, width=table.shape[1])
     raw = FastTokenizer(
         tokenizer, truncation_side=info.truncation_side, adds_special_tokens=False, allows_empty=True
@@ -139,6 +140,17 @@ def _check_options(args: LoadOptions) -> None:
             "%s is a static model, which numpy computes on the CPU in float32; %s changes nothing",
             args.model_name_or_path,
             " and ".join(idle),
+        )
+
+
+def _check_num_rows(tokenizer: Tokenizer, num_rows: int, path: Path) -> None:
+    num_tokens = tokenizer.get_vocab_size()
+    if num_tokens > num_rows:
+        logger.warning(
+            "the tokenizer has %d tokens, and %s %d rows: it may be another model's; the others fail",
+            num_tokens,
+            path,
+            num_rows,
         )
 
 

@@ -177,7 +177,7 @@ def open_model(
         free_memory=functools.partial(free_memory, devices[0]),
         measure_memory=functools.partial(measure_memory, devices),
         time_network=functools.partial(TorchNetworkTimer, replicas[0]),
-        sample_task=next(iter(prepared.text_encoders), None),
+        tasks=tuple(prepared.text_encoders),
         prepares_inline=prepared.fast_tokenizer is not None,
     )
 

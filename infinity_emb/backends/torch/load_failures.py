@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
 from infinity_emb.backends.torch.own_code import OwnCodeError
 from infinity_emb.config.model_options import ModelOptions
 from infinity_emb.errors import one_line
 from infinity_emb.hub.contents_check import explain_unreadable_weights
 from infinity_emb.hub.detect import lacks_weights, read_object
 from infinity_emb.hub.file_selection import is_graph
+from infinity_emb.hub.modules import list_modules
 from infinity_emb.hub.repository import list_files
 from infinity_emb.hub.resolve import ModelFiles
+
+# Python's words for a configuration that lacks values.
+_MISSING_VALUES = re.compile(r"(\w+)\.__init__\(\) missing \d+ required positional arguments?: (.+)")
+_OF_TOKENIZERS = re.compile("(?i)processing class|tokeniz|sequence")
+# What transformers raises for files that do not fit together.
+_LIBRARY_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+_VOCABULARIES = ("vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
 
 def describe_failure(options: ModelOptions, files: ModelFiles, exc: Exception) -> str:
@@ -28,6 +42,10 @@ def describe_failure(options: ModelOptions, files: ModelFiles, exc: Exception) -
         return broken
     if missing := _describe_missing_weights(files):
         return f"{name} has no torch weights, but {missing}"
+    if _OF_TOKENIZERS.search(text) and (broken := _describe_broken_tokenizer(files.path)):
+        return f"{name} {broken}"
+    if missing := _describe_missing_values(files.path, text):
+        return f"{name} {missing}"
     if "Unrecognized processing class" in text:
         return f"{name} has no tokenizer: copy tokenizer.json and tokenizer_config.json into {files.path}"
     return f"{name} could not be loaded: {type(exc).__name__}: {text[:400]}"
@@ -45,3 +63,46 @@ def _describe_missing_weights(files: ModelFiles) -> str:
     if ggufs:
         return f"{ggufs[0]}, which llama.cpp computes; get a model with *.safetensors files"
     return ""
+
+
+def _describe_broken_tokenizer(folder: Path) -> str:
+    """Say why the tokenizer of a Transformer cannot be loaded, in words that follow the model's name."""
+    modules = list_modules(folder)
+    paths = [module.path for module in modules if module.class_name == "Transformer"]
+    explanations = map(_explain_tokenizer, paths if modules else [folder])
+    return next(filter(None, explanations), "")
+
+
+def _explain_tokenizer(folder: Path) -> str:
+    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not path.is_file() and not any(list(folder.glob(name)) for name in _VOCABULARIES):
+        return f"has no tokenizer: copy {path.name} and {config.name} into {folder}"
+    if path.is_file() and not _is_tokenizer(path):
+        return f"has a broken tokenizer: {path} is no file of the tokenizers library; download it again"
+    try:
+        AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except _LIBRARY_ERRORS as exc:
+        if not path.is_file():
+            return f"has a tokenizer that cannot be loaded: {one_line(exc, 200)}"
+        class_name = read_object(config).get("tokenizer_class") or "the class that was chosen for it"
+        return (
+            f"has a tokenizer.json that {class_name} cannot read ({one_line(exc, 100)}); set"
+            f' "tokenizer_class" to "PreTrainedTokenizerFast" in {config} to use the file as it is'
+        )
+    return ""
+
+
+def _is_tokenizer(path: Path) -> bool:
+    try:
+        return "model" in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
+
+
+def _describe_missing_values(folder: Path, text: str) -> str:
+    """Name the configuration of a module that lacks values that its class needs."""
+    match = _MISSING_VALUES.search(text)
+    module = match and next((each for each in list_modules(folder) if each.class_name == match[1]), None)
+    if not match or not module:
+        return ""
+    return f"is not whole: the configuration of {module.class_name} in {module.path} lacks {match[2]}"

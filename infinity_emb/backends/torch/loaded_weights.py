@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -105,24 +106,24 @@ def _hide_reports() -> Iterator[None]:
 def find_prefix(loading: Loading) -> str:
     """Return the prefix under which the file has the missing weights; "" without exactly one.
 
-    Nothing that was found without the prefix may be in the file with it, too.
+    Nothing that was found without the prefix may be in the file with it, too; and no other prefix may have
+    as much as half of them, as the second tower of two does.
     """
-    if not loading.missing:
+    missing, unexpected = set(loading.missing), set(loading.unexpected)
+    coverage = Counter(
+        prefix for name in unexpected for prefix, rest in _split_at_dots(name) if rest in missing
+    )
+    found = set(loading.network.state_dict()) - missing
+    (best, count), (_, second_count) = [*coverage.most_common(2), ("", 0), ("", 0)][:2]
+    if second_count * 2 >= count or any(best + name in unexpected for name in found):
         return ""
-    unexpected = set(loading.unexpected)
-    anchor = max(loading.missing, key=len)
-    prefixes = {name.removesuffix(anchor) for name in unexpected if name.endswith(anchor)} - {""}
-    coverage = {
-        prefix: sum(prefix + name in unexpected for name in loading.missing)
-        for prefix in prefixes
-        if prefix.endswith(".")
-    }
-    best = max(coverage.values(), default=0)
-    found = set(loading.network.state_dict()) - set(loading.missing)
-    candidates = [prefix for prefix, count in coverage.items() if count == best]
-    if len(candidates) != 1 or any(candidates[0] + name in unexpected for name in found):
-        return ""
-    return candidates[0]
+    return best
+
+
+def _split_at_dots(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each beginning that ends with a dot, and the rest."""
+    for match in re.finditer(r"\.", name):
+        yield name[: match.end()], name[match.end() :]
 
 
 def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missing: bool) -> None:

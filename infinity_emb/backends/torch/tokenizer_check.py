@@ -42,6 +42,7 @@ _MIN_COMMON_TOKENS = 0.5
 # Vocabularies are shorter than the table of embeddings by a few entries, unless they were cut.
 _MIN_VOCABULARY_SHARE = 0.75
 _MAX_SHOWN = 12
+_MAX_SHOWN_CHARS = 100
 
 
 def check_tokenizers(model: BaseModel, folder: Path) -> None:
@@ -145,12 +146,11 @@ def _compare_with_file(transformer: Transformer, folder: Path) -> None:
     for text in [*plain_texts, *rich_texts]:
         if _encode(by_file, text) != _encode(loaded, text):
             logger.warning(
-                "the loaded tokenizer, a %s, differs from %s: of %r it makes %s, and the file %s; %s",
+                "the loaded tokenizer, a %s, differs from %s: of %r it makes %s; %s",
                 name,
                 folder / _FILE,
                 text[:60],
-                _show(loaded, text),
-                _show(by_file, text),
+                _show_difference(loaded, by_file, text),
                 remedy,
             )
             break
@@ -178,10 +178,9 @@ def _compare_special_tokens(tokenizer: Any, by_file: Tokenizer, loaded: Tokenize
     is_chosen = "add_bos_token" in config or "add_eos_token" in config
     if not is_chosen and ids != by_file.encode(text).ids:
         logger.warning(
-            "texts get other special tokens than %s describes: %s, and by the file %s",
+            "texts get other special tokens than %s describes: 'a' becomes %s",
             folder / _FILE,
-            loaded.encode("a").tokens,
-            by_file.encode("a").tokens,
+            _show_difference(loaded, by_file, "a", add_special_tokens=True),
         )
 
 
@@ -213,3 +212,17 @@ def _share_tokens(expected: Sequence[int], ids: Sequence[int]) -> float:
 
 def _show(tokenizer: Tokenizer, text: str) -> str:
     return " ".join(tokenizer.encode(text, add_special_tokens=False).tokens[:_MAX_SHOWN])
+
+
+def _show_difference(
+    loaded: Tokenizer, by_file: Tokenizer, text: str, *, add_special_tokens: bool = False
+) -> str:
+    """Show the tokens from the first different one on, with their ids, which may be all that differs."""
+    ours, theirs = (each.encode(text, add_special_tokens=add_special_tokens) for each in (loaded, by_file))
+    pairs = zip(ours.ids, theirs.ids, strict=False)
+    start = next((place for place, (id_, other) in enumerate(pairs) if id_ != other), 0)
+    shown = [
+        " ".join(f"{token} ({id_})" for token, id_ in zip(each.tokens[start:], each.ids[start:], strict=True))
+        for each in (ours, theirs)
+    ]
+    return f"{shown[0][:_MAX_SHOWN_CHARS]}, and by the file {shown[1][:_MAX_SHOWN_CHARS]}"

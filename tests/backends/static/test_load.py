@@ -518,8 +518,11 @@ def test_another_pooling_is_refused(plain: Path) -> None:
         load(plain, pooling_method="cls")
 
 
-def test_a_token_without_a_row_fails_its_own_text_alone(tmp_path: Path) -> None:
+def test_a_token_without_a_row_fails_its_own_text_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = save_model2vec(tmp_path, {"embeddings": make_table(100)})
     assert_same(embed(folder, ["word1 word2"]), reference(folder, ["word1 word2"]))
     with pytest.raises(BackendFailed, match="input 1 could not be computed: IndexError"):
         embed(folder, ["word1", "word200"])
+    assert "100 rows: it may be another model's" in caplog.text

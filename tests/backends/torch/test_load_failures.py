@@ -40,7 +40,7 @@ def test_files_of_other_programs_are_named(name: str, expected: str, folder: Pat
 
 
 def test_no_tokenizer_is_said_plainly(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
     assert "has no tokenizer: copy tokenizer.json" in describe(folder, "Unrecognized processing class in x")
 
 
@@ -50,8 +50,25 @@ def test_weights_that_are_not_whole_are_named(content: bytes, folder: Path) -> N
     assert "model.safetensors is " in describe(folder)
 
 
+@pytest.mark.parametrize("content", ["<!DOCTYPE html>", "{}", "null", '{"version": '])
+def test_a_broken_tokenizer_is_named(content: str, folder: Path) -> None:
+    """It was said to be missing."""
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    (folder / "tokenizer.json").write_text(content)
+    expected = "tokenizer.json is no file of the tokenizers library"
+    assert expected in describe(folder, "Unrecognized processing class in x")
+
+
+def test_values_that_a_module_lacks_are_named_with_its_folder(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    text = "Pooling.__init__() missing 1 required positional argument: 'embedding_dimension'"
+    assert "1_Pooling lacks 'embedding_dimension'" in describe(folder, text)
+
+
 def test_all_else_keeps_the_words_of_the_library(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
     expected = "model 'org/x' could not be loaded: OSError: needs a package"
     assert describe(folder, "needs\na package") == expected
 

@@ -36,11 +36,20 @@ def test_a_missing_pooler_and_further_weights_do_not_hide_it() -> None:
         NAMES,
         NAMES[:2],
         [f"{tower}.{name}" for tower in ("query", "passage") for name in NAMES],
+        [*(f"query.{name}" for name in NAMES), *(f"passage.{name}" for name in NAMES[:3])],
         ["embeddings.weight", *(f"module.{name}" for name in NAMES)],
         [f"x{name}" for name in NAMES],
         [],
     ],
-    ids=["whole", "incomplete", "two towers", "with and without", "no dot", "empty"],
+    ids=[
+        "whole",
+        "incomplete",
+        "two towers",
+        "a tower and most of another",
+        "with and without",
+        "no dot",
+        "empty",
+    ],
 )
 def test_nothing_is_removed_where_it_is_not_clear(in_file: Iterable[str]) -> None:
     assert find_prefix(make_loading(in_file)) == ""

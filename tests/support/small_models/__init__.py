@@ -12,7 +12,12 @@ from tests.support.small_models.architectures import (
     save_network,
     spread_weights,
 )
-from tests.support.small_models.embedders import save_pipeline, save_small_m3, save_small_model
+from tests.support.small_models.embedders import (
+    save_pipeline,
+    save_small_m3,
+    save_small_model,
+    save_small_router,
+)
 from tests.support.small_models.retrievers import (
     TOKEN_DIM,
     save_small_late_interaction,
@@ -41,6 +46,7 @@ __all__ = [
     "save_small_late_interaction",
     "save_small_m3",
     "save_small_model",
+    "save_small_router",
     "save_small_splade",
     "save_small_yes_no_reranker",
     "save_sparse_encoder",

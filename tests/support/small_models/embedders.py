@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.base.modules import Normalize, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
 from tests.support.small_models.architectures import DECODERS, HIDDEN_SIZE, make_tokenizer, save_network
 
@@ -44,6 +44,15 @@ def save_small_model(
         prompts=prompts,
         default_prompt_name=default_prompt_name,
     )
+
+
+def save_small_router(folder: Path) -> Path:
+    """Queries by a table, documents by a transformer."""
+    documents = SentenceTransformer(str(save_small_model(folder, "bert")), device="cpu")
+    tokenizer: Any = make_tokenizer("roberta")
+    static = StaticEmbedding(tokenizer._tokenizer, embedding_dim=HIDDEN_SIZE)
+    router = Router.for_query_document([static], list(documents)[:2])
+    return save_pipeline(folder / "router", [router, Normalize()])
 
 
 def save_small_m3(folder: Path, model_type: str = "xlm-roberta") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,12 @@ from tests.support.small_models.changes import (
     prefix_weights,
     rewrite_json,
 )
-from tests.support.small_models.embedders import save_pipeline, save_small_m3, save_small_model
+from tests.support.small_models.embedders import (
+    save_pipeline,
+    save_small_m3,
+    save_small_model,
+    save_small_router,
+)
 from tests.support.small_models.retrievers import save_small_late_interaction, save_small_splade
 from tests.support.small_models.scorers import save_small_classifier
 from tests.support.small_tokenizers import load_reference
@@ -93,6 +99,7 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "classifier": lambda folder: save_small_classifier(folder, "bert", num_labels=3),
     "splade": lambda folder: save_small_splade(folder, "bert"),
     "m3": save_small_m3,
+    "router": save_small_router,
     "colbert": lambda folder: save_small_late_interaction(folder, "bert", skiplist_words=["word7"]),
 }
 
@@ -146,6 +153,32 @@ def _save_two_towers(folder: Path) -> None:
             for name, tensor in tensors.items()
         },
     )
+
+
+def _save_unequal_towers(folder: Path) -> None:
+    _save_two_towers(folder)
+    drop_weights(folder, r"^passage\.pooler")
+
+
+def _set_zero(pattern: str) -> Callable[[Path], None]:
+    return lambda folder: change_weights(
+        folder,
+        lambda tensors: {
+            name: tensor * (re.search(pattern, name) is None) for name, tensor in tensors.items()
+        },
+    )
+
+
+def _scale_head(name: str, factor: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = torch.load(folder / name)
+        torch.save({key: tensor * factor for key, tensor in weights.items()}, folder / name)
+
+    return change
+
+
+def _in(subfolder: str, change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: change(folder / subfolder)
 
 
 def _set_path(module: int, path: str) -> Callable[[Path], None]:
@@ -212,6 +245,7 @@ TRAPS: dict[str, Trap] = {
         "bert", lambda path: prefix_weights(path, "encoder."), warned=r"'encoder\.'", has_reference=False
     ),
     "two towers in one file": Trap("bert", _save_two_towers, "weights are not in the file"),
+    "two towers, one without its pooler": Trap("bert", _save_unequal_towers, "weights are not in the file"),
     "more layers in the config": Trap("bert", _set("config.json", num_hidden_layers=5), r"layer\.[34]\."),
     "fewer layers in the config": Trap(
         "bert", _set("config.json", num_hidden_layers=2), warned="fewer layers than the file"
@@ -224,6 +258,14 @@ TRAPS: dict[str, Trap] = {
     ),
     "NaN in all weights": Trap("bert", _scale_weights(float("nan")), "every output is NaN"),
     "zero in all weights": Trap("bert", _scale_weights(0.0), "every output is zero"),
+    "zero in the table of words": Trap("bert", _set_zero("word_emb"), "different texts have the same output"),
+    "zero in one route's table": Trap(
+        "router", _in("query_0_StaticEmbedding", _scale_weights(0.0)), "every output is zero"
+    ),
+    "NaN in a head": Trap(
+        "m3", _scale_head("colbert_linear.pt", float("nan")), "every multivector output is NaN"
+    ),
+    "zero in a head": Trap("m3", _scale_head("sparse_linear.pt", 0.0), "every sparse output is zero"),
     "a reranker without its head": Trap(
         "reranker", lambda path: drop_weights(path, r"^classifier\."), r"classifier\.(weight|bias)"
     ),
@@ -245,6 +287,25 @@ TRAPS: dict[str, Trap] = {
     "no vocabulary, BERT": Trap("bert", _remove("tokenizer.json"), "special tokens only"),
     "no tokenizer, BERT": Trap(
         "bare bert", _remove("tokenizer.json", "tokenizer_config.json"), "special tokens only"
+    ),
+    "no tokenizer, RoBERTa": Trap("roberta", _remove("tokenizer.json"), "has no tokenizer"),
+    "no tokenizer in one route": Trap(
+        "router",
+        _remove("query_0_StaticEmbedding/tokenizer.json"),
+        r"query_0_StaticEmbedding/tokenizer\.json is missing",
+    ),
+    "the tokenizer is cut off": Trap(
+        "bert",
+        _edit("tokenizer.json", lambda data: data[:-500]),
+        r"tokenizer\.json is no file of the tokenizers",
+    ),
+    "the tokenizer is a web page": Trap(
+        "bert", _write("tokenizer.json", "<!DOCTYPE html>"), r"tokenizer\.json is no file of the tokenizers"
+    ),
+    "a tokenizer class that cannot read its file": Trap(
+        "bert",
+        _set("tokenizer_config.json", tokenizer_class="T5Tokenizer"),
+        'set "tokenizer_class" to "PreTrainedTokenizerFast"',
     ),
     "no vocabulary, reranker": Trap("reranker", _remove("tokenizer.json"), "special tokens only"),
     "half a vocabulary": Trap("bert", _cut_vocabulary, warned="may be cut off"),
@@ -268,6 +329,12 @@ TRAPS: dict[str, Trap] = {
     "a whole pipeline": Trap("projected", _nothing),
     "the pooling folder is missing": Trap("bert", _remove("1_Pooling"), r"1_Pooling/config\.json is missing"),
     "a Dense folder is missing": Trap("projected", _remove("3_Dense"), r"3_Dense/config\.json is missing"),
+    "the weights of a Dense module are missing": Trap(
+        "projected", _remove("2_Dense/model.safetensors"), r"2_Dense/model\.safetensors is missing"
+    ),
+    "sizes of a Dense module are missing": Trap(
+        "projected", _write("2_Dense/config.json", "{}"), "2_Dense lacks 'in_features' and 'out_features'"
+    ),
     "modules.json is missing": Trap("bert", _remove("modules.json"), r"modules\.json is missing"),
     "an empty normalize folder": Trap("bert", _remove("2_Normalize")),
     "a whole late-interaction model": Trap("colbert", _nothing),
@@ -299,6 +366,11 @@ TRAPS: dict[str, Trap] = {
     ),
     "a Windows separator before the name": Trap("bert", _set_path(1, ".\\1_Pooling"), "write it with '/'"),
     "a Windows separator behind the name": Trap("bert", _set_path(1, "1_Pooling\\"), "write it with '/'"),
+    "a Windows separator in a router": Trap(
+        "router",
+        _edit("router_config.json", lambda data: data.replace(b"query_0_", b"query\\\\0_")),
+        "write it with '/'",
+    ),
     "a slash behind the name": Trap("bert", _set_path(1, "./1_Pooling/")),
     "a byte order mark": Trap(
         "bert", _edit("modules.json", lambda data: b"\xef\xbb\xbf" + data), "byte order"
