@@ -26,6 +26,7 @@ from infinity_emb.server.requests.context import read_client
 from infinity_emb.server.requests.json_text import repair_json
 from infinity_emb.server.requests.members import (
     check_misspelt_members,
+    check_numbers,
     check_refused_members,
     suggest_member,
 )
@@ -218,6 +219,7 @@ def _split_into_blocks(raw: bytes | bytearray) -> Iterator[bytes]:
 def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
     """Validate the members of a body. Raises RequestValidationError."""
     check_refused_members(schema, fields)
+    check_numbers(schema, fields)
     try:
         body = schema.model_validate(fields)
     except ValidationError as exc:

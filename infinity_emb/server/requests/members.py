@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
 
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.schemas.common import JsonBody, TaskRequest
@@ -26,6 +28,22 @@ _SYNONYMS = (
     ("input", "inputs", "texts", "text", "sentences", "documents", "docs", "passages", "prompt", "content"),
     ("query", "queries", "question", "q", "source_sentence"),
 )
+# Members that change the result on the routes of some dialect; those of a line do about the same.
+_RESULT_MEMBERS = (
+    ("dimensions", "output_dimension", "output_dimensionality", "truncate_dim", "matryoshka_dim"),
+    ("instruction", "prompt", "instruct", "query_instruction"),
+    ("prompt_name", "input_type", "task_type", "text_type"),
+    ("truncate_prompt_tokens", "max_tokens", "max_length", "max_seq_length"),
+    ("max_tokens_per_doc", "max_tokens_per_query"),
+    ("normalize", "normalized", "use_activation", "normalize_embeddings", "embd_normalize"),
+    ("use_activation", "raw_scores", "activation"),
+    ("embedding_dtype", "output_dtype", "embedding_type", "embedding_types", "precision"),
+    ("truncation_side", "truncation_direction"),
+    ("late_chunking", "chunking", "late_chunking_params"),
+    ("pooling", "pooling_type", "pooling_mode"),
+)
+# What asks for nothing that would not be done anyway.
+_USUAL_VALUES = (None, False, -1, "", [], {}, "float", "float32", ["float"], "right", "Right")
 
 
 def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
@@ -36,6 +54,53 @@ def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> 
         refusal = schema.refused[name]
         if fields[name] not in refusal.harmless:
             raise body_error("not_supported", f"is not supported; {refusal.remedy}", loc=[name])
+    for name in list_foreign_members(schema) & fields.keys():
+        if fields[name] not in _USUAL_VALUES:
+            remedy = suggest_same(schema, name)
+            raise body_error("not_supported", f"is not supported by this route; {remedy}", loc=[name])
+
+
+@functools.cache
+def list_foreign_members(schema: type[TaskRequest]) -> frozenset[str]:
+    """List the members that change the result on other routes, and that the schema does not have."""
+    known = list_members(schema)
+    names = {name for group in _RESULT_MEMBERS for name in group} - known - schema.refused.keys()
+    return frozenset(name for name in names if not difflib.get_close_matches(name, known, cutoff=_TYPO))
+
+
+def suggest_same(schema: type[TaskRequest], name: str) -> str:
+    """Return the way out for a member of another route."""
+    groups = (group for group in _RESULT_MEMBERS if name in group)
+    known = [each for group in groups for each in group if each in list_members(schema)]
+    return f"send {known[0]!r}" if known else "leave it out"
+
+
+def check_numbers(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
+    """Raise a 422 for true and false in place of a number, which pydantic reads as 1 and 0."""
+    for name in list_numbers(schema) & fields.keys():
+        if isinstance(fields[name], bool):
+            raise body_error(
+                "number_type", "must be a number, not true or false", loc=[name], given=fields[name]
+            )
+
+
+@functools.cache
+def list_numbers(schema: type[JsonBody]) -> frozenset[str]:
+    """List the members that are numbers, aliases included."""
+    return frozenset(
+        alias
+        for name, info in schema.model_fields.items()
+        if _is_number(info.annotation)
+        for alias in _list_names(name, info)
+    )
+
+
+def _is_number(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_number(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(each is NoneType or _is_number(each) for each in get_args(annotation))
+    return annotation in (int, float)
 
 
 def check_misspelt_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
@@ -68,8 +133,9 @@ def list_unknown(schema: type[JsonBody], fields: Mapping[str, Any]) -> list[str]
 @functools.cache
 def list_members(schema: type[JsonBody]) -> frozenset[str]:
     """List the names of the fields of a schema, aliases included."""
-    names = set()
-    for name, info in schema.model_fields.items():
-        alias = info.validation_alias
-        names |= set(map(str, alias.choices)) if isinstance(alias, AliasChoices) else {name}
-    return frozenset(names)
+    return frozenset(alias for name, info in schema.model_fields.items() for alias in _list_names(name, info))
+
+
+def _list_names(name: str, info: FieldInfo) -> list[str]:
+    alias = info.validation_alias
+    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [name]

@@ -79,6 +79,7 @@ class Refusal(NamedTuple):
 REFUSED: Mapping[str, Refusal] = {
     "messages": Refusal("chat templates are not applied; send texts", harmless=(None, [])),
     "chat_template": Refusal("chat templates are not applied; leave it out"),
+    "chat_template_kwargs": Refusal("chat templates are not applied; leave it out", harmless=(None, {})),
     "add_special_tokens": Refusal(
         "special tokens are added as the model was trained; leave it out, or send token ids to /pooling",
         harmless=(None, True),

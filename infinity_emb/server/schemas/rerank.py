@@ -26,6 +26,10 @@ from infinity_emb.server.schemas.inputs import Documents, list_documents
 MAX_RANK_FIELDS = 64
 REFUSED_IN_RANKINGS: Mapping[str, Refusal] = {
     "max_chunks_per_doc": Refusal("documents are not split; send parts of a document as documents"),
+    "relevant_spans": Refusal(
+        "documents are scored as a whole; leave it out", harmless=(None, {}, {"mode": "disabled"})
+    ),
+    "return_embeddings": Refusal("send the texts to /embeddings", harmless=(None, False)),
 }
 
 

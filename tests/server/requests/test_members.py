@@ -93,3 +93,80 @@ async def test_chat_messages_are_refused_as_such() -> None:
     response = await post("/v1/embeddings", {"messages": [{"role": "user", "content": "a"}]})
     assert response.json()["error"]["param"] == "messages"
     assert "send texts" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value", "remedy"),
+    [
+        ("/embeddings", "max_tokens", 3, "send 'truncate_prompt_tokens'"),
+        ("/embeddings", "instruction", "Represent:", "send 'prompt'"),
+        ("/embeddings", "normalize_embeddings", True, "send 'normalize'"),
+        ("/embeddings", "truncate_dim", 4, "send 'dimensions'"),
+        ("/embeddings", "late_chunking_params", {"chunk_size": 3}, "send 'late_chunking'"),
+        ("/embeddings", "pooling", "cls", "leave it out"),
+        ("/rerank", "instruct", "Find:", "send 'instruction'"),
+        ("/rerank", "max_length", 64, "send 'truncate_prompt_tokens'"),
+        ("/rerank", "normalize", True, "send 'use_activation'"),
+        ("/v2/rerank", "max_tokens", 64, "send 'truncate_prompt_tokens'"),
+        ("/score", "raw_scores", True, "send 'use_activation'"),
+        ("/embed", "prompt", "query: ", "leave it out"),
+        ("/embed", "input_type", "query", "send 'prompt_name'"),
+        ("/embed", "embedding_dtype", "int8", "leave it out"),
+        ("/v2/embed", "dimensions", 4, "send 'output_dimension'"),
+        ("/v2/embed", "prompt_name", "query", "send 'input_type'"),
+        ("/api/embed", "input_type", "query", "leave it out"),
+        ("/api/embed", "output_dimension", 4, "send 'dimensions'"),
+        ("/pooling", "normalize", True, "send 'use_activation'"),
+        ("/pooling", "output_dtype", "int8", "leave it out"),
+    ],
+)
+async def test_a_member_of_another_dialect_is_refused_if_it_would_change_the_result(
+    path: str, name: str, value: Any, remedy: str
+) -> None:
+    """It was ignored: a client that spoke the wrong dialect got vectors without its prompt or limit."""
+    response = await post(path, {**BODIES[path], name: value})
+    assert response.status_code in (400, 422)
+    assert f"{name}: is not supported by this route; {remedy}" in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("/embed", {"late_chunking": False, "raw_scores": False, "truncate_prompt_tokens": -1}),
+        ("/v2/embed", {"precision": "float", "pooling": ""}),
+        ("/rerank", {"embedding_types": ["float"], "relevant_spans": {"mode": "disabled"}}),
+        ("/api/embed", {"truncation_side": "right", "chat_template_kwargs": {}}),
+    ],
+)
+async def test_the_usual_value_of_another_dialects_member_is_accepted(
+    path: str, members: dict[str, Any]
+) -> None:
+    assert (await post(path, {**BODIES[path], **members})).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["relevant_spans", "return_embeddings", "chat_template_kwargs"])
+async def test_what_rankings_cannot_return_is_refused(name: str) -> None:
+    response = await post("/rerank", {**BODIES["/rerank"], name: {"mode": "enabled"}})
+    assert f"{name}: is not supported; " in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/embeddings", "dimensions"),
+        ("/embeddings", "output_dimension"),
+        ("/embeddings", "timeout"),
+        ("/embed", "dimensions"),
+        ("/v2/embed", "output_dimension"),
+        ("/api/embed", "dimensions"),
+        ("/rerank", "top_n"),
+        ("/rerank", "max_doc_length"),
+        ("/v2/rerank", "max_tokens_per_doc"),
+        ("/score", "truncate_prompt_tokens"),
+    ],
+)
+async def test_true_is_no_number(path: str, name: str) -> None:
+    """`"dimensions": true` was read as 1: a vector of one dimension."""
+    response = await post(path, {**BODIES[path], name: True})
+    assert response.status_code in (400, 422)
+    assert f"{name}: must be a number, not true or false" in response.text
