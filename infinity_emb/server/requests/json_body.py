@@ -28,6 +28,7 @@ from infinity_emb.server.requests.members import (
     check_misspelt_members,
     check_numbers,
     check_refused_members,
+    resolve_aliases,
     suggest_member,
 )
 from infinity_emb.server.requests.memory import HeldMemory, measure_fields
@@ -220,6 +221,7 @@ def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
     """Validate the members of a body. Raises RequestValidationError."""
     check_refused_members(schema, fields)
     check_numbers(schema, fields)
+    fields = resolve_aliases(schema, fields)
     try:
         body = schema.model_validate(fields)
     except ValidationError as exc:

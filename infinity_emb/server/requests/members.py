@@ -103,6 +103,31 @@ def _is_number(annotation: Any) -> bool:
     return annotation in (int, float)
 
 
+def resolve_aliases(schema: type[JsonBody], fields: dict[str, Any]) -> dict[str, Any]:
+    """Keep one name of each member that is given under several: that of a value that is not null.
+
+    Raises a 422 if the values differ. pydantic takes the first name, whatever its value.
+    """
+    for names in list_aliases(schema):
+        given = [name for name in names if name in fields]
+        told = [name for name in given if fields[name] is not None]
+        for name in told[1:]:
+            if fields[name] != fields[told[0]]:
+                message = f"conflicts with {told[0]!r}; send only one"
+                raise body_error("contradiction", message, loc=[name], given=fields[name])
+        superfluous = set(given) - set(told[:1] or given[:1])
+        if superfluous:
+            fields = {name: value for name, value in fields.items() if name not in superfluous}
+    return fields
+
+
+@functools.cache
+def list_aliases(schema: type[JsonBody]) -> tuple[tuple[str, ...], ...]:
+    """List the names of each field that has several."""
+    names = (tuple(_list_names(name, info)) for name, info in schema.model_fields.items())
+    return tuple(each for each in names if len(each) > 1)
+
+
 def check_misspelt_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
     """Raise a 422 for an unknown member that is almost the name of a known one."""
     if schema.model_config.get("extra") == "allow":

@@ -170,3 +170,30 @@ async def test_true_is_no_number(path: str, name: str) -> None:
     response = await post(path, {**BODIES[path], name: True})
     assert response.status_code in (400, 422)
     assert f"{name}: must be a number, not true or false" in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "conflicting"),
+    [
+        ("/score", {"queries": "another"}, "queries"),
+        ("/rerank", {"max_tokens_per_doc": 4, "max_doc_length": 5}, "max_doc_length"),
+        ("/rerank", {"use_activation": True, "activation": False}, "activation"),
+        ("/api/embed", {"prompt": "another"}, "prompt"),
+    ],
+)
+async def test_two_names_of_a_member_with_different_values_are_refused(
+    path: str, members: dict[str, Any], conflicting: str
+) -> None:
+    """One of them was ignored."""
+    response = await post(path, {**BODIES[path], **members})
+    assert response.status_code in (400, 422)
+    assert "conflicts with" in response.text
+    assert conflicting in response.text
+
+
+async def test_null_under_one_name_leaves_the_value_under_another() -> None:
+    """Clients send null for what is not set; it hid the other name's value."""
+    raw = await post("/rerank", {**BODIES["/rerank"], "raw_scores": True})
+    body = {**BODIES["/rerank"], "use_activation": None, "activation": False}
+    assert (await post("/rerank", body)).json()["results"] == raw.json()["results"]
+    assert (await post("/score", {"text_1": None, "queries": "q", "text_2": "a"})).status_code == 200
