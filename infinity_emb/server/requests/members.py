@@ -43,7 +43,19 @@ _RESULT_MEMBERS = (
     ("pooling", "pooling_type", "pooling_mode"),
 )
 # What asks for nothing that would not be done anyway.
-_USUAL_VALUES = (None, False, -1, "", [], {}, "float", "float32", ["float"], "right", "Right")
+_USUAL_VALUES: tuple[object, ...] = (
+    None,
+    False,
+    -1,
+    "",
+    [],
+    {},
+    "float",
+    "float32",
+    ["float"],
+    "right",
+    "Right",
+)
 
 
 def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
