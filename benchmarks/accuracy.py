@@ -2,9 +2,10 @@
 
     python -m benchmarks.accuracy [--engines torch,torch-int8] [--device cuda]
 
-500 texts, half short and half passages. Prints the mean and lowest cosine of each text's two vectors, and the
-mean and lowest rank correlation (Spearman) of its similarities to the other texts. The reference is computed
-in the same run, in float32. Variants that an engine refuses are listed. The last line is JSON.
+500 texts, half short and half passages. Prints the mean and lowest cosine of each text's two vectors, and of
+its similarities to the other texts the mean and lowest rank correlation (Spearman), the share of the ten
+highest that stay, and the largest change. The reference is computed in the same run, in float32. Variants
+that an engine refuses are listed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +23,25 @@ from benchmarks.rounds import describe_machine
 from benchmarks.texts import bundled_model_folder, load_texts
 from benchmarks.variants import Variant, select_variants
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+from infinity_emb.backends.accuracy import compare as measure_accuracy
+from infinity_emb.backends.closeness import Scores, compare_texts, measure_change
 from infinity_emb.errors import StartupError
 from infinity_emb.types import Device, Dtype, InferenceEngine
 
 NUM_SHORT, NUM_PASSAGES = 250, 250
 
-Vectors = npt.NDArray[np.floating]
+Vectors = npt.NDArray[Any]
 
 
 class Accuracy(NamedTuple):
-    """Hold the cosine to the reference and the rank correlation of neighbours, over all texts."""
+    """Hold the cosine to the reference and the agreement of similarities to other texts, over all texts."""
 
     mean_cosine: float
     lowest_cosine: float
     mean_rank_correlation: float
     lowest_rank_correlation: float
+    top_10_overlap: float
+    largest_score_change: float
 
 
 class Refused(Exception):
@@ -54,7 +59,8 @@ def main() -> None:
     texts = short + passages
     expected = SentenceTransformers(model).embed(texts)
     print(f"{describe_machine()}; {len(texts)} texts\n")
-    print(f"{'':<24} {'mean cos':>10} {'lowest':>10} {'mean rank':>10} {'lowest':>10}")
+    columns = ("mean cos", "lowest", "mean rank", "lowest", "top 10", "change")
+    print(f"{'':<24}" + "".join(f" {column:>10}" for column in columns))
     results: dict[str, object] = {}
     for variant in select_variants(options.engines, options.device):
         try:
@@ -96,31 +102,18 @@ def compare(found: Vectors, expected: Vectors) -> Accuracy:
 
     found, expected: (N, D), one row per text, in the same order.
     """
-    found, expected = (_normalize(vectors) for vectors in (found, expected))
-    cosines = (found * expected).sum(axis=1)
-    correlations = correlate_ranks(found @ found.T, expected @ expected.T)
+    accuracy = measure_accuracy(list(found), list(expected))
+    change = measure_change(*(Scores(compare_texts(list(vectors))) for vectors in (found, expected)))
+    assert accuracy.mean_cosine is not None
+    assert accuracy.min_cosine is not None
     return Accuracy(
-        float(cosines.mean()), float(cosines.min()), float(correlations.mean()), float(correlations.min())
+        mean_cosine=accuracy.mean_cosine,
+        lowest_cosine=accuracy.min_cosine,
+        mean_rank_correlation=change.mean_rank,
+        lowest_rank_correlation=change.lowest_rank,
+        top_10_overlap=change.top_overlap,
+        largest_score_change=change.max_change,
     )
-
-
-def _normalize(vectors: Vectors) -> Vectors:
-    normalized: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return normalized
-
-
-def correlate_ranks(found: Vectors, expected: Vectors) -> Vectors:
-    """Return (N,): Spearman's correlation of the rows of two (N, N) similarity matrices."""
-    num_texts = len(found)
-    others = ~np.eye(num_texts, dtype=bool)
-    ranks = [
-        np.argsort(np.argsort(similarities[others].reshape(num_texts, -1), axis=1), axis=1).astype(np.float64)
-        for similarities in (found, expected)
-    ]
-    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
-    lengths = [np.linalg.norm(rank, axis=1) for rank in centred]
-    correlations: Vectors = (centred[0] * centred[1]).sum(axis=1) / (lengths[0] * lengths[1])
-    return correlations
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from infinity_emb.backends.base import Backend, LoadedModel
+from infinity_emb.backends.closeness import Scores, make_scores
 from infinity_emb.backends.probes import (
     as_inputs,
     fill_batch,
@@ -54,15 +55,24 @@ class Candidate:
         """Measure short texts and passages; return the geometric mean, so that both count the same."""
         return math.exp(statistics.fmean(math.log(self._measure(each, min_turn_s)) for each in self._batches))
 
-    def compute_outputs(self) -> list[Float32Array | SparseVector]:
-        """Compute every short text and passage; return all values of one output, then those of the next."""
+    def compute_outputs(self, *, are_alone: bool = False) -> list[Float32Array | SparseVector]:
+        """Compute every short text and passage; return all values of one output, then those of the next.
+
+        are_alone: compute each in a batch of its own, which shows how much batches change outputs.
+        """
         outputs = self.model.info.outputs or ("dense",)
         items = [item for texts in (short_texts(), passages()) for item in self._encode(texts, outputs)]
         computed = [
             self._threads[0].submit(_compute, self.model.replicas[0], batch).result()
-            for batch in _split_batches(items, self.model.max_batch_tokens)
+            for batch in _split_batches(items, 1 if are_alone else self.model.max_batch_tokens)
         ]
         return [value for name in outputs for each in computed for value in each[name]]
+
+    def make_scores(self, outputs: Sequence[Float32Array | SparseVector]) -> Scores:
+        """Return the scores that follow from what `compute_outputs` returned."""
+        info = self.model.info
+        num_outputs = len(info.outputs) or 1
+        return make_scores(outputs, info.kind, self.model.activate, num_outputs=num_outputs)
 
     @functools.cached_property
     def _batches(self) -> list[list[Encoded]]:

@@ -18,7 +18,7 @@ from infinity_emb.storage.keyed_file import KeyedFile
 from infinity_emb.types import InferenceEngine
 
 # Raised when engines are measured in another way, so that old decisions are measured again.
-_MEASURE_VERSION = 2
+_MEASURE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from infinity_emb.backends.accuracy import Accuracy, Bound, compare, find_bound
 from infinity_emb.backends.auto.candidate import Candidate, can_measure, compare_speed
 from infinity_emb.backends.auto.measurement import Measurement, select_fastest
 from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.closeness import Scores, find_objection
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import ModelTooLarge, StartupError
@@ -36,6 +37,7 @@ class EngineSelection:
         self._files = files
         self._best: Candidate | None = None
         self._expected: list[Float32Array | SparseVector] | None = None  # torch's outputs in float32
+        self._torch_scores: list[Scores] = []  # in the dtype that it serves, in batches and alone
         self._default_dtype = ""  # which torch takes if the user names none
 
     def try_engine(self, engine: InferenceEngine) -> None:
@@ -76,23 +78,41 @@ class EngineSelection:
         if not can_measure(info):
             reason = "the model takes no texts to measure with"
             return measurement if self._best is None else replace(measurement, rejection_reason=reason)
-        if engine is InferenceEngine.torch and info.dtype == Dtype.float32:
-            self._expected = candidate.compute_outputs()
-            return measurement
-        accuracy = self._compare(candidate)
-        bound = find_engine_bound(self._args.dtype, self._default_dtype or info.dtype)
-        bound = _FINITE if self._args.graph_file else bound
-        measurement = replace(measurement, accuracy=accuracy, rejection_reason=bound.find_violation(accuracy))
+        outputs = candidate.compute_outputs()
+        if engine is InferenceEngine.torch:
+            self._torch_scores = [candidate.make_scores(outputs)]
+            if info.dtype == Dtype.float32:
+                self._expected = outputs
+                return measurement
+            alone = candidate.compute_outputs(are_alone=True)
+            self._torch_scores.append(candidate.make_scores(alone))
+        accuracy, objection = self._compare(engine, candidate, outputs)
+        measurement = replace(measurement, accuracy=accuracy, rejection_reason=objection)
         best = select_fastest(self.measurements)
         if measurement.rejection_reason or self._best is None or best is None:
             return measurement
         return replace(measurement, speed=best.speed * compare_speed(candidate, self._best))
 
-    def _compare(self, candidate: Candidate) -> Accuracy:
+    def _compare(
+        self, engine: InferenceEngine, candidate: Candidate, outputs: list[Float32Array | SparseVector]
+    ) -> tuple[Accuracy, str]:
+        """Compare outputs with torch's in float32; return the accuracy, and why the engine is rejected.
+
+        Torch itself only has to keep the bound of its dtype: the rule is for what would replace it.
+        """
         if self._expected is None:
             self._expected = self._compute_expected()
-        are_scores = candidate.model.info.kind in (ModelKind.reranker, ModelKind.classifier)
-        return compare(candidate.compute_outputs(), self._expected, are_scores=are_scores)
+        info = candidate.model.info
+        are_scores = info.kind in (ModelKind.reranker, ModelKind.classifier)
+        accuracy = compare(outputs, self._expected, are_scores=are_scores)
+        if self._args.graph_file:
+            return accuracy, _FINITE.find_violation(accuracy)
+        bound = find_engine_bound(self._args.dtype, self._default_dtype or info.dtype)
+        violation = bound.find_violation(accuracy)
+        if violation or engine is InferenceEngine.torch or not self._torch_scores:
+            return accuracy, violation
+        new, reference = candidate.make_scores(outputs), candidate.make_scores(self._expected)
+        return accuracy, find_objection(new, self._torch_scores, reference)
 
     def _compute_expected(self) -> list[Float32Array | SparseVector]:
         """Load torch in float32; on the CPU where the device lacks memory or is not one of torch's."""

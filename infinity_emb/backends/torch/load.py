@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
 
 from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.closeness import measure_change
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.cpu_threads import SharedCores
@@ -33,7 +34,12 @@ from infinity_emb.backends.torch.device import (
 )
 from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
-from infinity_emb.backends.torch.int8.quantize import quantize, seconds_per_answer
+from infinity_emb.backends.torch.int8.quantize import (
+    compute_answers,
+    quantize,
+    score_answers,
+    seconds_per_answer,
+)
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
 from infinity_emb.backends.torch.st_introspection import (
     describe_pooling,
@@ -131,7 +137,7 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
 
     model = load(dtype.value)
     if args.dtype in (Dtype.float16, Dtype.bfloat16) and is_cpu(devices[0]):
-        model, dtype = _keep_half_if_faster(model, dtype, lambda: load("float32"))
+        model, dtype = _keep_half_if_faster(model, kind, dtype, lambda: load("float32"))
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
     return open_model(args, files, devices, ModelOnDevice(model, kind, dtype, str(devices[0])))
@@ -230,7 +236,7 @@ def _choose_batch_tokens(
 
 
 def _keep_half_if_faster(
-    model: BaseModel, dtype: Choice, load_full: Callable[[], BaseModel]
+    model: BaseModel, kind: ModelKind, dtype: Choice, load_full: Callable[[], BaseModel]
 ) -> tuple[BaseModel, Choice]:
     """Return the model in half precision if it is faster than float32, which on many CPUs it is not.
 
@@ -241,7 +247,9 @@ def _keep_half_if_faster(
         return full, Choice("float32", f"{dtype.value} was requested, but CPUs compute it slower")
     half_s, full_s = (seconds_per_answer(candidate) for candidate in (model, full))
     if half_s < full_s:
-        return model, Choice(dtype.value, f"measured {full_s / half_s:.1f}x as fast as float32 here")
+        new, old = (score_answers(each, kind, compute_answers(each, kind)) for each in (model, full))
+        reason = f"measured {full_s / half_s:.1f}x as fast as float32 here, {measure_change(new, old)}"
+        return model, Choice(dtype.value, reason)
     reason = f"{dtype.value} was requested, but measured {half_s / full_s:.1f}x slower on this CPU"
     logger.warning("using float32: %s", reason)
     return full, Choice("float32", reason)
