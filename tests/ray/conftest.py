@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 
 OBJECT_STORE_BYTES = 80 * 2**20
-# Read when Ray is imported, and inherited by its processes.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+# Inherited by the processes of Ray, which find this package in the repository.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 if importlib.util.find_spec("ray") is None:
     collect_ignore_glob = ["test_[!e]*.py"]  # all but test_environment.py
+else:
+    os.environ.update(SETTINGS)
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Yield a cluster of one node; tests add others."""
-    os.environ.update(SETTINGS)
     # Ray keeps the token by which its processes know each other in the home folder.
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster

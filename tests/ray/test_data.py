@@ -21,7 +21,7 @@ from infinity_emb.ray_data import ComputeRows, RowSink
 from tests.support.bulk_jobs import make_rows, read_bad_rows, read_rows, run_bulk
 from tests.support.fake_engines import fake_args
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 DEADLINE_S = 120.0
 FAULTS = "fail_on=poison"
@@ -71,6 +71,7 @@ def check_like_the_command(texts: Path, output: Path, sink: RowSink, tmp_path: P
     assert sink.written == (1200 - len(bad), len(bad))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_output_and_bad_rows_are_those_of_the_command(texts: Path, tmp_path: Path) -> None:
     sink = compute(texts, tmp_path / "ray")
@@ -93,6 +94,7 @@ def kill_an_actor() -> int:
     raise TimeoutError("no actor was started")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_actor_loses_and_doubles_no_row(texts: Path, tmp_path: Path) -> None:
     killed: list[int] = []
