@@ -44,7 +44,7 @@ test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
 
 test-ray: $(RAY)/made
-	$(RAY)/bin/python -W ignore -m pytest tests/ray -W ignore $(ARGS)
+	$(RAY)/bin/python -W ignore -m pytest tests/ray -W ignore --timeout 400 $(ARGS)
 
 check: .venv/tested
 	$(BIN)/ruff format --check .
