@@ -1,34 +1,54 @@
-# The server with torch. pip's own torch is the one for CUDA; the index that PyTorch's "Get started" page names for
-# CPUs makes a smaller image. EXTRAS adds other engines, such as all,onnx or all,openvino,ct2:
-#   docker build --build-arg TORCH_INDEX=<index> --build-arg EXTRAS=all,onnx -t infinity-emb .
-# Run it as any user, with a volume for models; no key or token belongs into an image. `docker stop` waits 10 s
-# and the server finishes its requests within 25 s (--shutdown-timeout-s), hence --stop-timeout:
-#   docker run -p 7997:7997 -v models:/models --stop-timeout 30 -e INFINITY_API_KEY -e HF_TOKEN \
-#     infinity-emb v2 --model-id …
+# The server for CPUs. Dockerfile.cuda and Dockerfile.rocm differ in their first lines and in what "device:" marks.
+#
+#   docker build -t infinity-emb .
+#   docker run -p 7997:7997 -v models:/app/.cache --stop-timeout 30 infinity-emb v2 --model-id BAAI/bge-small-en-v1.5
+#
+# EXTRAS adds engines (all,onnx,openvino), and MODELS puts models into the image (ids separated by ";"):
+#   docker build --build-arg MODELS="BAAI/bge-small-en-v1.5;BAAI/bge-reranker-base" -t infinity-emb .
 
-FROM python:3.11-slim AS build
-ARG TORCH_INDEX=""
+FROM debian:bookworm-slim AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3-venv \
+ && python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv==0.13.9 && /opt/uv/bin/uv venv /venv
+ENV PATH=/opt/uv/bin:$PATH VIRTUAL_ENV=/venv \
+    UV_COMPILE_BYTECODE=1 UV_HTTP_TIMEOUT=300 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_SYSTEM_CERTS=1
 WORKDIR /src
-RUN python -m venv /venv
-ENV PATH=/venv/bin:$PATH
 COPY constraints.txt ./
-# torch by itself and first: its index has nothing else, and a change of the code leaves this layer as it is.
+# device: the build of torch, one of those that `uv pip install --help` lists; "" is the one on PyPI.
+ARG TORCH_BACKEND=cpu
+# torch by itself and first: a change of the code leaves this layer as it is.
 RUN grep '^torch==' constraints.txt > torch.txt \
- && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement torch.txt
+ && uv pip install ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} --requirement torch.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY infinity_emb infinity_emb
 ARG EXTRAS=all
-RUN pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]"
+RUN uv pip install ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} --constraint constraints.txt ".[$EXTRAS]"
 
-FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home --home-dir /home/infinity infinity \
- && install --directory --owner infinity --group infinity /models
+FROM debian:bookworm-slim
+# Group 0 may write as well: some clusters choose the user id and give no other group.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --gid 0 --home-dir /app infinity \
+ && install --directory --owner 10001 --group 0 --mode 775 /app /app/.cache /app/models
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH HF_HOME=/models INFINITY_HOME=/models/infinity PYTHONUNBUFFERED=1
+COPY --chmod=755 deploy/docker/entrypoint.sh /usr/local/bin/entrypoint.sh
+ENV PATH=/venv/bin:$PATH HOME=/app PYTHONUNBUFFERED=1
 USER 10001
-VOLUME /models
+WORKDIR /app
+# Models in the image are outside the volume, so that nothing is mounted over them, and need no network. A gated one needs
+# `--secret id=hf_token,src=FILE`, which leaves no trace in the image.
+ARG MODELS=""
+ARG MODELS_HOME=${MODELS:+/app/models}
+ENV HF_HOME=${MODELS_HOME:-/app/.cache/huggingface} HF_HUB_OFFLINE=${MODELS:+1} INFINITY_MODEL_ID=${MODELS}
+RUN --mount=type=secret,id=hf_token,uid=10001 \
+    IFS=";"; for model in $MODELS; do \
+        HF_HUB_OFFLINE=0 HF_TOKEN_PATH=/run/secrets/hf_token infinity_emb models download "$model" || exit; \
+    done
+VOLUME /app/.cache
 EXPOSE 7997
-# Loading may take minutes; --preload-only in a build, or the volume, saves that.
+# The port opens when all models are loaded, which may take minutes.
 HEALTHCHECK --start-period=10m --interval=30s --timeout=10s CMD ["python", "-m", "infinity_emb.cli.health_check"]
-ENTRYPOINT ["infinity_emb"]
+ENTRYPOINT ["entrypoint.sh"]
 CMD ["v2"]

@@ -14,6 +14,7 @@
 # make docs-site  build the documentation site into site/, offline and strict (ARGS=serve to edit it)
 # make test-examples  examples/, those with packages of their own too, each in an environment of its own
 # make release-check  compare the version, the newest heading of CHANGELOG.md and the git tag
+# make container-check  build the image for CPUs without Docker, serve from it, print its size (root, Debian; see the script)
 # make coverage-page  write docs/coverage.md again, from the models that mteb lists
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ DOCS := .venv-docs
 RAY := .venv-ray
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: run test coverage test-clients test-ray bench-ray check bench bench-compare structure docs docs-site test-examples coverage-page release-check clean
+.PHONY: run test coverage test-clients test-ray bench-ray check bench bench-compare structure docs docs-site test-examples coverage-page release-check container-check clean
 
 run: .venv/served
 	$(BIN)/infinity_emb v2 $(ARGS)
@@ -78,6 +79,9 @@ test-examples: .venv/tested
 
 release-check:
 	$(PYTHON) -m scripts.release_check
+
+container-check:
+	$(PYTHON) -m scripts.container_check $(ARGS)
 
 coverage-page: $(MTEB)/made
 	$(MTEB)/bin/python -W ignore -m scripts.mteb_coverage > docs/coverage.md.new

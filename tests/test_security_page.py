@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text()
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
@@ -32,8 +34,9 @@ def test_every_actor_of_the_threat_model_has_guarantees() -> None:
     assert [actor.strip() for actor in actors] == [heading[0].lower() + heading[1:] for heading in headings]
 
 
-def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda", "Dockerfile.rocm"])
+def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
     last_stage = lines[max(at for at, line in enumerate(lines) if line.startswith("FROM ")) :]
     users = [line.split()[1] for line in last_stage if line.startswith("USER ")]
     assert users

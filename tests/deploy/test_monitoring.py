@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pytest
 import yaml
 
-from tests.support.server_process import DEADLINE_S, FAKE, Server, StartServer
+from tests.deploy.prometheus import POD, needs_prometheus, wait_for_series
+from tests.support.server_process import Server
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 RULES = FOLDER / "alerts.yml"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
+ADAPTER_RULES = yaml.safe_load((FOLDER / "adapter-rules.yaml").read_text())["rules"]["custom"]
 VARIABLES = {"$__rate_interval": "1m", "$model": ".*"}
-CONFIG = """
-global: {{scrape_interval: 250ms, scrape_timeout: 250ms}}
-scrape_configs: [{{job_name: infinity, static_configs: [{{targets: ["{target}"]}}]}}]
-"""
-
-needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="prometheus is not installed (Debian: apt-get install prometheus)",
-)
 
 
 def list_dashboard_expressions() -> list[str]:
@@ -46,52 +33,26 @@ def list_alert_expressions() -> list[str]:
     return [re.split(r" (?:>|==) ", rule["expr"])[0] for group in groups for rule in group["rules"]]
 
 
-@pytest.fixture
-def server(serve: StartServer) -> Server:
-    server = serve("v2", *FAKE, "--model-id", "debug?fail_on=poison", "--served-model-name", "debug")
-    for texts in (["a", "b"], ["poison"], []):
-        httpx.post(f"{server.url}/embeddings", json={"input": texts}, timeout=DEADLINE_S)
-    return server
-
-
-@pytest.fixture
-def prometheus(server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
-    config = tmp_path / "prometheus.yml"
-    config.write_text(CONFIG.format(target=server.url.removeprefix("http://")))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [
-        "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        with httpx.Client(base_url=f"http://{address}", timeout=DEADLINE_S) as client:
-            yield client
-        process.kill()
-
-
-def find_series(client: httpx.Client, expression: str) -> list[Any]:
-    try:
-        response = client.get("/api/v1/query", params={"query": expression})
-    except httpx.ConnectError:
-        return []
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # it is starting
-        return []
-    body = response.json()
-    assert body["status"] == "success", f"{expression}: {body}"
-    series: list[Any] = body["data"]["result"]
-    return series
+def list_adapter_expressions() -> list[str]:
+    """Fill the templates as prometheus-adapter does for a pod."""
+    filled = [rule["metricsQuery"].replace("<<.GroupBy>>", "pod") for rule in ADAPTER_RULES]
+    return [expression.replace("<<.LabelMatchers>>", f'pod="{POD}"') for expression in filled]
 
 
 @needs_prometheus
 def test_every_expression_matches_series_of_a_running_server(prometheus: httpx.Client) -> None:
-    missing = [*list_dashboard_expressions(), *list_alert_expressions()]
-    deadline_s = time.monotonic() + DEADLINE_S
-    while missing and time.monotonic() < deadline_s:
-        missing = [expression for expression in missing if not find_series(prometheus, expression)]
-    assert missing == []
+    expressions = [*list_dashboard_expressions(), *list_alert_expressions(), *list_adapter_expressions()]
+    assert wait_for_series(prometheus, expressions) == []
+
+
+def test_every_metric_that_a_manifest_names_is_in_a_scrape(server: Server) -> None:
+    scraped = httpx.get(f"{server.url}/metrics").text
+    made_by_the_adapter = {rule["name"]["as"] for rule in ADAPTER_RULES}
+    for path in sorted(FOLDER.parent.rglob("*")):
+        if path.is_file():
+            for name in re.findall(r"\binfinity_[a-z_]+", path.read_text()):
+                is_scraped = re.search(rf"^{name}(_bucket)?[{{ ]", scraped, re.MULTILINE)
+                assert is_scraped or name in made_by_the_adapter or name == "infinity_emb", f"{path}: {name}"
 
 
 @needs_prometheus

@@ -17,7 +17,7 @@ from scripts.site.pages import REPOSITORY
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
-IMAGE = "infinity-emb"
+IMAGES = ("infinity-emb", "infinity-emb:cuda", "infinity-emb:rocm")
 # Programs of others, whose options are not ours to check.
 FOREIGN = {"cd", "git", "export", "kubectl", "python", "ulimit", "zcat"}
 # Those whose options make an `EngineArgs` and a `ServerConfig`.
@@ -121,7 +121,8 @@ def check_docker(words: Sequence[str], variables: Mapping[str, str]) -> None:
         pairs = [value.partition("=") for flag, value in itertools.pairwise(words) if flag == "-e"]
         given = {name: value for name, _, value in pairs if value}
         check_variables([name for name, *_ in pairs])
-        check_server_command(words[words.index(IMAGE) + 1 :], given)
+        image = next(at for at, word in enumerate(words) if word in IMAGES)
+        check_server_command(words[image + 1 :], given)
 
 
 CHECKS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], None]] = {
