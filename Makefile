@@ -4,7 +4,7 @@
 # make coverage  the tests with line coverage, against its floor
 # make bench  speed as ratios to sentence-transformers, in one run
 # make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, attack, a soak, gpu,
-#              observability, and roofline: the path for CUDA on paper
+#              observability, front-end processes (frontends), and roofline: the path for CUDA on paper
 # make bench-compare  speed of this tree against another commit, in turn (ARGS="2f27a20 --quick")
 # make test-clients  what people use as clients, all of them, each in an environment of its own
 # make test-ray  models on Ray Serve and rows with Ray Data, in an environment of its own with Ray

@@ -53,6 +53,21 @@ def test_of_two_processes_that_bound_one_port_the_second_to_listen_is_told() -> 
     listening.close_sockets(first + second)
 
 
+def test_groups_of_sockets_share_one_port_that_nobody_else_gets() -> None:
+    groups = listening.bind_groups("127.0.0.1", 0, 3)
+    sockets = [bound for group in groups for bound in group]
+    try:
+        port = sockets[0].getsockname()[1]
+        assert [bound.getsockname()[1] for bound in sockets] == [port] * 3
+        for group in groups:
+            listening.listen(group, "127.0.0.1", port)
+        for number in (1, 3):
+            with pytest.raises(StartupError, match="in use"):
+                listening.bind_groups("127.0.0.1", port, number)
+    finally:
+        listening.close_sockets(sockets)
+
+
 def test_a_host_of_another_machine_is_refused() -> None:
     with pytest.raises(StartupError, match=r"^cannot listen on 192\.0\.2\.1 port 7997: .*--host"):
         listening.bind_sockets("192.0.2.1", 7997)
@@ -75,10 +90,10 @@ def test_a_missing_ipv6_does_not_hinder_localhost(monkeypatch: pytest.MonkeyPatc
     ]
     real_bind = listening.bind_socket
 
-    def bind(family: int, address: tuple[object, ...]) -> socket.socket:
+    def bind(family: int, address: tuple[object, ...], **options: bool) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-        return real_bind(family, address)
+        return real_bind(family, address, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
     monkeypatch.setattr(listening, "bind_socket", bind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -156,6 +156,8 @@ class RemoteEngine(AsyncEmbeddingEngine):
         }
 
     def _hold(self, num_items: int, flow: Flow, num_total: int) -> AbstractContextManager[None]:
+        if not num_items:
+            return nullcontext()
         return self._client.hold(self._number, num_items, flow, num_total)
 
 

@@ -111,6 +111,8 @@ class Supervisor:
         session = self._service.open_session()
         self._numbers[session] = number
         await session.link.connect(self._fork_server.start(number))
+        if self._stopping.is_set():  # meanwhile: the others have been told
+            session.link.send({"kind": "drain"})
 
     def _be_ready(self, session: Session) -> None:
         self._ready.add(session)
