@@ -27,6 +27,11 @@ _READ_TEXTS = re.compile(
     r"|tokenizer\.json|vocab\.(json|txt)|merges\.txt|(special_tokens_map|added_tokens|idf)\.json"
     r"|.*\.index\.json"
 )
+# Not read where the file that comes first is here.
+_READ_INSTEAD = {
+    "tokenizer.json": ("vocab.json", "vocab.txt", "merges.txt"),
+    "model.safetensors": ("model.safetensors.index.json",),
+}
 # Where a limit of texts is written; transformers writes 1e30 for no limit.
 _LIMITS = (
     ("sentence_bert_config.json", ("max_seq_length", "query_length", "document_length")),
@@ -68,6 +73,9 @@ def _list_files(folders: list[Path]) -> Iterator[Path]:
         if not folder.is_dir():
             continue
         files = {path.name: path for path in folder.iterdir() if path.is_file()}
+        for name, unread in _READ_INSTEAD.items():
+            if name in files:
+                files = {each: path for each, path in files.items() if each not in unread}
         yield from (files[name] for name in select_needed_files(files) if _is_read(name))
 
 

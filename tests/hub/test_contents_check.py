@@ -49,6 +49,7 @@ def test_a_whole_folder_passes(folder: Path) -> None:
     "name", ["model.safetensors", "tokenizer.json", "config.json", "1_Pooling/config.json", "vocab.txt"]
 )
 def test_a_pointer_of_git_lfs_is_named(name: str, folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
     (folder / name).write_text(POINTER)
     with pytest.raises(StartupError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
         check_contents(folder)
@@ -127,12 +128,25 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 def test_a_text_file_that_the_libraries_cannot_read_is_named(
     name: str, content: bytes, expected: str, folder: Path
 ) -> None:
+    for first in ("tokenizer.json", "model.safetensors"):
+        (folder / first).unlink()
     (folder / name).write_bytes(content)
     with pytest.raises(StartupError, match=f"{name} .*{expected}"):
         check_contents(folder)
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "eval_results.json", "chat_template.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation_config.json",
+        "eval_results.json",
+        "chat_template.json",
+        "vocab.json",  # these beside tokenizer.json
+        "vocab.txt",
+        "merges.txt",
+        "model.safetensors.index.json",  # beside model.safetensors
+    ],
+)
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf{}", b"", POINTER.encode()])
 def test_a_text_file_that_is_not_read_may_hold_anything(name: str, content: bytes, folder: Path) -> None:
     """sentence-transformers serves the folder; the results of an evaluation were refused."""
