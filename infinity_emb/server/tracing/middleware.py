@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from opentelemetry import propagate, trace
 from opentelemetry.propagators.textmap import Getter
+from opentelemetry.sdk.trace import Tracer as SDKTracer
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from starlette.middleware import Middleware
@@ -52,10 +53,13 @@ class Tracing:
 
     async def __aenter__(self) -> Tracing:
         provider = open_provider()
-        self.tracer = provider.get_tracer("infinity_emb", __version__)
-        self.writer = SpanWriter(self.tracer)
-        # One that the process has set is its owner's to shut down.
+        self.tracer = tracer = provider.get_tracer("infinity_emb", __version__)
+        # One that the process has set is its owner's to shut down, and its processors may need every start.
         self._provider = None if provider is trace.get_tracer_provider() else provider
+        is_ours = self._provider is not None
+        self.writer = SpanWriter(
+            tracer, tracer.span_processor if is_ours and isinstance(tracer, SDKTracer) else None
+        )
         return self
 
     def middleware(self, untraced_paths: Collection[str]) -> Middleware:
@@ -124,17 +128,20 @@ def _describe(span: Span, scope: Scope, stages: TracedStages, status: int) -> No
     Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/
     """
     is_known = scope["method"] in KNOWN_METHODS
-    span.set_attribute("http.request.method", scope["method"] if is_known else "_OTHER")
-    span.set_attribute("url.scheme", scope.get("scheme", "http"))
-    span.set_attribute("url.path", scope["path"])
-    span.set_attribute("infinity.request_id", scope["state"].get("request_id", ""))
+    attributes: dict[str, str | int] = {
+        "http.request.method": scope["method"] if is_known else "_OTHER",
+        "url.scheme": scope.get("scheme", "http"),
+        "url.path": scope["path"],
+        "infinity.request_id": scope["state"].get("request_id", ""),
+    }
     if route := getattr(scope.get("route"), "path", None):
         span.update_name(f"{scope['method'] if is_known else 'HTTP'} {route}")
-        span.set_attribute("http.route", route)
+        attributes["http.route"] = route
     if stages.model:
-        span.set_attribute("infinity.model", stages.model)
+        attributes["infinity.model"] = stages.model
     if status:
-        span.set_attribute("http.response.status_code", status)
+        attributes["http.response.status_code"] = status
     if not status or status >= 500:
-        span.set_attribute("error.type", str(status) if status else "disconnected")
+        attributes["error.type"] = str(status) if status else "disconnected"
         span.set_status(StatusCode.ERROR)
+    span.set_attributes(attributes)

@@ -40,11 +40,23 @@ def open_provider() -> TracerProvider:
         return current
     exporters = make_exporters(os.environ)
     named = Resource.create({"service.name": SERVICE_NAME, "service.version": __version__})
-    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
+    resource = named.merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=HashedResource(resource))
     provider.sampler = LinkedSampler(provider.sampler)
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+class HashedResource(Resource):
+    """Compute the hash once. The encoder asks for it with every span, and the SDK's writes JSON each time."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class LinkedSampler(Sampler):

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
@@ -247,6 +248,34 @@ async def test_a_provider_that_the_process_has_set_is_used_and_left_open(
         [server] = servers  # and none of FastAPI's own
         assert server.parent is not None
         assert server.parent.span_id == outer.get_span_context().span_id
+
+
+async def test_their_processors_see_every_span_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that are written when they have ended skip the start, which only our own provider may."""
+
+    class Marking(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            span.set_attribute("theirs", True)
+
+    exporter, theirs = InMemorySpanExporter(), TracerProvider()
+    theirs.add_span_processor(Marking())
+    theirs.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: theirs)
+    async with client_of(build_debug_app(otel=True)) as client:
+        await embed(client)
+    found = exporter.get_finished_spans()
+    assert {span.name for span in found} >= {"POST /embeddings", "batch", "forward", *STAGES}
+    assert all((span.attributes or {}).get("theirs") for span in found)
+
+
+async def test_all_spans_of_a_request_are_of_one_service_and_library(spans: Spans) -> None:
+    async with client_of(build_debug_app(otel=True)) as client:
+        await embed(client)
+    assert {span.resource.attributes["service.name"] for span in spans.all} == {"infinity_emb"}
+    assert {span.instrumentation_scope and span.instrumentation_scope.name for span in spans.all} == {
+        "infinity_emb"
+    }
+    assert len({id_of(span) for span in spans.all}) == len(spans.all)
 
 
 @pytest.mark.parametrize("package", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter"])
