@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,11 @@ MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 CPUINFO = Path("/proc/cpuinfo")
 
+PROCESS_STAT = Path("/proc/self/stat")
+
 MAX_TOKENIZER_THREADS = 8
+
+_IMPORTED_S = time.monotonic()
 
 
 def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
@@ -30,6 +35,19 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroup_root) or _quota_v1(cgroup_root)
     return max(1, visible if quota is None else min(visible, int(quota)))
+
+
+def process_age_s(stat: Path = PROCESS_STAT) -> float:
+    """Return the seconds since this process was started; on other systems than Linux, since it came here.
+
+    Source: proc_pid_stat(5), field 22.
+    """
+    try:
+        started_ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+        started_s = started_ticks / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _IMPORTED_S
 
 
 def num_tokenizer_threads(requested: int) -> int:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infinity_emb import hardware
@@ -14,6 +16,7 @@ from infinity_emb.hardware import (
     free_memory_bytes,
     measure_process_memory,
     num_usable_cpus,
+    process_age_s,
     return_freed_memory,
 )
 
@@ -201,3 +204,13 @@ def test_the_processor_has_the_name_that_its_maker_gave_it(tmp_path: Path) -> No
     )
     assert cpu_name(tmp_path / "cpuinfo") == "Some CPU: 9"
     assert cpu_name(tmp_path / "nowhere") == platform.machine() != ""
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="reads Linux's files")
+def test_the_age_of_a_process_counts_from_its_start() -> None:
+    age_s = psutil.Process().create_time()
+    assert process_age_s() == pytest.approx(time.time() - age_s, abs=2)
+
+
+def test_the_age_of_a_process_is_a_lower_bound_where_its_start_is_unknown(tmp_path: Path) -> None:
+    assert 0 < process_age_s(tmp_path / "missing") <= process_age_s() + 0.05

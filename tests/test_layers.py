@@ -58,7 +58,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "huggingface_hub": ("hub",),
     "tiktoken": ("preprocessing.token_ids",),
-    "tqdm": ("engine.progress",),
+    "tqdm": ("engine.progress", "hub.download_counter"),
     "cachetools": ("cache.memory_tier",),
     # Images and audio are decoded in one place; torch models are handed images as PIL objects.
     "PIL": ("preprocessing.media.decode", "backends.torch"),

@@ -25,6 +25,7 @@ from infinity_emb.errors import ModelTooLarge, StartupError, one_line
 from infinity_emb.hub.contents_check import check_contents
 from infinity_emb.hub.detect import lacks_weights
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
+from infinity_emb.load_progress import report_stage
 from infinity_emb.types import InferenceEngine, ModelKind, PoolingMethod
 
 logger = logging.getLogger("infinity_emb")
@@ -92,6 +93,7 @@ def load_from(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
     if files is not None:
         check_contents(files.path, is_pooling_given=args.pooling_method is not PoolingMethod.auto)
         _check_packages(args, files.path)
+    report_stage("importing libraries")
     module = _import_engine(args, files)
     name = args.model_name_or_path
     try:
@@ -139,9 +141,11 @@ def _check_packages(args: LoadOptions, folder: Path) -> None:
 
 
 def _load_and_check(module: ModuleType, args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
+    report_stage("reading weights")
     model = cast(LoadedModel, module.load_model(args, files))
     if files is None:
         return model
+    report_stage("checking outputs")
     check_outputs_differ(
         model, args.model_name_or_path, may_be_wrong=bool(args.graph_file and model.info.graph)
     )
@@ -182,6 +186,7 @@ def load_reference(args: LoadOptions) -> Reference:
 
 
 def _find_files(args: LoadOptions, *, graph_suffices: bool = False) -> ModelFiles:
+    report_stage("finding files")
     return resolve_model_files(
         args.model_name_or_path,
         revision=args.revision,

@@ -12,6 +12,7 @@ from infinity_emb.cli.completion import run_completion
 from infinity_emb.cli.log_setup import configure_logging
 from infinity_emb.cli.parser import build_parser
 from infinity_emb.cli.serve import preload, serve
+from infinity_emb.cli.start_summary import draws_summary
 from infinity_emb.cli.tools import TOOLS
 from infinity_emb.config.bulk_options import BULK_PARTS, BulkOptions
 from infinity_emb.config.engine_args import EngineArgs
@@ -61,7 +62,7 @@ def _serve(flags: Mapping[str, list[str]], *, is_deprecated: bool) -> None:
     _warn_of_old_names({**model_options, **server_options})
     _warn_of_unknown_variables()
     if config.preload_only:
-        preload(engine_args)
+        preload(engine_args, is_drawn=draws_summary(config))
     else:
         serve(engine_args, config)
 

@@ -7,6 +7,7 @@ that `--help` is quick.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import ipaddress
 import logging
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from infinity_emb.cli.front_ends.check import check_front_ends
+from infinity_emb.cli.load_display import StageTimes, watch_loads
 from infinity_emb.cli.log_setup import describe_model
 from infinity_emb.cli.signals import exit_now, handle_signals, ignore_user_signals
 from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, listen
@@ -52,21 +54,24 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
             _check_api_keys(config)
             _check_otel_extra(config)
             _warn_of_open_api(config, sockets)
-            # The summary has the essence of the details, and fits on one screen.
-            details_level = logging.DEBUG if draws_summary(config) else logging.INFO
-            engines = load_engines(engine_args, details_level=details_level)
+            is_drawn = draws_summary(config)
+            with _watch(engine_args, is_drawn=is_drawn) as times:
+                # The summary has the essence of the details, and fits on one screen.
+                engines = load_engines(engine_args, details_level=logging.DEBUG if is_drawn else logging.INFO)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             if config.api_servers > 1:
-                _serve_with_front_ends(engines, config, groups)
+                _serve_with_front_ends(engines, config, groups, times)
             else:
-                _serve_alone(engines, config, sockets)
+                _serve_alone(engines, config, sockets, times)
         finally:
             close_sockets(sockets)
 
 
-def _serve_alone(engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket]) -> None:
+def _serve_alone(
+    engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket], times: StageTimes
+) -> None:
     """Serve with this process. Raises EngineNotReady when a device was lost."""
-    server = _build_server(engines, config, sockets)
+    server = _build_server(engines, config, sockets, times)
     lost = _stop_on_lost_device(engines, server)
     listen(sockets, config.host, config.port)
     server.run(sockets=sockets)
@@ -75,20 +80,26 @@ def _serve_alone(engines: AsyncEngineArray, config: ServerConfig, sockets: list[
 
 
 def _serve_with_front_ends(
-    engines: AsyncEngineArray, config: ServerConfig, groups: list[list[socket.socket]]
+    engines: AsyncEngineArray,
+    config: ServerConfig,
+    groups: list[list[socket.socket]],
+    times: StageTimes,
 ) -> None:
     """Compute with this process, and serve with others. Raises EngineNotReady and StartupError."""
     from infinity_emb.cli.front_ends.supervisor import serve_with_front_ends
 
     for sockets in groups:
         listen(sockets, config.host, config.port)
-    summary = StartSummary(engines, config, base_url(groups[0]))
+    summary = StartSummary(engines, config, base_url(groups[0]), times)
     serve_with_front_ends(engines, config, groups, summary.announce)
 
 
-def preload(engine_args: Sequence[EngineArgs]) -> None:
-    """Load and warm up every model, to fill caches in an image build. Raises StartupError."""
-    with handle_signals(_exit_while_loading):
+def preload(engine_args: Sequence[EngineArgs], *, is_drawn: bool = False) -> None:
+    """Load and warm up every model, to fill caches in an image build. Raises StartupError.
+
+    is_drawn: show a progress bar.
+    """
+    with handle_signals(_exit_while_loading), _watch(engine_args, is_drawn=is_drawn):
         load_engines(engine_args)
     logger.info("all models loaded; exiting (--preload-only)")
 
@@ -108,6 +119,12 @@ def load_engines(engine_args: Sequence[EngineArgs], *, details_level: int = logg
         for line in describe_model(name, engine.info, max_batch_tokens=engine.max_batch_tokens):
             logger.log(details_level, "%s", line)
     return engines
+
+
+def _watch(
+    engine_args: Sequence[EngineArgs], *, is_drawn: bool
+) -> contextlib.AbstractContextManager[StageTimes]:
+    return watch_loads([args.served_model_name for args in engine_args], is_drawn=is_drawn)
 
 
 def _stop_on_lost_device(engines: AsyncEngineArray, server: UvicornServer) -> list[str]:
@@ -164,7 +181,7 @@ def _warn_of_open_api(config: ServerConfig, sockets: list[socket.socket]) -> Non
 
 
 def _build_server(
-    engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket]
+    engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket], times: StageTimes
 ) -> UvicornServer:
     from infinity_emb.cli.state_dump import describe_state
     from infinity_emb.cli.uvicorn_server import UvicornServer
@@ -179,7 +196,7 @@ def _build_server(
     app = build_app(engines, config)
     if config.docs:
         app.openapi()  # kept: the first request for it would block the event loop
-    summary = StartSummary(engines, config, base_url(sockets))
+    summary = StartSummary(engines, config, base_url(sockets), times)
     return UvicornServer(
         app, config, announce=summary.announce, abort_pending=abort_pending, log_state=log_state
     )

@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from infinity_emb.cli.load_display import StageTimes
 from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.hardware import process_age_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,24 +35,37 @@ class StartSummary:
     engines: AsyncEngineArray
     config: ServerConfig
     url: str
+    times: StageTimes
 
     def announce(self) -> None:
         """Write it."""
         pages = self._list_pages()
+        age_s = process_age_s()
         if draws_summary(self.config):
             from rich.console import Console
 
-            Console(stderr=True, highlight=False).print(self._draw(pages))
+            Console(stderr=True, highlight=False).print(self._draw(pages, age_s))
             return
         links = "".join(f", {name} at {url}" for name, url in pages.items())
-        logger.info("listening on %s%s", self.url, links, extra={"summary": self.to_dict()})
+        logger.info(
+            "listening on %s%s, first vector after %.1f s",
+            self.url,
+            links,
+            age_s,
+            extra={"summary": self.to_dict(age_s)},
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+    def to_dict(self, age_s: float) -> dict[str, Any]:
+        """Return it for JSON.
+
+        age_s: of the process.
+        """
         return {
             "url": self.url,
             **self._list_pages(),
             "limits": self._list_limits(),
+            "first_vector_s": round(age_s, 3),
+            "load_s": {stage: round(seconds, 3) for stage, seconds in self.times.seconds.items()},
             "models": [
                 {
                     "id": engine.engine_args.served_model_name,
@@ -79,7 +94,7 @@ class StartSummary:
             "max_connections": self.config.max_connections,
         }
 
-    def _draw(self, pages: Mapping[str, str]) -> RenderableType:
+    def _draw(self, pages: Mapping[str, str], age_s: float) -> RenderableType:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -104,6 +119,14 @@ class StartSummary:
             f" {config.max_connections:,} connections, {access}"
         )
         places = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for name, value in {"server": self.url, **pages, "limits": limits}.items():
+        start = {"first vector": _describe_start(age_s, self.times)}
+        for name, value in {"server": self.url, **pages, "limits": limits, **start}.items():
             places.add_row(Text(name, style="dim"), value)
         return Group("", models, "", places, Text("Ctrl-C stops the server.", style="dim"))
+
+
+def _describe_start(age_s: float, times: StageTimes) -> str:
+    """Return when the first request can have its vector, and what most of the time went into."""
+    longest = sorted(times.seconds.items(), key=lambda each: -each[1])[:2]
+    spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
+    return f"after {age_s:.1f} s{spent and f', most of it {spent}'}"

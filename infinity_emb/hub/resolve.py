@@ -29,6 +29,7 @@ from infinity_emb.hub.failures import (
 from infinity_emb.hub.file_selection import is_weights, name_missing_part, select_needed_files
 from infinity_emb.hub.folder_check import check_folder
 from infinity_emb.hub.local_folder import find_folder, is_model_folder
+from infinity_emb.load_progress import get_listener, report_stage
 from infinity_emb.storage.files import write_atomically
 
 _DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partition("/")[2]})
@@ -176,19 +177,32 @@ def _download_model(model_id: str, revision: str | None, graph_suffices: bool, c
     absent = [name for name, path in cached.items() if not isinstance(path, str)]
     if absent:
         logger.info("downloading %s commit %s: %s", model_id, commit, _describe_size(absent, sizes))
+        report_stage("downloading")
         check(_fetch(model_id, commit, [name for name in needed if not is_weights(name)]))
-    folder = _fetch(model_id, commit, needed, is_here=not absent)
+    total_bytes = sum(sizes[name] or 0 for name in absent)
+    folder = _fetch(model_id, commit, needed, is_here=not absent, total_bytes=total_bytes)
     _note_commit(folder, revision or constants.DEFAULT_REVISION)
     return ModelFiles(folder, "hub", commit, repo_id=model_id, names=tuple(sorted(sizes)))
 
 
-def _fetch(model_id: str, commit: str, names: Sequence[str], *, is_here: bool = False) -> pathlib.Path:
+def _fetch(
+    model_id: str, commit: str, names: Sequence[str], *, is_here: bool = False, total_bytes: int = 0
+) -> pathlib.Path:
     from huggingface_hub import snapshot_download
 
-    patterns = _as_patterns(names)
-    return pathlib.Path(
-        snapshot_download(model_id, revision=commit, allow_patterns=patterns, local_files_only=is_here)
+    tqdm_class = None
+    if (listener := get_listener()) is not None:
+        from infinity_emb.hub.download_counter import make_download_counter
+
+        tqdm_class = make_download_counter(listener, total_bytes)
+    folder = snapshot_download(
+        model_id,
+        revision=commit,
+        allow_patterns=_as_patterns(names),
+        local_files_only=is_here,
+        tqdm_class=tqdm_class,
     )
+    return pathlib.Path(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from infinity_emb.errors import DeviceFailed, StartupError, one_line
+from infinity_emb.load_progress import report_stage
 from infinity_emb.storage.files import cache_dir
 
 T = TypeVar("T")
@@ -131,6 +132,7 @@ class CachedArtifact:
 
     def _make(self, *, replace: bool = False) -> None:
         """Keep what is there until the new folder is complete."""
+        report_stage("converting")
         try:
             with _draft_beside(self.folder) as draft:
                 self.make(draft)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from infinity_emb.cli.load_display import StageTimes
 from infinity_emb.cli.log_setup import JsonFormatter
 from infinity_emb.cli.start_summary import StartSummary
 from infinity_emb.config.server_config import ServerConfig
@@ -35,7 +37,9 @@ def pass_for_terminal(monkeypatch: pytest.MonkeyPatch, level: int, caplog: pytes
 
 
 def announce(engines: AsyncEngineArray, **options: Any) -> None:
-    StartSummary(engines, ServerConfig(**options), URL).announce()
+    times = StageTimes()
+    times.seconds = {"importing libraries": 3.14, "reading weights": 0.01, "warming up": 2.0}
+    StartSummary(engines, ServerConfig(**options), URL, times).announce()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,8 @@ def test_a_log_has_one_line_with_what_is_on(
 ) -> None:
     caplog.set_level(logging.INFO, "infinity_emb")
     announce(engines, **options)
-    assert [record.getMessage() for record in caplog.records] == [f"listening on {URL}{links}"]
+    [line] = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(re.escape(f"listening on {URL}{links}") + r", first vector after \d+\.\d s", line)
 
 
 def test_a_log_of_json_has_the_same_for_machines(
@@ -64,6 +69,8 @@ def test_a_log_of_json_has_the_same_for_machines(
     assert line["message"].startswith(f"listening on {URL}")
     assert (summary["url"], summary["docs"]) == (URL, f"{URL}/docs")
     assert summary["limits"]["max_client_batch_size"] == 2048
+    assert summary["first_vector_s"] > 0
+    assert summary["load_s"] == {"importing libraries": 3.14, "reading weights": 0.01, "warming up": 2.0}
     assert [(each["id"], each["capabilities"]) for each in summary["models"]] == [
         ("embedder", ["embed"]),
         ("ranker", ["rerank"]),
@@ -87,8 +94,9 @@ def test_a_terminal_has_a_table_of_models_and_addresses_on_one_screen(
     assert ["server", URL] in lines
     assert ["metrics", f"{URL}/metrics"] in lines
     assert "a key is needed" in " ".join(err.split())
+    assert "s, most of it importing libraries 3.1, warming up 2.0" in " ".join(err.split())
     assert "secret" not in err
-    assert len(lines) <= 14
+    assert len(lines) <= 16
     assert max(map(len, err.splitlines())) <= 80
 
 

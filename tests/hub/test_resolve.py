@@ -24,6 +24,7 @@ from infinity_emb.config.model_options import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.file_selection import select_needed_files
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
+from infinity_emb.load_progress import LoadProgress, listen
 from tests.support.hub_server import HubServer, commit_hash
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -249,6 +250,28 @@ def test_pickled_weights_are_selected_only_in_folders_without_safetensors(
     names: list[str], needed: list[str]
 ) -> None:
     assert select_needed_files(names) == needed
+
+
+def test_a_download_reports_its_bytes_and_draws_no_bar_where_somebody_listens(
+    hub: HubServer, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports: list[LoadProgress] = []
+    with listen(reports.append):
+        machine.start(hub.endpoint).found()
+    total_bytes = sum(len(SMALL[name]) for name in SMALL_NEEDED)
+    counted = [report for report in reports if report.total_bytes]
+    assert {report.stage for report in reports} == {"downloading"}
+    assert {report.total_bytes for report in counted} == {total_bytes}
+    assert [report.num_bytes for report in counted] == sorted(report.num_bytes for report in counted)
+    assert counted[-1].num_bytes == len(SMALL["model.safetensors"])  # the others came before
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_here_are_no_download(hub: HubServer, filled_machine: Machine) -> None:
+    reports: list[LoadProgress] = []
+    with listen(reports.append):
+        filled_machine.start(hub.endpoint).found()
+    assert reports == []
 
 
 # From the hub
