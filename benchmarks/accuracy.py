@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.peers import SentenceTransformers
 from benchmarks.rounds import describe_machine
+from benchmarks.subjects import SentenceTransformers
 from benchmarks.texts import bundled_model_folder, load_texts
 from benchmarks.variants import Variant, select_variants
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs

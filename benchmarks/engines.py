@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from benchmarks.peers import Peer
 from benchmarks.rounds import Row, report
+from benchmarks.subjects import Peer
 from benchmarks.texts import bundled_model_folder, load_texts
 from benchmarks.variants import Variant, select_variants
 

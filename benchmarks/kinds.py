@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.http_load import make_requests, run_load
-from benchmarks.peers import Peer
 from benchmarks.rounds import Row, report
 from benchmarks.serve import PASSAGES_PER_REQUEST, Server
+from benchmarks.subjects import Peer
 from benchmarks.texts import bundled_model_folder, load_texts
 
 NUM_QUERIES, NUM_DOCUMENTS = 2, 128

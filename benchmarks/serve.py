@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.http_load import make_requests, median_ms, run_load
 from benchmarks.matmul import count_matmul_flops_per_token, measure_matmul_flops_per_s
-from benchmarks.peers import Peer, measure_resident_mib
 from benchmarks.rounds import Row, describe_machine, print_rows, run_rounds, summarize_rows
+from benchmarks.subjects import Peer, measure_resident_mib
 from benchmarks.texts import bundled_model_folder, load_texts, make_token_counter
 
 NUM_SHORT, NUM_PASSAGES = 1024, 256

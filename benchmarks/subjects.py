@@ -1,6 +1,6 @@
 """Run each subject of a comparison in its own process: sentence-transformers, a cross-encoder, our engine.
 
-`python -m benchmarks.peers NAME MODEL OPTIONS` answers each line of JSON with one. Separate processes keep
+`python -m benchmarks.subjects NAME MODEL OPTIONS` answers each line of JSON with one. Separate processes keep
 threads, allocators and imports apart, and let the subjects take turns.
 """
 
@@ -110,7 +110,7 @@ class Peer:
     def __init__(self, name: str, model: str, **options: Any) -> None:
         started_s = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", name, model, json.dumps(options)],
+            [sys.executable, "-m", "benchmarks.subjects", name, model, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

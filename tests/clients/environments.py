@@ -1,44 +1,28 @@
 """The clients' environments, each of its own and of exact versions, made once under `.venv-clients`.
 
-`pins/NAME.txt` lists every package of one, so that nothing is resolved when it is made, and
-`pins/package-lock.json` those for Node. After a change of ENVIRONMENTS, `python -m tests.clients.environments
-NAME …` writes the lists of these again.
+`pins/NAME.txt` lists every package of one, and `pins/package-lock.json` those for Node. After a change of
+ENVIRONMENTS, `python -m tests.clients.environments NAME …` writes the lists of these again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import subprocess
 import sys
-import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.environments import (
+    Environment,
+    Environments,
+    install,
+    is_outdated,
+    mark_made,
+    packages_of_a_venv,
+)
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv-clients"
 PINS = HERE / "pins"
 NODE_FILES = ("package.json", "package-lock.json")
-# `make test` needs what is installed in seconds, but package managers wait for minutes for a silent registry.
-INSTALLING_S = 240
-
-
-class RegistryTooSlow(Exception):
-    """An environment could not be made in time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """What a user installs, of fixed versions.
-
-    files_of: packages that nothing is imported of, so that what they need is not installed.
-    is_shared: torch, transformers and numpy are those of the tests' own environment.
-    """
-
-    asked: tuple[str, ...]
-    files_of: tuple[str, ...] = ()
-    is_shared: bool = False
-
 
 ENVIRONMENTS = {
     "openai": Environment(asked=("openai==3.54.0",)),
@@ -78,6 +62,7 @@ ENVIRONMENTS = {
         )
     ),
 }
+CLIENTS = Environments(folder=FOLDER, pins=PINS, by_name=ENVIRONMENTS)
 
 
 def python_of(name: str) -> Path:
@@ -86,13 +71,7 @@ def python_of(name: str) -> Path:
     Raises:
         RegistryTooSlow: it could not be made in time.
     """
-    pins = PINS / f"{name}.txt"
-    folder = FOLDER / name
-    if is_outdated(folder, pins):
-        make_venv(folder, is_shared=ENVIRONMENTS[name].is_shared)
-        pip(folder, "install", "--no-deps", "--requirement", str(pins))
-        mark_made(folder, pins)
-    return interpreter(folder)
+    return CLIENTS.find_python(name)
 
 
 def node_folder() -> Path:
@@ -115,70 +94,6 @@ def tiktoken_folder() -> Path:
     return FOLDER / "langchain" / packages_of_a_venv() / "litellm" / "litellm_core_utils" / "tokenizers"
 
 
-def is_outdated(folder: Path, pins: Path) -> bool:
-    mark = folder / "made-of"
-    return not mark.exists() or mark.read_text() != digest(pins)
-
-
-def mark_made(folder: Path, pins: Path) -> None:
-    """Last, so that what was interrupted is made again."""
-    (folder / "made-of").write_text(digest(pins))
-
-
-def digest(pins: Path) -> str:
-    return hashlib.sha256(pins.read_bytes()).hexdigest()
-
-
-def make_venv(folder: Path, *, is_shared: bool) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
-    if is_shared:
-        shared = sysconfig.get_path("purelib")
-        (folder / packages_of_a_venv() / "shared.pth").write_text(shared)
-
-
-def packages_of_a_venv() -> Path:
-    return Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-
-
-def pip(folder: Path, *arguments: str) -> bytes:
-    """What our own pip prints when it works on another environment."""
-    return install(sys.executable, "-m", "pip", "--quiet", "--python", str(interpreter(folder)), *arguments)
-
-
-def install(*command: str, cwd: Path | None = None) -> bytes:
-    """Run a command of a package manager for a bounded time, and never again if it took longer."""
-    if command not in _too_slow:
-        try:
-            return subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, timeout=INSTALLING_S, cwd=cwd
-            ).stdout
-        except subprocess.TimeoutExpired:
-            _too_slow.add(command)
-    raise RegistryTooSlow(f"not installed within {INSTALLING_S} s: {' '.join(command)}")
-
-
-_too_slow: set[tuple[str, ...]] = set()
-
-
-def interpreter(folder: Path) -> Path:
-    return folder / "bin" / "python"
-
-
-def write_pins(name: str) -> None:
-    """Resolve what is asked for, and list what came of it."""
-    environment = ENVIRONMENTS[name]
-    folder = FOLDER / name
-    make_venv(folder, is_shared=environment.is_shared)
-    constraints = HERE.parents[1] / "constraints.txt"
-    constrained = ("--constraint", str(constraints)) if environment.is_shared else ()
-    pip(folder, "install", *constrained, *environment.asked)
-    if environment.files_of:
-        pip(folder, "install", "--no-deps", *environment.files_of)
-    pins = PINS / f"{name}.txt"
-    pins.write_bytes(pip(folder, "freeze", "--local"))
-    mark_made(folder, pins)
-
-
 if __name__ == "__main__":
     for each in sys.argv[1:]:
-        write_pins(each)
+        CLIENTS.write_pins(each)

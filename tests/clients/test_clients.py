@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.environments import RegistryTooSlow
 from tests.clients.clients import CLIENTS, Client
 from tests.clients.conftest import MINILM, MODELS, Asked, Expected, options_of, serving
 from tests.clients.environments import (
     ENVIRONMENTS,
     HERE,
     PINS,
-    RegistryTooSlow,
     node_folder,
     python_of,
     tiktoken_folder,
