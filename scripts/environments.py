@@ -42,11 +42,13 @@ class Environments:
     """Make environments below one folder, each when it is first needed.
 
     pins: folder of the lists.
+    installing_s: how long one command of pip may take.
     """
 
     folder: Path
     pins: Path
     by_name: Mapping[str, Environment]
+    installing_s: float = INSTALLING_S
 
     def find_python(self, name: str) -> Path:
         """Return the interpreter of an environment, and make the environment first unless it is up to date.
@@ -57,7 +59,7 @@ class Environments:
         if is_outdated(folder, pins):
             make_venv(folder, is_shared=self.by_name[name].is_shared)
             # What is imported is compiled then; the rest of a large package need not be.
-            run_pip(folder, "install", "--no-deps", "--no-compile", "--requirement", str(pins))
+            self._pip(folder, "install", "--no-deps", "--no-compile", "--requirement", str(pins))
             mark_made(folder, pins)
         return find_interpreter(folder)
 
@@ -66,13 +68,19 @@ class Environments:
         environment, folder = self.by_name[name], self.folder / name
         make_venv(folder, is_shared=environment.is_shared)
         constrained = ("--constraint", str(REPOSITORY / "constraints.txt")) if environment.is_shared else ()
-        run_pip(folder, "install", *constrained, *environment.asked)
+        self._pip(folder, "install", *constrained, *environment.asked)
         if environment.files_of:
-            run_pip(folder, "install", "--no-deps", *environment.files_of)
+            self._pip(folder, "install", "--no-deps", *environment.files_of)
         pins = self.pins / f"{name}.txt"
         # Without a suffix such as +cpu, which only one package index knows.
-        pins.write_text(re.sub(r"\+\w+$", "", run_pip(folder, "freeze", "--local"), flags=re.MULTILINE))
+        pins.write_text(re.sub(r"\+\w+$", "", self._pip(folder, "freeze", "--local"), flags=re.MULTILINE))
         mark_made(folder, pins)
+
+    def _pip(self, folder: Path, *arguments: str) -> str:
+        """Run our own pip on another environment, and return what it prints."""
+        python = str(find_interpreter(folder))
+        command = (sys.executable, "-m", "pip", "--quiet", "--python", python, *arguments)
+        return install(*command, timeout_s=self.installing_s)
 
 
 def is_outdated(folder: Path, pins: Path) -> bool:
@@ -99,13 +107,7 @@ def make_venv(folder: Path, *, is_shared: bool) -> None:
         (folder / packages_of_a_venv() / "shared.pth").write_text(shared)
 
 
-def run_pip(folder: Path, *arguments: str) -> str:
-    """Run our own pip on another environment, and return what it prints."""
-    command = [sys.executable, "-m", "pip", "--quiet", "--python", str(find_interpreter(folder)), *arguments]
-    return install(*command)
-
-
-def install(*command: str, cwd: Path | None = None) -> str:
+def install(*command: str, timeout_s: float = INSTALLING_S, cwd: Path | None = None) -> str:
     """Run a command of a package manager for a bounded time, and never again if it took longer.
 
     Returns what it prints. Raises RegistryTooSlow.
@@ -113,11 +115,11 @@ def install(*command: str, cwd: Path | None = None) -> str:
     if command not in _too_slow:
         try:
             return subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, timeout=INSTALLING_S, cwd=cwd
+                command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout_s, cwd=cwd
             ).stdout
         except subprocess.TimeoutExpired:
             _too_slow.add(command)
-    raise RegistryTooSlow(f"not installed within {INSTALLING_S} s: {' '.join(command)}")
+    raise RegistryTooSlow(f"not installed within {timeout_s:g} s: {' '.join(command)}")
 
 
 _too_slow: set[tuple[str, ...]] = set()

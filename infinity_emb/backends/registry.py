@@ -25,7 +25,7 @@ from infinity_emb.errors import ModelTooLarge, StartupError, one_line
 from infinity_emb.hub.contents_check import check_contents
 from infinity_emb.hub.detect import lacks_weights
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
-from infinity_emb.load_progress import report_stage
+from infinity_emb.storage.load_progress import report_stage
 from infinity_emb.types import InferenceEngine, ModelKind, PoolingMethod
 
 logger = logging.getLogger("infinity_emb")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from infinity_emb.backends.base import Backend, Encode
 from infinity_emb.backends.probes import as_inputs, fill_batch, measure_rates, mixed_texts, tokens_per_s
 from infinity_emb.items import Encoded, InputOptions, number_inputs
+from infinity_emb.storage.load_progress import report_stage
 
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16_384}
 # Other libraries' names of devices that are not discrete GPUs.
@@ -38,6 +39,7 @@ def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_ki
     Sizes are measured in turns and the best turn of each counts, so that a short disturbance has no effect.
     Stops at a deadline, and at the first size that does not fit into memory.
     """
+    report_stage("warming up")
     deadline_s = time.monotonic() + _DEADLINE_S
     batches = _fitting_batches(backend, samples, device_kind, deadline_s)
     rates = measure_rates(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from infinity_emb.load_progress import LoadProgress, LoadStage, listen
+from infinity_emb.storage.load_progress import LoadProgress, LoadStage, listen
 
 if TYPE_CHECKING:
     from rich.console import Console

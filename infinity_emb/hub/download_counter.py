@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from infinity_emb.load_progress import Listener, LoadProgress
+from infinity_emb.storage.load_progress import Listener, LoadProgress
 
 
 def make_download_counter(listener: Listener, total_bytes: int) -> type[tqdm[Any]]:

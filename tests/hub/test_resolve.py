@@ -24,7 +24,7 @@ from infinity_emb.config.model_options import DEFAULT_MODEL
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.file_selection import select_needed_files
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
-from infinity_emb.load_progress import LoadProgress, listen
+from infinity_emb.storage.load_progress import LoadProgress, listen
 from tests.support.hub_server import HubServer, commit_hash
 
 ROOT = pathlib.Path(__file__).parents[2]

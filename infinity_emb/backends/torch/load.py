@@ -67,7 +67,6 @@ from infinity_emb.hub.detect import choose_kind
 from infinity_emb.hub.file_selection import weights_bytes
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.items import InputOptions
-from infinity_emb.load_progress import report_stage
 from infinity_emb.types import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -166,7 +165,6 @@ def open_model(
     devices: one per replica, for the modules around the network.
     """
     model, kind = placed.model, placed.kind
-    report_stage("checking outputs")
     prepared = _prepare(args.model_name_or_path, model, kind)
     info = _describe(placed, files, prepared)
     replicas = _make_replicas(prepared.torch_model, devices, args.threads)
@@ -227,7 +225,6 @@ def _choose_batch_tokens(
         outputs = get_outputs(prepared.torch_model.model, kind)[:1] or ("dense",)
         is_pair = kind is ModelKind.reranker
         options = InputOptions(task=next(iter(prepared.text_encoders)), outputs=outputs)
-        report_stage("warming up")
         samples = encode_samples(prepared.encode, options, is_pair=is_pair)
         with _preserve_num_threads():
             max_tokens = find_batch_tokens(replica, samples, device_kind=device_kind)

@@ -23,6 +23,7 @@ from infinity_emb.backends.torch.tokenizer_check import check_tokenizers
 from infinity_emb.config.model_options import ModelOptions
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.resolve import ModelFiles
+from infinity_emb.storage.load_progress import report_stage
 from infinity_emb.types import ModelKind, PoolingMethod
 
 _CLASSES: dict[ModelKind, type[BaseModel]] = {
@@ -55,6 +56,7 @@ def load_sentence_transformers_model(
         raise
     except Exception as exc:  # a model's files can make the libraries raise anything
         raise StartupError(describe_failure(options, files, exc)) from exc
+    report_stage("checking outputs")
     try:
         _adapt(model, options, dtype)
         check_weights(model, loadings, allow_missing=options.allow_missing_weights)
