@@ -19,6 +19,7 @@ import pytest
 from infinity_emb.errors import StartupError
 from infinity_emb.server.batches import result_files, runner, service
 from infinity_emb.server.batches.pace import Pace
+from infinity_emb.server.batches.store import BatchRecord, BatchStore
 from tests.support.event_loop import PATIENCE_S
 from tests.support.tiny_server import build_debug_app, client_of, debug_args, embed
 
@@ -363,6 +364,27 @@ async def test_unfinished_batches_of_a_key_are_limited(
     file_id = (await upload(client, b"x")).json()["id"]
     response = await client.post("/v1/batches", json={"input_file_id": file_id, "endpoint": "/v1/embeddings"})
     assert response.status_code == 429
+
+
+def test_only_unfinished_batches_of_the_key_count(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    try:
+        for number, (owner, status) in enumerate(
+            [("ours", "validating"), ("ours", "completed"), ("ours", "cancelling"), ("theirs", "validating")]
+        ):
+            store.save_batch(
+                BatchRecord(
+                    id=f"batch_{number}",
+                    owner=owner,
+                    fields={"status": status},
+                    output_file_id=f"file-{number}",
+                    error_file_id=f"file-e{number}",
+                )
+            )
+        assert (store.count_unfinished("ours"), store.count_unfinished("theirs")) == (2, 1)
+        assert store.count_unfinished("nobody") == 0
+    finally:
+        store.close()
 
 
 async def test_without_a_folder_there_are_no_routes() -> None:

@@ -151,8 +151,7 @@ class BatchService:
     ) -> BatchRecord:
         """Create a batch and start it. Raises HTTPException 404 for an unknown file, and 429 for too many."""
         await self.find_file(input_file_id, owner)
-        unfinished = await self._call(self._store.list_unfinished)
-        if sum(batch.owner == owner for batch in unfinished) >= MAX_UNFINISHED_BATCHES:
+        if await self._call(self._store.count_unfinished, owner) >= MAX_UNFINISHED_BATCHES:
             raise HTTPException(429, f"{MAX_UNFINISHED_BATCHES} batches are unfinished; try again later")
         now = int(self._now_s())
         batch_id = f"batch_{secrets.token_hex(16)}"

@@ -176,6 +176,12 @@ class BatchStore:
         """Return the batches of all owners that are not finished, oldest first."""
         return self._select_batches("NOT is_finished", ())
 
+    def count_unfinished(self, owner: str) -> int:
+        """Count the batches of this owner that are not finished."""
+        with self._transaction() as run:
+            row = run.execute("SELECT count(*) FROM batches WHERE owner = ? AND NOT is_finished", (owner,))
+            return int(row.fetchone()[0])
+
     def remove_finished_batches(self, created_before: int) -> None:
         """Remove finished batches that are that old."""
         with self._transaction() as run:
