@@ -40,14 +40,18 @@ def attend(
     dropped = query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32), query.new_empty(2)
     if query.device.type == "meta":
         return torch.empty_like(query), *dropped
-    ends = starts.tolist()
-    _check_starts(starts, key_starts, query.shape[0], max_query, max_key)
+    _check_starts(starts, query.shape[0], max_query)
+    _check_starts(key_starts, key.shape[0], max_key)
     scale = query.shape[2] ** -0.5 if scale is None else scale
     left, right = window or (-1, -1)
     parts = []
-    for start, end in itertools.pairwise(ends):
-        allowed = _make_mask(end - start, left, 0 if is_causal else right)
-        parts.append(_attend_one(query[start:end], key[start:end], value[start:end], allowed, scale))
+    if len(starts) != len(key_starts):
+        raise RuntimeError(f"{len(starts) - 1} sequences of queries cannot attend to {len(key_starts) - 1}")
+    for (start, end), (first, last) in zip(
+        itertools.pairwise(starts.tolist()), itertools.pairwise(key_starts.tolist()), strict=True
+    ):
+        allowed = _make_mask(end - start, last - first, left, 0 if is_causal else right)
+        parts.append(_attend_one(query[start:end], key[first:last], value[first:last], allowed, scale))
     return torch.cat(parts).to(query.dtype), *dropped
 
 
@@ -59,11 +63,11 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scal
     return torch.einsum("hqk,khd->qhd", weights, value)
 
 
-def _make_mask(length: int, left: int, right: int) -> Tensor:
-    """Return (length, length) bool, true where a token attends."""
-    position = torch.arange(length)
-    offset = position[None, :] - position[:, None]  # of the key from the query
-    is_within = torch.ones(length, length, dtype=torch.bool)
+def _make_mask(num_queries: int, num_keys: int, left: int, right: int) -> Tensor:
+    """Return (num_queries, num_keys) bool, true where a token attends; the last query is at the last key."""
+    position = torch.arange(num_queries) + num_keys - num_queries
+    offset = torch.arange(num_keys)[None, :] - position[:, None]  # of the key from the query
+    is_within = torch.ones(num_queries, num_keys, dtype=torch.bool)
     if left >= 0:
         is_within &= offset >= -left
     if right >= 0:
@@ -77,7 +81,7 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool)
             raise RuntimeError(f"the flash kernel takes float16 and bfloat16, and this is {states.dtype}")
         if states.dtype != query.dtype:
             raise RuntimeError(f"query is {query.dtype}, and key or value {states.dtype}")
-        if states.dim() != 3 or states.shape[0] != query.shape[0] or states.shape[2] != query.shape[2]:
+        if states.dim() != 3 or states.shape[2] != query.shape[2]:
             raise RuntimeError(f"query is {tuple(query.shape)}, and key or value {tuple(states.shape)}")
         if states.stride(-1) != 1:
             raise RuntimeError("the last dimension must be contiguous")
@@ -89,11 +93,11 @@ def _check_heads(query: Tensor, key: Tensor, value: Tensor, *, enable_gqa: bool)
         raise RuntimeError("query heads share key heads without enable_gqa")
 
 
-def _check_starts(starts: Tensor, key_starts: Tensor, num_tokens: int, max_query: int, max_key: int) -> None:
-    if starts.dtype != torch.int32 or not torch.equal(starts, key_starts):
-        raise RuntimeError(f"cu_seq must be int32 and the same for query and key; it is {starts.dtype}")
+def _check_starts(starts: Tensor, num_tokens: int, max_length: int) -> None:
+    if starts.dtype != torch.int32:
+        raise RuntimeError(f"cu_seq must be int32; it is {starts.dtype}")
     lengths = starts.diff()
     if int(starts[0]) != 0 or int(starts[-1]) != num_tokens or int(lengths.min()) < 0:
         raise RuntimeError(f"cu_seq {starts.tolist()} does not cover {num_tokens} tokens")
-    if max_query != max_key or int(lengths.max()) > max_query:
-        raise RuntimeError(f"{int(lengths.max())} tokens in a sequence, the longest is to have {max_query}")
+    if int(lengths.max()) > max_length:
+        raise RuntimeError(f"{int(lengths.max())} tokens in a sequence, the longest is to have {max_length}")

@@ -11,10 +11,10 @@ import torch
 
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch import packed_attention
+from infinity_emb.backends.torch.blocks import build_blocks
 from infinity_emb.backends.torch.cpu_threads import SharedCores
 from infinity_emb.backends.torch.device import count_in_flight, free_memory, set_current
 from infinity_emb.backends.torch.forward import TorchModel, compute_block
-from infinity_emb.backends.torch.input_layout import build_blocks
 from infinity_emb.backends.torch.outputs import BlockOutputs, TorchInFlightBatch
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.errors import DeviceOutOfMemory

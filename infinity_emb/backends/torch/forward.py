@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import select_max_active_dims
 from torch import Tensor
 
-from infinity_emb.backends.torch.input_layout import Block, InputLayout
+from infinity_emb.backends.torch.blocks import Block
+from infinity_emb.backends.torch.input_layout import InputLayout
 from infinity_emb.backends.torch.outputs import (
     ConcatenatedVectors,
     DenseOutput,
@@ -43,7 +44,10 @@ class TorchModel:
 
     def get_layout(self, spec: ForwardSpec) -> InputLayout:
         """Return the layout of inputs with this spec."""
-        return self.layouts.get(spec.task) or self.layouts[None]
+        layout = self.layouts.get(spec.task) or self.layouts[None]
+        if layout.pooled_token is None or (spec.outputs == ("dense",) and not spec.prompt_length):
+            return layout
+        return replace(layout, pooled_token=None)
 
 
 def compute_block(

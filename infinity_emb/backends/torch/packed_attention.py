@@ -35,12 +35,26 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PooledRows:
+    """The only token of each sequence for which the last layer computes an output.
+
+    key, value: (1, T, H_kv * D) of all tokens, for the last layer's attention; None in the others.
+    """
+
+    indices: Tensor  # (B,) of the packed tokens, on the model's device
+    starts: Tensor  # (B + 1,) int32, from 0 in steps of 1, on the model's device
+    key: Tensor | None = None
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayout:
     """Start and end of each of the concatenated sequences."""
 
     runs: list[Run]
     cu_seq_lens: Tensor  # (B + 1,) int32, on the model's device
     max_length: int
+    pooled: PooledRows | None = None
 
 
 class Heads(NamedTuple):
@@ -88,6 +102,9 @@ def grouped_attention(
     if packed_layout is None:
         mask = _make_padded_mask(query, attention_mask, key_mask, sliding_window, is_causal=is_causal)
         return scaled_dot_product_attention(*heads, attn_mask=mask, **options).transpose(1, 2), None
+    if _is_pooled(packed_layout):
+        heads = _take_full_keys(query, packed_layout, sliding_window, is_causal=is_causal)
+        return _attend_from_pooled(heads, packed_layout, options), None
     parts = []
     for run in packed_layout.runs:
         mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
@@ -125,15 +142,20 @@ def varlen_attention(
         raise NotImplementedError(
             f"varlen_attn of torch {torch.__version__} takes no window; 2.11 or newer does"
         )
-    heads, options = _share_heads(Heads(query, key, value), parameters)
+    heads, starts, longest = Heads(query, key, value), packed_layout.cu_seq_lens, packed_layout.max_length
+    if packed_layout.pooled is not None and _is_pooled(packed_layout):
+        window, is_causal = kwargs.get("sliding_window"), _is_causal(module, kwargs)
+        heads = _take_full_keys(query, packed_layout, window, is_causal=is_causal)
+        starts, longest = packed_layout.pooled.starts, 1
+    heads, options = _share_heads(heads, parameters)
     query, key, value = (states[0].transpose(0, 1) for states in heads)  # (T, H, D) each
     outputs = varlen_attn(
         query,
         key,
         value,
+        starts,
         packed_layout.cu_seq_lens,
-        packed_layout.cu_seq_lens,
-        packed_layout.max_length,
+        longest,
         packed_layout.max_length,
         scale=kwargs.get("scaling"),
         window_size=_get_window(kwargs.get("sliding_window"), is_causal=_is_causal(module, kwargs)),
@@ -141,6 +163,42 @@ def varlen_attention(
     )
     assert isinstance(outputs, Tensor)  # a tuple only if auxiliary outputs are requested
     return outputs.unsqueeze(0), None
+
+
+def _is_pooled(layout: PackedLayout) -> bool:
+    """Return whether queries are those of the pooled tokens alone, as in the last layer."""
+    return layout.pooled is not None and layout.pooled.key is not None
+
+
+def _take_full_keys(
+    query: Tensor, layout: PackedLayout, sliding_window: int | None, *, is_causal: bool
+) -> Heads:
+    """Return the queries (1, H, B, D) with the keys and values of all tokens, (1, H_kv, T, D).
+
+    Raises NotImplementedError where a token attends to a part of its sequence only.
+    """
+    if is_causal or sliding_window is not None:
+        raise NotImplementedError("pooled rows attend to their whole sequence")
+    assert layout.pooled is not None
+    states = (layout.pooled.key, layout.pooled.value)
+    head_dim = query.shape[-1]
+    key, value = (
+        each.view(1, each.shape[1], -1, head_dim).transpose(1, 2) for each in states if each is not None
+    )
+    return Heads(query, key, value)
+
+
+def _attend_from_pooled(heads: Heads, layout: PackedLayout, options: dict[str, Any]) -> Tensor:
+    """Return (1, B, H, D): one query per sequence, once per run of sequences of equal length."""
+    parts, first = [], 0
+    options = {**options, "enable_gqa": heads.query.shape[1] != heads.key.shape[1]}
+    for run in layout.runs:
+        queries = _view_sequences(heads.query, Run(first, 1, run.num_sequences))
+        keys, values = _view_sequences(heads.key, run), _view_sequences(heads.value, run)
+        attended = scaled_dot_product_attention(queries, keys, values, **options)  # (num_sequences, H, 1, D)
+        parts.append(attended[:, :, 0])
+        first += run.num_sequences
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 
 def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, int]:

@@ -42,7 +42,10 @@ class PackedBase(torch.nn.Module):
         if packed_sequences is None:
             return self.network(*args, **kwargs)
         hidden = self.network(**packed_sequences.features, return_dict=True).last_hidden_state[0]  # (T, H)
-        gathered = hidden[packed_sequences.gather]  # (B, k, H)
+        if packed_sequences.features["packed_layout"].pooled is not None:
+            gathered = hidden.unsqueeze(1)  # (B, 1, H): the last layer has computed these alone
+        else:
+            gathered = hidden[packed_sequences.gather]  # (B, k, H)
         pooler = getattr(self.network, "pooler", None)
         if pooler is None:
             return BaseModelOutputWithPast(last_hidden_state=gathered)

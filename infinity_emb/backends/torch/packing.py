@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import CNN, LSTM
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infinity_emb.backends.torch import packed_attention, packed_heads
+from infinity_emb.backends.torch import last_layer, packed_attention, packed_heads
 from infinity_emb.backends.torch.device import Choice, has_varlen_kernel
 from infinity_emb.backends.torch.forward import TorchModel
 from infinity_emb.backends.torch.input_layout import HeadReads, InputLayout, get_first_position
@@ -66,13 +66,14 @@ def choose_layout(
     if obstacle is not None:
         return LayoutChoice(padded, Choice("padded", obstacle))
     packed = replace(padded, form="packed", position_offset=get_first_position(transformer.model))
-    layouts = [replace(packed, reads=reads) for reads in _HEAD_READS[str(transformer.transformer_task)]]
+    layouts = _list_layouts(torch_model, transformer, packed, spec)
     batch = _make_check_batch(transformer, max_tokens, spec)
     expected = np.concatenate([compute_vectors(torch_model, padded, [single]) for single in batch])
     failures = []
     for kernel in list_kernels(transformer.model):
         for layout in layouts:
             name = kernel if layout.reads == "flat" else f"{kernel}, {layout.reads} rows to the head"
+            name += f", last layer for the {layout.pooled_token} tokens" if layout.pooled_token else ""
             try:
                 with _temporary_packing(transformer, kernel, layout):
                     found = compute_vectors(torch_model, layout, batch)
@@ -87,6 +88,20 @@ def choose_layout(
     return LayoutChoice(padded, Choice("padded", " ".join("; ".join(failures).split())[:300]))
 
 
+def _list_layouts(
+    torch_model: TorchModel, transformer: Transformer, packed: InputLayout, spec: ForwardSpec
+) -> list[InputLayout]:
+    """Return packed layouts to try, each first with a last layer that computes only what is read."""
+    layouts = []
+    for reads in _HEAD_READS[str(transformer.transformer_task)]:
+        layout = replace(packed, reads=reads)
+        pooled_token = last_layer.find_pooled_token(torch_model.model, transformer.model, layout)
+        if pooled_token is not None and spec.outputs == ("dense",):
+            layouts.append(replace(layout, pooled_token=pooled_token))
+        layouts.append(layout)
+    return layouts
+
+
 def install_packing(transformer: Transformer, kernel: str, layout: InputLayout) -> None:
     """Switch a transformer to a packed layout; padded batches remain possible.
 
@@ -94,6 +109,8 @@ def install_packing(transformer: Transformer, kernel: str, layout: InputLayout) 
     """
     packed_attention.register()
     transformer.model.set_attn_implementation(kernel)
+    if layout.pooled_token is not None:
+        last_layer.install(transformer.model)
     for network in transformer.model.modules():
         if isinstance(network, PreTrainedModel):  # GPT-2 reads two token ids from the device for it
             setattr(network, PreTrainedModel.warn_if_padding_and_no_attention_mask.__name__, _warn_of_nothing)
@@ -117,6 +134,7 @@ def _temporary_packing(transformer: Transformer, kernel: str, layout: InputLayou
         yield
     finally:
         packed_heads.unwrap_base(network)
+        last_layer.uninstall(network)
         network.set_attn_implementation(attention)
         transformer.model_forward_params = forward_params
 

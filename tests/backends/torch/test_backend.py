@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 
 from infinity_emb.backends.torch import backend as torch_backend
-from infinity_emb.backends.torch import input_layout, packed_attention
+from infinity_emb.backends.torch import blocks, packed_attention
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
@@ -78,7 +78,7 @@ def test_full_precision_computes_each_item_alone_and_copies_the_model_once(
     half = prepare(save_small_model(tmp_path, "bert"), torch.float16)
     batch = half.encode(number_inputs(random_texts(4)), InputOptions())
     to_full_precision = Mock(wraps=torch_backend.to_full_precision)
-    build_blocks = Mock(wraps=input_layout.build_blocks)
+    build_blocks = Mock(wraps=blocks.build_blocks)
     monkeypatch.setattr(torch_backend, "to_full_precision", to_full_precision)
     monkeypatch.setattr(torch_backend, "build_blocks", build_blocks)
 

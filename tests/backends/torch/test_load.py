@@ -247,7 +247,7 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
     def one_text(lengths: list[int]) -> list[packed_attention.Run]:
         return [packed_attention.Run(0, sum(lengths), 1)]
 
-    monkeypatch.setattr("infinity_emb.backends.torch.input_layout.find_equal_runs", one_text)
+    monkeypatch.setattr("infinity_emb.backends.torch.packed_features.find_equal_runs", one_text)
     engine = load(bert)
     assert engine.info.attention == "padded"
     assert "to single texts" in engine.info.attention_reason

@@ -10,13 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infinity_emb.backends.torch.input_layout import (
-    MAX_PADDING,
-    InputLayout,
-    build_blocks,
-    build_padded_features,
-    get_first_position,
-)
+from infinity_emb.backends.torch.blocks import MAX_PADDING, build_blocks, build_padded_features
+from infinity_emb.backends.torch.input_layout import InputLayout, get_first_position
 from infinity_emb.items import Encoded
 
 CPU = torch.device("cpu")
