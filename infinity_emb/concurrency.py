@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -38,6 +39,46 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) 
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
         logger.debug("the event loop was closed before its request completed")
+
+
+class LoopCalls:
+    """Call functions on one event loop, from any thread; those that come together wake it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._functions: deque[Callable[[], None]] = deque()
+        self._is_due = False
+
+    def add(self, function: Callable[[], None]) -> None:
+        """Have a function called that raises nothing."""
+        self._functions.append(function)
+        if not self._is_due:
+            self._is_due = True
+            call_in_loop(self.loop, self._call_all)
+
+    def _call_all(self) -> None:
+        self._is_due = False  # before the functions are taken, so that none is left without a call
+        while self._functions:
+            self._functions.popleft()()
+
+
+class OncePerTurn:
+    """Call a function once for all that ask for it in the same turn of the running event loop."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._loop: asyncio.AbstractEventLoop | None = None  # which will call the function
+
+    def request(self) -> None:
+        """Have the function called when the loop has run what is ready now."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # one that was closed before its call is forgotten
+            self._loop = loop
+            loop.call_soon(self._call)
+
+    def _call(self) -> None:
+        self._loop = None
+        self._function()
 
 
 class ProcessMark:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import threading
 import time
+from typing import Any
 
 import pytest
 
-from infinity_emb.concurrency import call_within, deadline
+from infinity_emb.concurrency import LoopCalls, OncePerTurn, call_within, deadline
 from infinity_emb.errors import DeadlineExceeded
 from tests.support.event_loop import PATIENCE_S
 
@@ -94,3 +97,76 @@ def test_an_interruption_comes_within_the_work_or_not_at_all() -> None:
             call_within(0.001, lambda: time.sleep(0.001))
         for _ in range(100):
             pass
+
+
+def test_functions_of_another_thread_are_called_in_order_and_wake_the_loop_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[int] = []
+    num_wakes = 0
+
+    async def work() -> None:
+        nonlocal num_wakes
+        loop = asyncio.get_running_loop()
+        calls = LoopCalls(loop)
+        wake = loop.call_soon_threadsafe
+
+        def count(*args: Any) -> Any:
+            nonlocal num_wakes
+            num_wakes += 1
+            return wake(*args)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+
+        def add_all() -> None:
+            for index in range(5):
+                calls.add(functools.partial(called.append, index))
+
+        thread = threading.Thread(target=add_all)
+        thread.start()
+        thread.join()  # the loop runs nothing meanwhile
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        calls.add(lambda: called.append(5))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert (called, num_wakes) == ([0, 1, 2, 3, 4, 5], 2)
+
+
+def test_a_function_is_called_once_for_all_that_ask_in_one_turn_of_the_loop() -> None:
+    calls: list[str] = []
+    once = OncePerTurn(lambda: calls.append("called"))
+
+    async def ask() -> None:
+        for _ in range(3):
+            once.request()
+
+    async def work() -> None:
+        await asyncio.gather(ask(), ask())
+        await asyncio.sleep(0)
+        once.request()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert len(calls) == 2
+
+
+def test_a_call_that_a_closed_loop_has_not_made_does_not_stop_the_next_loop() -> None:
+    calls: list[str] = []
+    once = OncePerTurn(lambda: calls.append("called"))
+    closed = asyncio.new_event_loop()
+    closed.call_soon(once.request)
+    closed.call_soon(closed.stop)
+    closed.run_forever()
+    closed.close()
+
+    async def work() -> None:
+        once.request()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert calls == ["called"]

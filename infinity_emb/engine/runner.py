@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.concurrency import call_in_loop, gather_or_cancel, open_future
+from infinity_emb.concurrency import LoopCalls, OncePerTurn, call_in_loop, gather_or_cancel
 from infinity_emb.engine.interrupts import cancelled_by_interrupt
 from infinity_emb.engine.progress import ProgressBar, open_progress_bar
 from infinity_emb.items import (
@@ -59,6 +59,9 @@ class ModelRunner:
         self._model = model
         self._pool = pool
         self._threads = threads
+        self._calls: LoopCalls | None = None  # of the loop that made the latest request
+        # Requests that arrive together are computed together.
+        self._wake_workers = OncePerTurn(pool.queue.wake)
 
     async def run(self, inputs: Sequence[RequestInput], options: InputOptions) -> Outputs:
         """Return outputs of inputs of one kind, in order; equal inputs are computed once.
@@ -67,7 +70,7 @@ class ModelRunner:
         """
         unique = find_unique(inputs)
         bar = open_progress_bar(len(unique.inputs), "Computing")
-        request, done = _open_request(len(unique.inputs), bar)
+        request, done = self._open_request(len(unique.inputs), bar)
         chunks = unique.split(len(options.prompt))
         try:
             self._hold_outputs(request, done, options)
@@ -92,6 +95,28 @@ class ModelRunner:
         take_memory(num_bytes)
         return await self._threads.convert(lambda: unique.expand(outputs), num_bytes=num_bytes)
 
+    def _open_request(self, num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
+        """Return an empty request, and a future of the running loop that is done when the request is."""
+        loop = asyncio.get_running_loop()
+        if self._calls is None or self._calls.loop is not loop:
+            self._calls = LoopCalls(loop)
+        calls, done = self._calls, loop.create_future()
+
+        def end() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        on_progress = (lambda number: calls.add(lambda: bar.update(number))) if bar.is_shown else None
+        context = current_request()
+        request = PendingRequest(
+            num_items,
+            lambda _: calls.add(end),
+            on_progress,
+            flow=context.flow(num_items),
+            stages=context.stages,
+        )
+        return request, done
+
     async def _submit(
         self, chunk: _Chunk, request: PendingRequest, options: InputOptions
     ) -> npt.NDArray[np.int64]:
@@ -113,9 +138,10 @@ class ModelRunner:
         counts = np.array([item.num_tokens for item in encoded], dtype=np.int64)
         if not request.is_cancelled:
             count_tokens(int(counts @ chunk.num_occurrences))
-            self._pool.queue.submit(
+            self._pool.queue.add(
                 [Item(item, request, index, ended_s) for index, item in enumerate(encoded, chunk.start)]
             )
+            self._wake_workers.request()
         return counts
 
     def _hold_outputs(
@@ -213,19 +239,3 @@ def _take(output: Any, indices: Sequence[int]) -> Any:
     if isinstance(output, np.ndarray):
         return output[list(indices)]
     return [copy_value(output[index]) for index in indices]
-
-
-def _open_request(num_items: int, bar: ProgressBar) -> tuple[PendingRequest, asyncio.Future[None]]:
-    """Return an empty request, and a future of the running loop that is done when the request is."""
-    loop = asyncio.get_running_loop()
-    done, set_done = open_future()
-    on_progress = (lambda number: call_in_loop(loop, lambda: bar.update(number))) if bar.is_shown else None
-    context = current_request()
-    request = PendingRequest(
-        num_items,
-        lambda _: set_done(),
-        on_progress,
-        flow=context.flow(num_items),
-        stages=context.stages,
-    )
-    return request, done

@@ -89,12 +89,21 @@ class WorkQueue:
         return is_first
 
     def submit(self, items: list[Item]) -> None:
-        """Accept items. Raises EngineNotReady when they would never be computed."""
+        """Accept items, and wake replicas that wait. Raises EngineNotReady as `add` does."""
+        self.add(items)
+        self.wake()
+
+    def add(self, items: list[Item]) -> None:
+        """Accept items, for the next `wake`. Raises EngineNotReady when they would never be computed."""
         with self._changed:
             if not self.is_accepting:
                 raise self.not_ready()
             self._queue.add(items)
-            self._changed.notify(len(items))
+
+    def wake(self) -> None:
+        """Wake as many waiting replicas as there are items."""
+        with self._changed:
+            self._changed.notify(len(self._queue))
 
     def next_batch(
         self, replica: Hashable, in_flight: list[Item], *, shares_device: bool = False

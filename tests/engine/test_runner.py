@@ -68,6 +68,20 @@ def test_all_requested_outputs_are_returned() -> None:
     run(main())
 
 
+def test_requests_of_one_turn_of_the_event_loop_are_computed_in_one_batch() -> None:
+    """Each woke the worker thread by itself, which then computed it alone."""
+
+    async def main() -> None:
+        async with started(fake_parts()) as parts:
+            await embed(parts, ["first"])
+            while not parts.host.pool.queue.num_idle_replicas:
+                await asyncio.sleep(0.001)
+            await asyncio.gather(*(embed(parts, [f"{number}"]) for number in range(20)))
+            assert parts.host.pool.stats.num_batches == 2
+
+    run(main())
+
+
 def test_duplicates_are_computed_once_and_counted_each_time() -> None:
     async def main() -> None:
         async with started(fake_parts()) as parts:

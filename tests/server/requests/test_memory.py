@@ -98,8 +98,7 @@ async def test_texts_count_until_their_response_is_made(monkeypatch: pytest.Monk
     async with client_of(app) as client:
         queue = app.engine_array[0].slot.host.pool.queue
         waiting: list[Any] = []
-        submit = queue.submit
-        monkeypatch.setattr(queue, "submit", waiting.append)
+        monkeypatch.setattr(queue, "add", waiting.append)
         first = asyncio.create_task(embed(client, "x" * 60_000))
         while not waiting:
             await asyncio.sleep(0.01)
@@ -108,7 +107,7 @@ async def test_texts_count_until_their_response_is_made(monkeypatch: pytest.Monk
         assert refused.status_code == 503
         assert "--max-total-body-bytes" in refused.json()["error"]["message"]
         monkeypatch.undo()
-        submit(waiting[0])
+        queue.submit(waiting[0])
         assert (await first).status_code == 200
         assert app.state.context.memory.num_held_bytes == 0
         assert (await embed(client, "y" * 60_000)).status_code == 200
