@@ -109,7 +109,7 @@ class Router:
         set_error_context(
             request.scope, ErrorContext(self._error_formats.get(strip_root_path(request.scope)))
         )
-        with self._memory.open(read_client(request)) as held:
+        with self._memory.open(read_client(request.scope)) as held:
             body = bytes(await self._bodies.read(request, held))
             model = await self._choose(request, body)
             answer = await model.answer(_make_request(request, body))

@@ -23,11 +23,11 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinity_emb.scheduling.fair_threads import FairThreads
-from infinity_emb.scheduling.request_context import set_memory, set_request
+from infinity_emb.scheduling.request_context import RequestContext, set_memory, set_request
 from infinity_emb.server.error_format import set_error_context
 from infinity_emb.server.requests.call import Call, note_model
-from infinity_emb.server.requests.context import guess_flow, read_client, read_context
-from infinity_emb.server.requests.disconnect import cancel_on_disconnect
+from infinity_emb.server.requests.context import complete_context, guess_flow, open_context
+from infinity_emb.server.requests.disconnect import DisconnectWatch
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
 from infinity_emb.server.requests.paths import remove_slashes, strip_root_path
@@ -68,13 +68,15 @@ class EndpointApp:
         request = Request(scope, receive)
         stages = open_stages(scope)
         call = Call(request, self._context.models, self._context.max_client_batch_size)
-        with self._context.memory.open(read_client(request)) as held:
+        context = open_context(scope, stages)
+        with self._context.memory.open(context.client) as held:
             set_memory(held)
-            form, body = await self._read(request, held)
+            set_request(context)
+            form, body = await self._read(request, context, held)
             if stages is not None:
                 stages.add("parse", stages.started_s)
             # Admin requests go on without their client: loading takes minutes.
-            with cancel_on_disconnect(request) if isinstance(body, TaskRequest) else nullcontext():
+            with DisconnectWatch(request) if isinstance(body, TaskRequest) else nullcontext():
                 response = await (form.handler(call) if body is None else form.handler(body, call))
                 if isinstance(response, SlicedResponse):
                     await response.encode(self._context.threads, held)
@@ -85,7 +87,9 @@ class EndpointApp:
             held.hold(count_body_bytes(response))
             await send_response(response, scope, receive, send)
 
-    async def _read(self, request: Request, held: HeldMemory) -> tuple[Form, JsonBody | None]:
+    async def _read(
+        self, request: Request, context: RequestContext, held: HeldMemory
+    ) -> tuple[Form, JsonBody | None]:
         """Read the body and select its form."""
         form = self._forms[0]
         set_error_context(request.scope, form.error_context)
@@ -93,25 +97,24 @@ class EndpointApp:
             return form, None
         fields = await self._context.bodies.read(request, held, needs_content_type=form.needs_content_type)
         form = select_form(self._forms, fields, request)
-        set_error_context(request.scope, form.error_context)
-        return form, await self._validate(form, fields, request, held)
-
-    async def _validate(
-        self, form: Form, fields: dict[str, Any], request: Request, held: HeldMemory
-    ) -> JsonBody:
-        """Fit the fields to the form's schema and set who sent them; reject early if the queue is full."""
+        if form is not self._forms[0]:
+            set_error_context(request.scope, form.error_context)
         schema = form.schema or JsonBody
-        if not issubclass(schema, TaskRequest):
-            return await self._context.bodies.validate(schema, fields, held)
-        if schema.needs_capacity:
-            # A rejection must be cheap.
-            engine = self._context.models.guess_engine(fields.get("model"))
-            if engine is not None:
-                note_model(request.scope, engine)
-                engine.gate.check_room(guess_flow(request, fields, schema))
+        if issubclass(schema, TaskRequest) and schema.needs_capacity:
+            self._check_room(schema, fields, request, context)
         body = await self._context.bodies.validate(schema, fields, held)
-        set_request(read_context(request, body))
-        return body
+        if isinstance(body, TaskRequest):
+            set_request(complete_context(context, request, body))
+        return form, body
+
+    def _check_room(
+        self, schema: type[TaskRequest], fields: dict[str, Any], request: Request, context: RequestContext
+    ) -> None:
+        """Reject a request before it is validated if the queue is full: a rejection must be cheap."""
+        engine = self._context.models.guess_engine(fields.get("model"))
+        if engine is not None:
+            note_model(request.scope, engine)
+            engine.gate.check_room(guess_flow(context, request, fields, schema))
 
 
 class DocumentedRoute(APIRoute):

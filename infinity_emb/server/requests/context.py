@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
+from starlette.types import Scope
 
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import RequestContext
+from infinity_emb.scheduling.stages import RequestStages
 from infinity_emb.server.request_errors import header_error
 from infinity_emb.server.schemas.common import TaskRequest, parse_priority
 from infinity_emb.types import Lane
@@ -22,29 +25,37 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"[0-9.eE+-]{1,32}")
 
 
-def read_context(request: Request, body: TaskRequest) -> RequestContext:
-    """Read what scheduling needs; a field takes precedence over its header. Raises RequestValidationError."""
+def open_context(scope: Scope, stages: RequestStages | None) -> RequestContext:
+    """Return the context of a request whose body has not been read."""
     return RequestContext(
-        request_id=request.state.request_id,
-        client=read_client(request),
-        lane=_read_lane(request) if body.priority is None else body.priority,
-        timeout_s=_read_timeout(request) if body.timeout is None else body.timeout,
-        stages=request.scope["state"].get("stages"),
+        request_id=scope["state"].get("request_id", ""), client=read_client(scope), stages=stages
     )
 
 
-def guess_flow(request: Request, fields: Mapping[str, object], schema: type[TaskRequest]) -> Flow:
+def complete_context(context: RequestContext, request: Request, body: TaskRequest) -> RequestContext:
+    """Add lane and time limit; a field takes precedence over its header. Raises RequestValidationError."""
+    lane = _read_lane(request) if body.priority is None else body.priority
+    timeout_s = _read_timeout(request) if body.timeout is None else body.timeout
+    if lane is None and timeout_s is None:
+        return context
+    return replace(context, lane=lane, timeout_s=timeout_s)
+
+
+def guess_flow(
+    context: RequestContext, request: Request, fields: Mapping[str, object], schema: type[TaskRequest]
+) -> Flow:
     """Return the flow of a request that is not validated yet: interactive unless it is surely bulk."""
     inputs = fields.get(schema.input_field)
     has_priority = "priority" in fields or PRIORITY_HEADER in request.headers
-    num_inputs = len(inputs) if isinstance(inputs, list) and not has_priority else 1
-    return RequestContext(client=read_client(request)).flow(num_inputs)
+    return context.flow(len(inputs) if isinstance(inputs, list) and not has_priority else 1)
 
 
-def read_client(request: Request) -> str:
+def read_client(scope: Scope) -> str:
     """Return the client whose fair share the request uses: its API key, or its address."""
-    client: str | None = getattr(request.state, "client", None)
-    return client or (request.client.host if request.client else "")
+    key: str | None = scope.get("state", {}).get("client")
+    if key:
+        return key
+    return scope["client"][0] if scope.get("client") else ""
 
 
 def _read_lane(request: Request) -> Lane | None:

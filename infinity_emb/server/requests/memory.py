@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
 
@@ -28,14 +26,9 @@ class MemoryBudget:
         """Bytes of all requests."""
         return int(self._budget.total)
 
-    @contextmanager
-    def open(self, client: str) -> Iterator[HeldMemory]:
-        """Count what one request of a client holds until the end of the block."""
-        held = HeldMemory(self._budget, client)
-        try:
-            yield held
-        finally:
-            held.close()
+    def open(self, client: str) -> HeldMemory:
+        """Return a context that counts what one request of a client holds until its end."""
+        return HeldMemory(self._budget, client)
 
 
 class HeldMemory:
@@ -47,7 +40,10 @@ class HeldMemory:
         self.num_bytes = 0
         self._is_open = True
 
-    def close(self) -> None:
+    def __enter__(self) -> HeldMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Release everything; what is added later, by work that another request shares, is not counted."""
         self.hold(0)
         self._is_open = False
@@ -63,6 +59,8 @@ class HeldMemory:
 
     def _try_to_hold(self, num_bytes: int) -> HTTPException | None:
         num_more = num_bytes - self.num_bytes
+        if num_more == 0:
+            return None
         if num_more < 0:
             self._budget.give_back(self._client, -num_more)
         elif not self._budget.take(self._client, num_more):
