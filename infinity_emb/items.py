@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -87,9 +87,16 @@ def count_chars(value: Input, default: int = 0) -> int:
     return len(value.ids) if isinstance(value, TokenIdsInput) else default
 
 
+def list_num_chars(values: Sequence[Input], default: int = 0) -> list[int]:
+    """Return `count_chars` of each input."""
+    if set(map(type, values)) == {str}:
+        return list(map(len, cast("Sequence[str]", values)))
+    return [count_chars(value, default) for value in values]
+
+
 def count_request_chars(values: Sequence[Input], prompt: str = "") -> int:
     """Return the number of characters to tokenize, the prompt once with each input."""
-    return len(prompt) * len(values) + sum(map(count_chars, values))
+    return len(prompt) * len(values) + sum(list_num_chars(values))
 
 
 def iterate_chunks(num_chars: Sequence[int], *, max_inputs: int, max_chars: int) -> Iterator[slice]:

@@ -42,6 +42,8 @@ def check_texts(
     """Raise BadInput unless these are one or more texts, or token ids where those are allowed."""
     if not texts:
         raise BadInput(f"{name} is empty; give at least one text")
+    if set(map(type, texts)) == {str}:
+        return
     for position, text in enumerate(texts):
         if not isinstance(text, str) and not (allows_token_ids and isinstance(text, TokenIdsInput)):
             raise BadInput(f"{name}[{position}] is {type(text).__name__}, not a text")

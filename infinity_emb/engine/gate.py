@@ -20,6 +20,7 @@ from infinity_emb.scheduling.throughput import Progress
 # Count inputs of a flow for the time of a block; the last number is the size of the whole request.
 HoldElsewhere = Callable[[int, Flow, int], AbstractContextManager[None]]
 _NOWHERE = nullcontext()
+_NO_DEADLINE = nullcontext()
 
 
 class RequestGate:
@@ -57,10 +58,11 @@ class RequestGate:
         self.admission.admit(num_items, flow)
         self.num_requests += 1
         try:
-            timeout_s = context.timeout_s or self._limits.request_timeout_s or None
-            async with deadline(timeout_s), self._slot.use() as open_model:
+            timeout_s = context.timeout_s or self._limits.request_timeout_s
+            async with deadline(timeout_s) if timeout_s else _NO_DEADLINE:
+                await self._slot.ensure_open()
                 budget = token_budget(self._limits.max_request_tokens)
-                with self.hold_elsewhere(num_items, flow, num_items), budget:
+                with self._slot.use() as open_model, self.hold_elsewhere(num_items, flow, num_items), budget:
                     yield open_model
         except DeadlineExceeded:
             self.num_timed_out += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from infinity_emb.items import (
     Outputs,
     RequestInput,
     copy_value,
-    count_chars,
     count_value_bytes,
     is_tokenized,
     iterate_chunks,
+    list_num_chars,
 )
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.scheduling.request_context import (
@@ -90,7 +91,9 @@ class ModelRunner:
             raise request.error.with_traceback(None)
         if request.stages is not None:
             request.stages.add("wake", request.stages.reached_s)
-        outputs = Outputs(request.outputs, np.concatenate(counts))
+        outputs = Outputs(request.outputs, np.concatenate(counts) if len(counts) > 1 else counts[0])
+        if not unique.has_equal:
+            return outputs
         num_bytes = unique.count_copied_bytes(outputs)
         take_memory(num_bytes)
         return await self._threads.convert(lambda: unique.expand(outputs), num_bytes=num_bytes)
@@ -135,14 +138,15 @@ class ModelRunner:
         self._pool.histograms.encode_s.observe(ended_s - started_s)
         if request.stages is not None:
             request.stages.add("tokenize", started_s, ended_s)
-        counts = np.array([item.num_tokens for item in encoded], dtype=np.int64)
+        counts = [item.num_tokens for item in encoded]
         if not request.is_cancelled:
-            count_tokens(int(counts @ chunk.num_occurrences))
-            self._pool.queue.add(
-                [Item(item, request, index, ended_s) for index, item in enumerate(encoded, chunk.start)]
+            count_tokens(sum(map(operator.mul, counts, chunk.num_occurrences)))
+            self._pool.queue.submit(
+                [Item(item, request, index, ended_s) for index, item in enumerate(encoded, chunk.start)],
+                wakes=False,
             )
             self._wake_workers.request()
-        return counts
+        return np.array(counts, dtype=np.int64)
 
     def _hold_outputs(
         self, request: PendingRequest, done: asyncio.Future[None], options: InputOptions
@@ -189,20 +193,26 @@ class UniqueInputs:
     num_occurrences: Sequence[int]
     indices: Sequence[int]
 
+    @property
+    def has_equal(self) -> bool:
+        """Return true if an input occurs more than once."""
+        return len(self.inputs) < len(self.indices)
+
     def split(self, num_prompt_chars: int) -> list[_Chunk]:
         """Return the inputs in chunks that are encoded one by one."""
         values = [item.value for item in self.inputs]
-        counts = [num_prompt_chars + count_chars(value, default=CHARS_PER_MEDIUM) for value in values]
+        counts = [num_prompt_chars + number for number in list_num_chars(values, CHARS_PER_MEDIUM)]
         max_inputs = INPUTS_PER_CHUNK if is_tokenized(values[0]) else MEDIA_PER_CHUNK
+        num_chars = sum(counts)
+        if len(values) <= max_inputs and num_chars <= MAX_SHORT_CHARS:
+            return [_Chunk(self.inputs, self.num_occurrences, 0, num_chars)]
         return [
             _Chunk(self.inputs[part], self.num_occurrences[part], part.start, sum(counts[part]))
             for part in iterate_chunks(counts, max_inputs=max_inputs, max_chars=MAX_SHORT_CHARS)
         ]
 
     def count_copied_bytes(self, outputs: Outputs) -> int:
-        """Return the size of what `expand` returns, or 0 where it copies nothing."""
-        if len(self.inputs) == len(self.indices):
-            return 0
+        """Return the size of what `expand` returns."""
         return sum(
             number * count_value_bytes(value)
             for output in outputs.by_name.values()
@@ -211,8 +221,6 @@ class UniqueInputs:
 
     def expand(self, outputs: Outputs) -> Outputs:
         """Repeat outputs for inputs that occur more than once; no two share memory."""
-        if len(self.inputs) == len(self.indices):
-            return outputs
         return Outputs(
             {name: _take(output, self.indices) for name, output in outputs.by_name.items()},
             outputs.num_tokens[list(self.indices)],
@@ -221,12 +229,11 @@ class UniqueInputs:
 
 def find_unique(inputs: Sequence[RequestInput]) -> UniqueInputs:
     """Find equal texts, pairs and token ids; images and audio are all taken for different."""
-    if len(inputs) == 1 or not is_tokenized(inputs[0].value):
+    is_single = len(inputs) == 1 or not is_tokenized(inputs[0].value)
+    if is_single or len({item.value for item in inputs}) == len(inputs):
         return UniqueInputs(inputs, [1] * len(inputs), range(len(inputs)))
     index_by_value: dict[Any, int] = {}
     indices = [index_by_value.setdefault(item.value, len(index_by_value)) for item in inputs]
-    if len(index_by_value) == len(inputs):
-        return UniqueInputs(inputs, [1] * len(inputs), indices)
     distinct: list[RequestInput] = []
     for item, index in zip(inputs, indices, strict=True):
         if index == len(distinct):

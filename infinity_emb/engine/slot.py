@@ -9,8 +9,8 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from infinity_emb.backends.base import LoadedModel
@@ -123,15 +123,30 @@ class ModelSlot:
         if (failure := change.result()) is not None:
             raise failure
 
-    @asynccontextmanager
-    async def use(self) -> AsyncIterator[OpenModel]:
-        """Keep the model open inside the block, after loading it if need be. Raises EngineNotReady."""
+    async def ensure_open(self) -> None:
+        """Return when the model is open, after loading it if need be. Raises EngineNotReady."""
         while self._open_model is None:
-            await self._load_for_request()
+            if not self._is_started and self._change.task is None:
+                raise self.not_ready()
+            change = self._change.task or self._change.begin(self._load_and_open())
+            # Unlike `await change`, this does not cancel the change with the request.
+            await asyncio.wait([change])
+            if change.cancelled():
+                raise self.not_ready()
+            if (failure := change.result()) is not None:
+                raise EngineNotReady(
+                    f"model {self.name!r} could not be loaded; the next request tries again: {failure.reason}"
+                )
+
+    @contextmanager
+    def use(self) -> Iterator[OpenModel]:
+        """Keep the model open inside the block. Call `ensure_open` right before, without a pause."""
+        open_model = self._open_model
+        assert open_model is not None, "the model is not open"
         self.num_active += 1
         self._cancel_timer()
         try:
-            yield self._open_model
+            yield open_model
         finally:
             self.num_active -= 1
             if self._idle is not None and not self.num_active and not self._idle.done():
@@ -156,20 +171,6 @@ class ModelSlot:
                 " before the first request"
             )
         return EngineNotReady(f"model {self.name!r} was stopped, is shutting down or has crashed")
-
-    async def _load_for_request(self) -> None:
-        """Wait for the running change, or begin to load."""
-        if not self._is_started and self._change.task is None:
-            raise self.not_ready()
-        change = self._change.task or self._change.begin(self._load_and_open())
-        # Unlike `await change`, this does not cancel the change with the request.
-        await asyncio.wait([change])
-        if change.cancelled():
-            raise self.not_ready()
-        if (failure := change.result()) is not None:
-            raise EngineNotReady(
-                f"model {self.name!r} could not be loaded; the next request tries again: {failure.reason}"
-            )
 
     async def _reload(self, drain_timeout_s: float) -> StartupError | None:
         await self._unload(drain_timeout_s)

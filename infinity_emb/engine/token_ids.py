@@ -29,7 +29,7 @@ class TokenIdService:
 
         policy: `model` where a route's ids are always the model's own.
         """
-        if not any(isinstance(value, TokenIdsInput) for value in inputs):
+        if TokenIdsInput not in set(map(type, inputs)):
             return inputs
         vocabulary = open_model.model.vocabulary
         return await open_model.threads.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -82,7 +81,10 @@ class Completer:
         self, launched: LaunchedBatch, items: Sequence[Item], num_tokens: int, compute_s: float
     ) -> None:
         # Inputs that were encoded together have waited equally long.
-        for queued_s, number in Counter([item.queued_s for item in items]).items():
+        numbers: dict[float, int] = {}
+        for item in items:
+            numbers[item.queued_s] = numbers.get(item.queued_s, 0) + 1
+        for queued_s, number in numbers.items():
             self._histograms.queue_s.observe(max(0.0, launched.started_s - queued_s), number)
         self._histograms.batch_s.observe(compute_s)
         self._histograms.forward_s.observe(launched.computed_s - launched.started_s)

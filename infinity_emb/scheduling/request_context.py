@@ -7,7 +7,7 @@ request starts, and no other request.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,13 +83,22 @@ class _TokenBudget:
 _budget: ContextVar[_TokenBudget | None] = ContextVar("infinity_token_budget", default=None)
 
 
-@contextmanager
-def token_budget(limit: int) -> Iterator[None]:
-    """Limit the tokens of one request, however many parts it is tokenized in.
+_NO_BUDGET = nullcontext()
+
+
+def token_budget(limit: int) -> AbstractContextManager[None]:
+    """Return a context that limits the tokens of one request, however many parts it is tokenized in.
 
     limit: 0 sets none, also inside another budget.
     """
-    token = _budget.set(_TokenBudget(limit) if limit else None)
+    if not limit and _budget.get() is None:
+        return _NO_BUDGET
+    return _set_budget(_TokenBudget(limit) if limit else None)
+
+
+@contextmanager
+def _set_budget(budget: _TokenBudget | None) -> Iterator[None]:
+    token = _budget.set(budget)
     try:
         yield
     finally:

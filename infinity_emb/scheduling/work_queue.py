@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from infinity_emb.errors import EngineNotReady
 from infinity_emb.scheduling.admission import Backlog
@@ -88,17 +88,17 @@ class WorkQueue:
             self._changed.notify_all()
         return is_first
 
-    def submit(self, items: list[Item]) -> None:
-        """Accept items, and wake replicas that wait. Raises EngineNotReady as `add` does."""
-        self.add(items)
-        self.wake()
+    def submit(self, items: list[Item], *, wakes: bool = True) -> None:
+        """Accept items. Raises EngineNotReady when they would never be computed.
 
-    def add(self, items: list[Item]) -> None:
-        """Accept items, for the next `wake`. Raises EngineNotReady when they would never be computed."""
+        wakes: wake replicas that wait; otherwise the caller must call `wake` soon.
+        """
         with self._changed:
             if not self.is_accepting:
                 raise self.not_ready()
             self._queue.add(items)
+            if wakes:
+                self._changed.notify(len(items))
 
     def wake(self) -> None:
         """Wake as many waiting replicas as there are items."""
@@ -120,7 +120,9 @@ class WorkQueue:
                 while self._failure is None:
                     batch = self._queue.take_batch(
                         num_idle_replicas=self.num_idle_replicas,
-                        num_concurrent_tokens=self._count_other_tokens(replica) if shares_device else 0,
+                        num_concurrent_tokens=_count_other_tokens(self._held, replica)
+                        if shares_device
+                        else 0,
                     )
                     if batch or in_flight or not self._is_open:
                         self._held[replica] = in_flight + batch
@@ -163,7 +165,8 @@ class WorkQueue:
             )
         return EngineNotReady("the engine is not started or is shutting down")
 
-    def _count_other_tokens(self, replica: Hashable) -> int:
-        """Count the tokens that other replicas compute. Call under the lock."""
-        others = (items for holder, items in self._held.items() if holder is not replica)
-        return sum(item.num_tokens for items in others for item in items if not item.is_done)
+
+def _count_other_tokens(held: Mapping[Hashable, list[Item]], replica: Hashable) -> int:
+    """Count the tokens that other replicas compute. Call under the lock."""
+    others = (items for holder, items in held.items() if holder is not replica)
+    return sum(item.num_tokens for items in others for item in items if not item.is_done)

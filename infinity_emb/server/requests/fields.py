@@ -19,11 +19,13 @@ FieldT = TypeVar("FieldT")
 def merge_aliases(**given: FieldT | None) -> FieldT | None:
     """Return the value of fields with the same meaning, or None. Raises a 422 if they differ."""
     names = [name for name, value in given.items() if value is not None]
+    if not names:
+        return None
     for name in names[1:]:
         if given[name] != given[names[0]]:
             message = f"conflicts with {names[0]!r}; send only one"
             raise body_error("contradiction", message, loc=[name], given=given[name])
-    return given[names[0]] if names else None
+    return given[names[0]]
 
 
 def choose_truncation(truncate: Truncation | None, **side: Truncation | None) -> Truncation:
@@ -50,5 +52,5 @@ def check_num_items(items: Sequence[object], *, limit: int, name: str, remedy: s
 
 def check_token_ids_allowed(inputs: Sequence[object], policy: TokenIdPolicy, *, name: str) -> None:
     """Raise a 422 for token ids if the model is served without them; `name` is the field of the inputs."""
-    if policy is TokenIdPolicy.refuse and any(isinstance(item, TokenIdsInput) for item in inputs):
+    if policy is TokenIdPolicy.refuse and TokenIdsInput in set(map(type, inputs)):
         raise body_error("string_type", TOKEN_IDS_MESSAGE, loc=[name])

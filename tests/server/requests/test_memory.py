@@ -98,7 +98,7 @@ async def test_texts_count_until_their_response_is_made(monkeypatch: pytest.Monk
     async with client_of(app) as client:
         queue = app.engine_array[0].slot.host.pool.queue
         waiting: list[Any] = []
-        monkeypatch.setattr(queue, "add", waiting.append)
+        monkeypatch.setattr(queue, "submit", lambda items, **_: waiting.append(items))
         first = asyncio.create_task(embed(client, "x" * 60_000))
         while not waiting:
             await asyncio.sleep(0.01)
