@@ -10,6 +10,8 @@ from infinity_emb.server.schemas.embeddings import EmbeddingRequest
 from infinity_emb.types import EmbeddingDtype, Normalization, OutputName, Truncation
 
 _TEXT_ONLY = ("chunking", "late_chunking")
+# Fields that say what to embed and how to respond.
+_NO_OPTIONS = frozenset({"input", "model", "user", "encoding_format", "priority", "timeout"})
 _MULTIVECTOR: tuple[OutputName, ...] = ("multivector",)
 
 
@@ -18,6 +20,8 @@ def read_options(body: EmbeddingRequest, *, input_type: str | None) -> EmbedOpti
 
     input_type: used if the body names none.
     """
+    if body.model_fields_set <= _NO_OPTIONS:
+        return EmbedOptions(input_type=input_type)
     outputs = _read_outputs(body)
     _check_chunking(body, outputs)
     requested_type = merge_aliases(input_type=body.input_type, task=body.task)

@@ -23,6 +23,10 @@ NameOutputs: TypeAlias = "Callable[[Embeddings], NamedOutputs]"
 # Each takes about 115 bytes in the header `metadata`, and Python's http.client reads 64 KiB of headers.
 MAX_DESCRIBED = 512
 _LITTLE_ENDIAN = ByteFormat()
+# Of a body that says how to write its vectors.
+_FIELDS = frozenset(
+    {"encoding_format", "embedding_type", "embed_dtype", "endianness", "return_multivector", "outputs"}
+)
 
 
 def name_embedding(embeddings: Embeddings) -> NamedOutputs:
@@ -65,11 +69,16 @@ class Encoding:
         return self.format in (EmbeddingEncodingFormat.bytes, EmbeddingEncodingFormat.bytes_only)
 
 
+_JSON_NUMBERS = Encoding()
+
+
 def read_encoding(body: EmbeddingRequest, *, accept: str) -> Encoding:
     """Read how the client wants its vectors. Raises a 422 for fields that contradict each other.
 
     accept: the header of that name, or "", used if the body names no format.
     """
+    if body.model_fields_set.isdisjoint(_FIELDS) and not prefers_binary(accept):
+        return _JSON_NUMBERS
     is_base64 = body.embedding_type == "base64"
     requested = merge_aliases(
         encoding_format=body.encoding_format,

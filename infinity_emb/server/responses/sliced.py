@@ -50,12 +50,16 @@ class JsonList(NamedTuple):  # which orjson leaves to `default`, unlike dataclas
     num_items: int
     num_values: int
 
+    def make_items(self, part: range) -> list[object]:
+        """Return the items of a slice."""
+        return list(map(self.make_item, part))
+
     def encode(self) -> Iterator[bytes]:
         """Encode the items of a slice, and the brackets and commas around them."""
         separator = b"["
         for part in split_items(self.num_items, self.num_values):
             yield separator
-            text, gaps = dump([self.make_item(index) for index in part])
+            text, gaps = dump(self.make_items(part))
             yield from fill_gaps(text[1:-1], gaps)
             separator = b","
         yield b"]" if self.num_items else b"[]"
@@ -80,12 +84,20 @@ class Base64Text(NamedTuple):
 
 
 def dump(content: object) -> tuple[bytes, list[Slices]]:
-    """Encode JSON with a gap for each part that is encoded in slices, and return these parts in order."""
+    """Encode JSON with a gap for each part that is encoded in slices, and return these parts in order.
+
+    Lists are encoded at once as long as they have few values together.
+    """
     gaps: list[Slices] = []
+    num_values_left = VALUES_PER_SLICE
 
     def leave_gap(value: Any) -> object:
+        nonlocal num_values_left
         if not hasattr(value, "encode"):
             raise TypeError
+        if isinstance(value, JsonList) and value.num_values <= num_values_left:
+            num_values_left -= value.num_values
+            return value.make_items(range(value.num_items))
         gaps.append(value)
         return _GAP_FRAGMENT
 

@@ -89,3 +89,16 @@ def test_options_of_texts_are_rejected_for_images() -> None:
     check_media_fields(parse(modality="image", chunking=False))
     with pytest.raises(RequestValidationError, match="is not supported with modality 'image'"):
         check_media_fields(parse(modality="image", chunking=True))
+
+
+def test_a_field_that_is_left_out_is_no_option() -> None:
+    """Bodies without options are recognized by the fields that they have."""
+    defaults = {name: field.default for name, field in EmbeddingRequest.model_fields.items()}
+    assert {name for name, default in defaults.items() if default is not None} == {"input"}
+
+
+def test_options_count_beside_fields_that_are_none() -> None:
+    plain = read_options(parse(model="m", user="u"), input_type="query")
+    assert plain == EmbedOptions(input_type="query")
+    with_option = read_options(parse(model="m", dimensions=3), input_type=None)
+    assert with_option == EmbedOptions(dimensions=3)
