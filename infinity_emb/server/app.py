@@ -257,6 +257,7 @@ def _make_lifespan(
             app.openapi()  # with the routes that have been added meanwhile
         async with models.running() as array, tracing or nullcontext():
             app.engine_array = array
+            app.disable_unused_telemetry()
             if preload_only:
                 _stop_soon()
             async with batches.running(app) if batches else nullcontext():

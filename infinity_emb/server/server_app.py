@@ -24,6 +24,11 @@ class ServerApp(FastAPI):
     engine_array: AsyncEngineArray
     _encoded: tuple[object, str, bytes] = (None, "", b"")  # a document, its root path and its text
 
+    def disable_unused_telemetry(self) -> None:
+        """Disable FastAPI's telemetry, which looks for providers in each request, unless there are any."""
+        if not self._native_telemetry.enabled():
+            self._telemetry.update({"tracing": False, "metrics": False, "logs": False})
+
     def setup(self) -> None:
         """Serve the OpenAPI document without FastAPI's pages."""
         if self.openapi_url:
