@@ -104,24 +104,37 @@ class ThreadPool:
     ) -> ResultT:
         """Return the function's result. Raises EngineNotReady when the pool is closed before it starts.
 
-        on_ended: called once, on any thread, when the function has returned or will not start; the function
-        may outlast a caller that is cancelled.
+        on_ended: called once, when the function has returned or will not start; the function may outlast a
+        caller that is cancelled. On the event loop, unless that was closed.
         """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def end() -> None:
+            on_ended()
+            if not ended.done():
+                ended.set_result(None)
+
+        def announce(_: object) -> None:
+            try:
+                loop.call_soon_threadsafe(end)
+            except RuntimeError:  # the loop was closed
+                on_ended()
+
         try:
             started = self._executor.submit(function)
         except RuntimeError as exc:  # the executor accepts no more work
             on_ended()
             raise pool_closed() from exc
-        started.add_done_callback(lambda _: on_ended())
-        future = asyncio.wrap_future(started)
+        started.add_done_callback(announce)
         try:
-            # Unlike `await future`, this tells a closed pool from a cancelled caller.
-            await asyncio.wait([future])
+            # Unlike `asyncio.wrap_future`, this tells a closed pool from a cancelled caller.
+            await ended
         finally:
-            future.cancel()
-        if future.cancelled():
+            started.cancel()
+        if started.cancelled():
             raise pool_closed()
-        return future.result()
+        return started.result()
 
     def close(self) -> None:
         """Drop queued functions; running ones finish in the background."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from infinity_emb.concurrency import ThreadPool, call_in_loop, pool_closed
+from infinity_emb.concurrency import ThreadPool, pool_closed
 from infinity_emb.scheduling.fair_semaphore import FairSemaphore
 from infinity_emb.scheduling.request_context import current_request
 
@@ -40,9 +39,8 @@ class FairThreads:
         threads, turns = self._short_work if num_chars <= MAX_SHORT_CHARS else self._long_work
         flow = current_request().flow(num_inputs)
         await turns.acquire(flow, num_chars)
-        loop = asyncio.get_running_loop()
         # A function that has started keeps its thread to its end, also when its caller is cancelled.
-        return await threads.run(function, on_ended=lambda: call_in_loop(loop, lambda: turns.release(flow)))
+        return await threads.run(function, on_ended=lambda: turns.release(flow))
 
     async def convert(self, function: Callable[[], ResultT], *, num_bytes: int) -> ResultT:
         """Return the result of a function that converts or copies vectors, at once if they are small."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from infinity_emb.concurrency import ThreadPool, call_in_loop, pool_closed
+from infinity_emb.concurrency import ThreadPool, pool_closed
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.preprocessing.media.decoder import Decoder, DecoderProcess
 from infinity_emb.scheduling.fair_semaphore import FairSemaphore
@@ -49,12 +49,11 @@ class MediaWorkers:
         """
         flow = current_request().flow(1)
         await self._decoding.acquire(flow, 1)
-        loop = asyncio.get_running_loop()
         decoder = self._idle.pop()
 
         def end() -> None:
             self._put_back(decoder)
-            call_in_loop(loop, lambda: self._decoding.release(flow))
+            self._decoding.release(flow)
 
         try:
             return await self._threads.run(lambda: function(decoder), on_ended=end)
@@ -103,10 +102,9 @@ class HostResolver:
         """Resolve with the operating system. Raises OSError."""
         flow = current_request().flow(1)
         await self._semaphore.acquire(flow, 1)
-        loop = asyncio.get_running_loop()
         # A look-up that outlasts its caller keeps its permit.
         infos = await self._threads.run(
             lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-            on_ended=lambda: call_in_loop(loop, lambda: self._semaphore.release(flow)),
+            on_ended=lambda: self._semaphore.release(flow),
         )
         return [str(address[0]) for *_, address in infos]
