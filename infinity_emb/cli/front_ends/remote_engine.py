@@ -39,7 +39,7 @@ class RemoteQueue(WorkQueue):
     def is_accepting(self) -> bool:
         return super().is_accepting and not self._client.link.is_lost
 
-    def submit(self, items: list[Item]) -> None:
+    def submit(self, items: list[Item], *, wakes: bool = True) -> None:
         if not self.is_accepting:
             raise self.not_ready()
         self._client.submit(self._model, items)
