@@ -12,7 +12,11 @@ import pytest
 
 OBJECT_STORE_BYTES = 80 * 2**20
 # Inherited by the processes of Ray, which find this package in the repository.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
 
 if importlib.util.find_spec("ray") is None:
     collect_ignore_glob = ["test_[!e]*.py"]  # all but test_environment.py

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-DEADLINE_S = 120.0
+DEADLINE_S = 200.0
 CPU_SHARE = {"num_cpus": 0.1}
 APPLICATION = "infinity"
 
@@ -33,7 +33,12 @@ class Served(NamedTuple):
     url: str
 
     def deploy(self, args: Mapping[str, Any], deployments: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Deploy or upgrade the application, and wait until it runs as asked."""
+        """Replace the application, which is quicker than an upgrade, and wait until it runs as asked."""
+        serve.delete(APPLICATION)
+        self.upgrade(args, deployments)
+
+    def upgrade(self, args: Mapping[str, Any], deployments: Sequence[Mapping[str, Any]]) -> None:
+        """Deploy the application, and wait until it runs as asked."""
         application = {
             "name": APPLICATION,
             "route_prefix": "/",

@@ -146,7 +146,7 @@ def test_a_rolling_upgrade_fails_no_request(served: Served) -> None:
     served.deploy(FAKE, [TWO])
     before = set(list_replica_pids("a"))
     with loading(embed_once(served.url, "a")):
-        served.deploy(FAKE | {"model_id": "debug?delay_s=0.01"}, [TWO])
+        served.upgrade(FAKE | {"model_id": "debug?delay_s=0.01"}, [TWO])
         wait_for(lambda: not before & set(list_replica_pids("a")), "upgraded")
 
 
@@ -204,6 +204,5 @@ def test_a_killed_node_loses_no_request(served: Served, cluster: Any) -> None:
             nodes.append(cluster.add_node(**options))
             wait_for(lambda: count_replicas("a") == 2, "replaced")
     finally:
-        served.deploy(FAKE, [{"name": "a"}])
         for node in nodes:
             cluster.remove_node(node)
