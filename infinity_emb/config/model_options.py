@@ -137,7 +137,7 @@ class IgnoredOptions:
     """Options of infinity_emb 0.0.77 that are accepted without effect."""
 
     lengths_via_tokenize: bool = option(True, "Count tokens for `usage`; always done.", is_ignored=True)
-    compile: bool = option(False, "Use torch.compile; measured to be no gain.", is_ignored=True)
+    compile: bool = option(False, "No effect: torch.compile gained too little.", is_ignored=True)
     bettertransformer: bool = option(True, "Use fast attention; always done where possible.", is_ignored=True)
     onnx_do_not_prefer_quantized: bool = option(
         False, "Ignore quantized ONNX files; --dtype decides.", is_ignored=True

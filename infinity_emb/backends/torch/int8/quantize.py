@@ -75,7 +75,7 @@ def quantize(model: BaseModel, kind: ModelKind, dtype: Dtype, full: Choice) -> C
     for transformer in find_transformers(model):
         network: Any = transformer.model
         network.number_format = torch.int8  # read by `get_tolerance`; fp8 rounds as coarsely
-    reason = f"measured {trial.gain:.1f}x as fast as {full.value} here, {found} to it"
+    reason = f"measured {trial.gain:.1f}x as fast as {full.value} here, {found}"
     return Choice(dtype.value, reason)
 
 
