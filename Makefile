@@ -4,7 +4,7 @@
 # make coverage  the tests with line coverage, against its floor
 # make bench  speed as ratios to sentence-transformers, in one run
 # make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, attack, a soak, gpu,
-#              observability, front-end processes (frontends), and roofline: the path for CUDA on paper
+#              observability, front-end processes (frontends), scaling, and roofline: the path for CUDA on paper
 # make bench-peers  our server and others of the same model in turn, each in an environment of its own (ARGS="--rounds 3")
 # make bench-aiperf  infinity_emb bench and NVIDIA's AIPerf in turn on one server
 # make bench-compare  speed of this tree against another commit, in turn (ARGS="2f27a20 --quick")

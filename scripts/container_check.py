@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began_s = time.monotonic()
         build_image(options.dockerfile, Path(folder), options.torch_wheels)
         figures = {"dockerfile": options.dockerfile, "build_s": round(time.monotonic() - began_s)}
-        figures |= measure_layers()
+        figures |= measure_image()
         with mounted_image() as root:
             figures |= try_server(root, read_setup())
     sys.stdout.write(json.dumps(figures) + "\n")
@@ -71,8 +71,8 @@ def build_image(dockerfile: str, folder: Path, torch_wheels: Path | None) -> Non
     subprocess.run([*command, "."], cwd=REPOSITORY, stdout=sys.stderr, check=True)
 
 
-def measure_layers() -> dict[str, Any]:
-    """Return the size of the image, unpacked, and of each layer."""
+def measure_image() -> dict[str, Any]:
+    """Return the size of the image, unpacked."""
     image = json.loads(_output("buildah", "images", "--json", IMAGE))[0]
     return {"image": image["size"]}
 
