@@ -191,11 +191,8 @@ async def test_a_model_without_matrices_says_so(client: httpx.AsyncClient) -> No
 
 async def test_the_older_routes_take_none_of_it() -> None:
     async with client_of(build_debug_app(debug_args("debug?kind=embedder"))) as client:
-        body = {
-            "input": [IMAGE],
-            "normalized": True,
-            "encoding_format": "bytes_only",
-            "embed_dtype": "float16",
-        }
+        body = {"input": [IMAGE], "encoding_format": "bytes_only", "embed_dtype": "float16"}
         response = await client.post("/embeddings_image", json=body)
+        refused = await client.post("/embeddings_image", json={**body, "normalized": True})
+    assert "normalized: is not supported by this route" in refused.text
     np.testing.assert_array_equal(np.frombuffer(response.content, "<f4"), [5.0] * 13)
