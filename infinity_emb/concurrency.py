@@ -134,7 +134,10 @@ class ThreadPool:
             started.cancel()
         if started.cancelled():
             raise pool_closed()
-        return started.result()
+        try:
+            return started.result()
+        finally:
+            del started  # an error refers to this frame, and it to the error
 
     def close(self) -> None:
         """Drop queued functions; running ones finish in the background."""
@@ -273,3 +276,5 @@ async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # only the first error is raised
         raise
+    finally:
+        tasks.clear()  # an error refers to this frame, and they to the error

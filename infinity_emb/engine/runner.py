@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ CHARS_PER_MEDIUM = 2**14
 INLINE_CHARS = 1024
 MAX_INLINE_INPUTS = 16
 _FLOAT_BYTES = 4
+_TOKEN_BYTES = 4
 # As many numbers for every text, however long it is.
 _FIXED_OUTPUTS = frozenset[OutputName]({"dense", "maxsim"})
 
@@ -81,17 +83,19 @@ class ModelRunner:
                 else:
                     counts = await gather_or_cancel(self._submit(chunk, request, options) for chunk in chunks)
                 await done
+            if request.error is not None:
+                # One error may end many requests: raise it without the traceback of another request.
+                raise request.error.with_traceback(None)
+            if request.stages is not None:
+                request.stages.add("wake", request.stages.reached_s)
+            outputs = Outputs(request.outputs, np.concatenate(counts) if len(counts) > 1 else counts[0])
         except BaseException:
             request.cancel()
             raise
         finally:
             bar.close()
-        if request.error is not None:
-            # One error may end many requests: raise it without the traceback of another request.
-            raise request.error.with_traceback(None)
-        if request.stages is not None:
-            request.stages.add("wake", request.stages.reached_s)
-        outputs = Outputs(request.outputs, np.concatenate(counts) if len(counts) > 1 else counts[0])
+            # An error refers to this frame, and they to the error: the outputs would wait for the collector.
+            del request, done
         if not unique.has_equal:
             return outputs
         num_bytes = unique.count_copied_bytes(outputs)
@@ -141,6 +145,7 @@ class ModelRunner:
         counts = [item.num_tokens for item in encoded]
         if not request.is_cancelled:
             count_tokens(sum(map(operator.mul, counts, chunk.num_occurrences)))
+            take_memory(sum(counts) * _TOKEN_BYTES)
             self._pool.queue.submit(
                 [Item(item, request, index, ended_s) for index, item in enumerate(encoded, chunk.start)],
                 wakes=False,
@@ -156,6 +161,7 @@ class ModelRunner:
         Raises its error when there is no room for them, or lets `done` raise it and skips what is queued.
         """
         memory = current_memory()
+        request_ref = weakref.ref(request)  # which refers to `hold`
         if "dense" in options.outputs:
             take_memory(request.num_items * self._model.info.embedding_dimension * _FLOAT_BYTES)
         if not _FIXED_OUTPUTS.issuperset(options.outputs):
@@ -163,9 +169,10 @@ class ModelRunner:
             request.on_outputs = lambda num_bytes: call_in_loop(loop, lambda: hold(num_bytes))
 
         def hold(num_bytes: int) -> None:
-            if (error := memory.take(num_bytes)) is not None and not done.done():
-                request.cancel()
-                done.set_exception(error)
+            if not memory.take(num_bytes) and not done.done():
+                if (pending := request_ref()) is not None:
+                    pending.cancel()
+                done.set_exception(memory.make_error())
 
     def _is_quick(self, chunk: _Chunk) -> bool:
         is_small = len(chunk.inputs) <= MAX_INLINE_INPUTS and chunk.num_chars <= INLINE_CHARS

@@ -123,15 +123,21 @@ def count_tokens(num_tokens: int) -> None:
 class Memory(Protocol):
     """The memory that one request may take."""
 
-    def take(self, num_bytes: int) -> Exception | None:
-        """Count bytes until the response is sent, or return the error when there is no room for them."""
+    def take(self, num_bytes: int) -> bool:
+        """Count bytes until the response is sent and return true, if there is room for them."""
+
+    def make_error(self) -> Exception:
+        """Return the error for a request for which there is no room."""
 
 
 class _UnlimitedMemory:
     """The memory of calls of the Python API."""
 
-    def take(self, num_bytes: int) -> None:
-        pass
+    def take(self, num_bytes: int) -> bool:
+        return True
+
+    def make_error(self) -> Exception:
+        raise NotImplementedError
 
 
 _UNLIMITED = _UnlimitedMemory()
@@ -150,5 +156,6 @@ def set_memory(memory: Memory) -> None:
 
 def take_memory(num_bytes: int) -> None:
     """Count bytes in the memory of the calling request. Raises its error when there is no room for them."""
-    if (error := _memory.get().take(num_bytes)) is not None:
-        raise error
+    memory = _memory.get()
+    if not memory.take(num_bytes):
+        raise memory.make_error()

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 
-from infinity_emb.fair_budget import FairBudget
+from infinity_emb.fair_budget import RESERVE_FRACTION, FairBudget
+from infinity_emb.hardware import return_freed_memory
 
 # Smaller bodies count as they are: what is parsed takes at most 40 times as much.
 _MIN_MEASURED_BYTES = 2**10
 # A text that is not ASCII is also kept in UTF-8, once a library has asked for that.
 _MAX_UTF8_BYTES = 4
 _SLICE = 2**14
+# The C library keeps freed memory, for each thread that has allocated any. It is returned to the system when
+# it may be this fraction of the limit, within these bounds.
+_FREED_FRACTION = 1 / 16
+_MIN_FREED_BYTES, _MAX_FREED_BYTES = 2**22, 2**26
 
 
 class MemoryBudget:
-    """The bytes that the requests of one app hold, and their limit, of which each client has a share."""
+    """The bytes that the requests of one app hold, and their limit, of which each client has a share.
 
-    def __init__(self, max_total_bytes: int) -> None:
-        self._budget = FairBudget(max_total_bytes)
+    max_total_bytes: of all clients, with what is freed and not yet returned to the system.
+    return_freed: returns it; called on a thread.
+    """
+
+    def __init__(
+        self, max_total_bytes: int, return_freed: Callable[[], object] = return_freed_memory
+    ) -> None:
+        max_freed_bytes = min(_MAX_FREED_BYTES, int(_FREED_FRACTION * max_total_bytes))
+        self._budget = FairBudget((max_total_bytes - max_freed_bytes) / (1 + RESERVE_FRACTION))
+        self._max_total_bytes = max_total_bytes
+        self._max_freed_bytes = max(_MIN_FREED_BYTES, max_freed_bytes)
+        self._return_freed = return_freed
+        self._num_freed_bytes = 0
 
     @property
     def num_held_bytes(self) -> int:
@@ -28,13 +46,33 @@ class MemoryBudget:
 
     def open(self, client: str) -> HeldMemory:
         """Return a context that counts what one request of a client holds until its end."""
-        return HeldMemory(self._budget, client)
+        return HeldMemory(self, client)
+
+    def change(self, client: str, num_bytes: int) -> bool:
+        """Count bytes more, or fewer, and return true, if there is room for them."""
+        if num_bytes >= 0:
+            return self._budget.take(client, num_bytes)
+        self._budget.give_back(client, -num_bytes)
+        self._num_freed_bytes -= num_bytes
+        if self._num_freed_bytes >= self._max_freed_bytes:
+            self._num_freed_bytes = 0
+            threading.Thread(target=self._return_freed, name="infinity-memory", daemon=True).start()
+        return True
+
+    def make_error(self) -> HTTPException:
+        """Return the 503 for a request for which there is no room."""
+        return HTTPException(
+            503,
+            f"the requests and responses in memory would have more than {self._max_total_bytes} bytes"
+            " together, or this client's more than its share; try again later, send fewer inputs in one"
+            " request, or start the server with a larger --max-total-body-bytes",
+        )
 
 
 class HeldMemory:
     """The bytes that one request holds: of its body, its texts and their vectors, or its response."""
 
-    def __init__(self, budget: FairBudget, client: str) -> None:
+    def __init__(self, budget: MemoryBudget, client: str) -> None:
         self._budget = budget
         self._client = client
         self.num_bytes = 0
@@ -48,30 +86,25 @@ class HeldMemory:
         self.hold(0)
         self._is_open = False
 
-    def take(self, num_bytes: int) -> HTTPException | None:
-        """Hold so many bytes more, or return a 503 when there is no room for them."""
-        return self._try_to_hold(self.num_bytes + num_bytes) if self._is_open else None
+    def take(self, num_bytes: int) -> bool:
+        """Hold so many bytes more and return true, if there is room for them."""
+        return not self._is_open or self._try_to_hold(self.num_bytes + num_bytes)
 
     def hold(self, num_bytes: int) -> None:
         """Replace what the request holds. Raises HTTPException 503 when there is no room for it."""
-        if (error := self._try_to_hold(num_bytes)) is not None:
-            raise error
+        if not self._try_to_hold(num_bytes):
+            raise self.make_error()
 
-    def _try_to_hold(self, num_bytes: int) -> HTTPException | None:
+    def make_error(self) -> HTTPException:
+        """Return the 503 for a request for which there is no room."""
+        return self._budget.make_error()
+
+    def _try_to_hold(self, num_bytes: int) -> bool:
         num_more = num_bytes - self.num_bytes
-        if num_more == 0:
-            return None
-        if num_more < 0:
-            self._budget.give_back(self._client, -num_more)
-        elif not self._budget.take(self._client, num_more):
-            return HTTPException(
-                503,
-                f"the requests and responses in memory would have more than {self._budget.limit} bytes"
-                " together, or this client's more than its share; try again later, send fewer inputs in one"
-                " request, or start the server with a larger --max-total-body-bytes",
-            )
+        if num_more and not self._budget.change(self._client, num_more):
+            return False
         self.num_bytes = num_bytes
-        return None
+        return True
 
 
 def measure_fields(fields: dict[str, object], num_body_bytes: int) -> int:

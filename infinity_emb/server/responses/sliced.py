@@ -59,10 +59,15 @@ class JsonList(NamedTuple):  # which orjson leaves to `default`, unlike dataclas
         separator = b"["
         for part in split_items(self.num_items, self.num_values):
             yield separator
-            text, gaps = dump(self.make_items(part))
-            yield from fill_gaps(text[1:-1], gaps)
+            yield from self._encode_part(part)
             separator = b","
         yield b"]" if self.num_items else b"[]"
+
+    def _encode_part(self, part: range) -> Iterator[bytes]:
+        """Encode some items without brackets. Keep no copy: hundreds of responses wait here for a turn."""
+        text, gaps = dump(self.make_items(part))
+        text = text[1:-1]
+        yield from fill_gaps(text, gaps)
 
 
 class Base64Text(NamedTuple):
@@ -131,8 +136,8 @@ class SlicedResponse(Response):
     async def encode(self, threads: FairThreads, memory: Memory) -> None:
         """Encode the body, in turns with other responses. Raises the error of a full memory."""
         while (piece := await threads.run(self._encode_next, num_chars=MAX_SHORT_CHARS)) is not None:
-            if (error := memory.take(len(piece))) is not None:
-                raise error
+            if not memory.take(len(piece)):
+                raise memory.make_error()
             self.num_bytes += len(piece)
             self._encoded.append(piece)
         self._unencoded = iter(())  # the generator refers to the vectors
