@@ -67,9 +67,13 @@ class HttpProtocol(OrderedProtocol):
         self._idle_since_s = None
         if self._waiting_since_s is None:
             self._waiting_since_s = self.loop.time()
+        super().data_received(data)
+
+    def parse(self, data: bytes) -> None:
+        """Count the bytes of a head that has no end."""
         self._is_all_head = self.reading != "nothing"
         self._may_be_too_large = self._num_head_bytes + len(data) > MAX_HEAD_BYTES
-        super().data_received(data)
+        super().parse(data)
         if self._is_all_head and self.reading != "nothing":
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:

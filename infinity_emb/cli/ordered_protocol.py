@@ -1,19 +1,24 @@
 """uvicorn's HTTP protocol with one response to each request, in order, whatever the client does.
 
 A request that cannot be served is refused after the responses to the requests before it. A client that has
-closed its side of the connection still gets its responses; one that has gone stops its requests.
+closed its side of the connection still gets its responses; one that has gone stops its requests. Of requests
+that come together a few kilobytes are parsed, the rest once these are answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import httptools
+from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from infinity_emb.cli.request_parser import RequestParser
+from infinity_emb.cli.request_turns import RequestTurns, read_flow
 from infinity_emb.server.error_format import Failure
 from infinity_emb.server.responses.errors import failure_response
 
@@ -24,6 +29,8 @@ LINGER_S = 5.0
 # When a client that has closed its side is asked for a sign of life, or given up if it cannot be asked.
 PROBE_AFTER_S = 1.0
 GIVE_UP_AFTER_S = 5.0
+# Parsed at once: a hundred of the smallest requests.
+MAX_PARSED_BYTES = 4096
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -52,8 +59,11 @@ class OrderedProtocol(HttpToolsProtocol):
     is_refused: whether the last request was refused; what follows it is discarded.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, turns: RequestTurns, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._turns = turns
+        # Bytes behind a request that waits for the one before it; nothing more is read meanwhile.
+        self.unparsed = b""
         self.parser = RequestParser(self)  # type: ignore[assignment]  # has what uvicorn calls
         self.reading: Literal["nothing", "head", "body"] = "nothing"
         # uvicorn's `cycle` is the newest request; those between the two wait in `pipeline`.
@@ -70,17 +80,34 @@ class OrderedProtocol(HttpToolsProtocol):
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Read only what can be parsed."""
+        super().connection_made(transport)
+        self.flow = _Flow(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the request that is being computed, and drop those behind it."""
         self.pipeline.clear()
+        self.unparsed = b""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the next bytes; discard what follows a refused request."""
+        """Parse the next bytes, as far as no request waits for the one before it."""
         self._unset_keepalive_if_required()
+        data = self.unparsed + data
+        start = 0
+        while start < len(data) and not self.pipeline:
+            self.parse(data[start : start + MAX_PARSED_BYTES])
+            start += MAX_PARSED_BYTES
+        self.unparsed = data[start:]
+        if self.unparsed:
+            self.flow.pause_reading()
+
+    def parse(self, data: bytes) -> None:
+        """Parse some bytes; discard what follows a refused request."""
         if self.is_refused:
             return
         try:
@@ -122,6 +149,9 @@ class OrderedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next request, or close the connection if there can be none."""
         super().on_response_complete()
+        if self.unparsed and not self.pipeline and not self.transport.is_closing():
+            self.data_received(b"")
+            self.flow.resume_reading()
         if self.is_response_pending or self.transport.is_closing():
             return
         if self.is_refused:
@@ -161,7 +191,13 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        start_task = super()._start_asgi_task
+
+        def start() -> None:
+            if not cycle.disconnected:
+                start_task(cycle, app)
+
+        self._turns.start(read_flow(cast(Scope, cycle.scope)), start)
 
     def _abandon_newest(self) -> None:
         """Give up the request whose body is being read."""
@@ -184,6 +220,18 @@ class OrderedProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER_S, self.transport.abort)
         else:
             self.transport.close()
+
+
+class _Flow(FlowControl):
+    """Read nothing while there are bytes that are not parsed."""
+
+    def __init__(self, protocol: OrderedProtocol) -> None:
+        super().__init__(protocol.transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        if not self._protocol.unparsed:
+            super().resume_reading()
 
 
 def format_response(problem: Problem) -> bytes:

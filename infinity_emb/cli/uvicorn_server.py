@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from infinity_emb.cli.connection_slots import ConnectionSlots
 from infinity_emb.cli.descriptors import fit_connections
 from infinity_emb.cli.http_protocol import ClientLimits, HttpProtocol, enforce_timeouts
+from infinity_emb.cli.request_turns import RequestTurns
 from infinity_emb.cli.signals import exit_now, handle_signals
 from infinity_emb.config.server_config import ServerConfig
 
@@ -116,7 +117,7 @@ def _make_uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     slots = ConnectionSlots(max_connections=max_connections, max_extra=max_extra)
     return uvicorn.Config(
         app,
-        http=partial(HttpProtocol, limits=limits, slots=slots),  # type: ignore[arg-type]  # uvicorn calls what it is given
+        http=partial(HttpProtocol, limits=limits, slots=slots, turns=RequestTurns()),  # type: ignore[arg-type]  # uvicorn calls what it is given
         loop="auto",  # uvloop where it can be imported
         ws="none",
         lifespan="on",

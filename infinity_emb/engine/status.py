@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from infinity_emb.cache.stats import CacheStats
 from infinity_emb.engine.gate import RequestGate
@@ -55,6 +57,16 @@ class EngineStatus:
     pool: Mapping[str, object]
 
 
+def _measure_memory(measure: Callable[[], MemoryUse]) -> MemoryUse:
+    """Measure once a second at most, as it reads files: that takes longer than all the rest."""
+    return _measure_in_second(measure, int(time.monotonic()))
+
+
+@lru_cache(maxsize=64)
+def _measure_in_second(measure: Callable[[], MemoryUse], second: int) -> MemoryUse:
+    return measure()
+
+
 def take_status(slot: ModelSlot, gate: RequestGate, *, max_batch_tokens: int) -> EngineStatus:
     """Take a snapshot; cheap enough for each scrape and each health check."""
     pool, admission = slot.host.pool, gate.admission
@@ -79,7 +91,7 @@ def take_status(slot: ModelSlot, gate: RequestGate, *, max_batch_tokens: int) ->
         worker=pool.stats,
         cache=replace(slot.host.cache_stats),
         num_replicas=pool.num_replicas,
-        device_memory=MemoryUse(0, 0) if slot.model is None else slot.model.measure_memory(),
+        device_memory=MemoryUse(0, 0) if slot.model is None else _measure_memory(slot.model.measure_memory),
         histograms=pool.histograms.snapshot(),
         pool=pool.describe_state(),
     )

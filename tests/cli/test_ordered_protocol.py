@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from infinity_emb.cli import ordered_protocol
+from infinity_emb.cli.ordered_protocol import MAX_PARSED_BYTES, OrderedProtocol
 from tests.support.server_on_a_thread import (
     BODY,
     HEAD,
@@ -183,6 +184,21 @@ def test_many_requests_at_once_are_answered_in_order(server: ServerOnAThread) ->
         answers = answers_of(read_all(client))
     assert [status for status, _ in answers] == [200] * 101
     assert [b"embedding" in answer for _, answer in answers] == [True, False] * 50 + [False]
+
+
+def test_of_many_requests_at_once_few_are_parsed_before_the_first_is_answered(
+    start_here: StartHere,
+) -> None:
+    """All were, in one turn of the event loop for each connection, and each answer let thousands more in."""
+    server = start_here("debug?delay_s=1")
+    with connect(server, REQUEST, HEALTH * 6000) as client:
+        wait_until(lambda: any(getattr(each, "unparsed", b"") for each in server.server_state.connections))
+        [connection] = server.server_state.connections
+        assert isinstance(connection, OrderedProtocol)
+        assert len(connection.pipeline) <= MAX_PARSED_BYTES // len(HEALTH) + 1
+        assert len(connection.unparsed) < 2**19
+        client.sendall(LAST)
+        assert statuses(read_all(client)) == [200] * 6002
 
 
 def test_a_body_that_is_waited_for_arrives_after_100_continue(server: ServerOnAThread) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 import httpx
 import pytest
@@ -156,6 +158,31 @@ async def test_metrics_can_be_left_out() -> None:
     async with client_of(build_debug_app(metrics="off")) as client:
         assert (await client.get("/metrics")).status_code == 404
         assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+async def test_a_client_that_asks_again_and_again_leaves_most_of_the_event_loop_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One rendering followed the other, and a health check waited for seconds."""
+    rendered: list[tuple[float, float]] = []
+
+    def note(registry: CollectorRegistry) -> bytes:
+        started_s = time.monotonic()
+        time.sleep(0.01)
+        text = generate_latest(registry)
+        rendered.append((started_s, time.monotonic()))
+        return text
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for _ in range(5):
+            assert (await client.get("/metrics")).status_code == 200
+
+    monkeypatch.setattr(system, "generate_latest", note)
+    async with client_of(build_debug_app()) as client:
+        await asyncio.gather(*(ask(client) for _ in range(5)))
+    assert len(rendered) >= 5
+    for (began_s, ended_s), (next_s, _) in itertools.pairwise(rendered):
+        assert next_s - ended_s >= min(system.MAX_REST_S, 3.9 * (ended_s - began_s))
 
 
 async def test_requests_that_arrive_together_share_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""Start requests in turns of their clients, a few in each turn of the event loop.
+
+Hundreds of connections that always have another request would otherwise start one each in every turn, and a
+health check, which needs three turns, would wait for all of them three times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from infinity_emb.scheduling.fair_queue import FairQueue, Flow
+from infinity_emb.server.endpoints import PROBE_PATHS
+
+MAX_STARTS = 8
+_KEY_HEADERS = (b"authorization", b"api-key")
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A request that has not started.
+
+    num_tokens: its cost, as the fair queue calls it.
+    """
+
+    flow: Flow
+    start: Callable[[], None]
+    num_tokens: int = 1
+
+
+class RequestTurns:
+    """The requests of one server that wait to be started, for one event loop at a time."""
+
+    def __init__(self, max_starts: int = MAX_STARTS) -> None:
+        self._max_starts = max_starts
+        self._num_started = 0  # in this turn of the loop
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+        self._is_scheduled = False
+
+    def start(self, flow: Flow, start: Callable[[], None]) -> None:
+        """Call `start` at once if few requests have started in this turn, else in a later one."""
+        if self._num_started < self._max_starts and not len(self._waiting):
+            self._num_started += 1
+            self._schedule()
+            start()
+        else:
+            self._waiting.add([_Waiting(flow, start)])
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._is_scheduled = False
+        self._num_started = 0
+        while self._num_started < self._max_starts and len(self._waiting):
+            tag, _, waiting = self._waiting.pop()
+            self._waiting.advance(tag)
+            self._num_started += 1
+            waiting.start()
+        if self._num_started:
+            self._schedule()
+
+
+def read_flow(scope: Scope) -> Flow:
+    """Return the flow of a request: its address, and the key that it names, or the probe that it is.
+
+    Nobody has checked the key yet: requests with ever other keys start in the order in which they come.
+    """
+    path: str = scope["path"]
+    address = scope["client"][0] if scope["client"] else ""
+    if path in PROBE_PATHS:
+        return Flow(f"{address} {path}")
+    key = next((value for name, value in scope["headers"] if name in _KEY_HEADERS), b"")
+    return Flow(f"{address} {key.decode('latin-1')}")

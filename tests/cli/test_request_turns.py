@@ -1,0 +1,74 @@
+"""Requests start in turns of their clients, a few in each turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from infinity_emb.cli.request_turns import RequestTurns, read_flow
+from infinity_emb.scheduling.fair_queue import Flow
+from tests.support.event_loop import run
+
+
+def test_a_few_requests_start_in_each_turn_of_the_loop() -> None:
+    async def count() -> list[int]:
+        turns, started, counts = RequestTurns(max_starts=3), [], []
+        for number in range(8):
+            turns.start(Flow("a"), lambda number=number: started.append(number))  # type: ignore[misc]
+        for _ in range(4):
+            counts.append(len(started))
+            await asyncio.sleep(0)
+        assert started == list(range(8))
+        turns.start(Flow("a"), lambda: started.append(8))
+        assert len(started) == 9
+        return counts
+
+    assert run(count()) == [3, 6, 8, 8]
+
+
+def test_a_client_with_few_requests_does_not_wait_for_those_of_another() -> None:
+    async def start_all() -> list[str]:
+        turns, started = RequestTurns(max_starts=1), []
+        for _ in range(100):
+            turns.start(Flow("hog"), lambda: started.append("hog"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        turns.start(Flow("other"), lambda: started.append("other"))
+        turns.start(Flow("other"), lambda: started.append("other"))
+        for _ in range(6):
+            await asyncio.sleep(0)
+        return started
+
+    assert run(start_all()).index("other") <= 5
+    assert run(start_all())[:10].count("other") == 2
+
+
+def scope_of(path: str = "/models", address: str = "10.0.0.1", **headers: str) -> Any:
+    names = {name: value.encode() for name, value in headers.items()}
+    return {
+        "path": path,
+        "client": (address, 1),
+        "headers": [(name.replace("_", "-").encode(), value) for name, value in names.items()],
+    }
+
+
+def test_clients_are_told_apart_by_address_and_key_and_probes_from_all_else() -> None:
+    different = [
+        scope_of(),
+        scope_of(address="10.0.0.2"),
+        scope_of(authorization="Bearer a"),
+        scope_of(authorization="Bearer b"),
+        scope_of(api_key="a"),
+        scope_of("/health", authorization="Bearer a"),
+        scope_of("/metrics"),
+    ]
+    assert len({read_flow(scope) for scope in different}) == len(different)
+    assert read_flow(scope_of("/embeddings")) == read_flow(scope_of("/nothing"))
+    assert read_flow(scope_of("/health", authorization="x")) == read_flow(scope_of("/health"))
+
+
+@pytest.mark.parametrize("client", [None, ("", 0)])
+def test_a_unix_socket_has_no_addresses(client: Any) -> None:
+    assert read_flow({**scope_of(), "client": client}) == Flow(" ")
