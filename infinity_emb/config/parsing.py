@@ -43,7 +43,9 @@ def parse_option(option: Option, value: Any, *, source: str) -> Any:
     if option.spec.when_empty and (is_blank or _are_blank(value)):
         raise StartupError(f"{source} is empty; set it, or leave it out to {option.spec.when_empty}")
     if value is not None and option.is_repeated:
-        return _parse_texts(value, source)
+        texts = _parse_texts(value, source)
+        _check_limits(option, texts, source)
+        return texts
     if value is None or (is_blank and not option.spec.may_be_empty):
         return option.default
     if option.choices and str(value) not in option.choices:

@@ -15,11 +15,23 @@ from infinity_emb.errors import StartupError
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
+# As browsers write it in the header `Origin`. Source: RFC 6454 section 6.2
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PREFIX = re.compile(r"(/[^/\s?#{}]+)*|/")
 
 
 def _check_prefix(value: str) -> str | None:
     return None if _PREFIX.fullmatch(value) else "must start with / and not end with /, such as /api"
+
+
+def _check_origins(values: tuple[str, ...]) -> str | None:
+    if "*" in values:
+        return "names origins one by one; --permissive-cors allows all"
+    if all(map(_ORIGIN.fullmatch, values)):
+        return None
+    return (
+        "must have the form of https://app.example.com, in lower case, with a port unless it is the default"
+    )
 
 
 def _check_redirect(value: str) -> str | None:
@@ -103,6 +115,13 @@ class AccessOptions:
         choices=("open", "key", "off"),
     )
     permissive_cors: bool = option(False, "Allow browsers of every origin to call the API.")
+    cors_origins: tuple[str, ...] = option(
+        (),
+        "Origin whose pages may call the API from a browser; repeatable.",
+        "Such as https://app.example.com, or http://localhost:3000.",
+        check=_check_origins,
+        when_empty="allow no origin",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +158,7 @@ class ConnectionLimits:
         2**30,
         "Maximum size of all requests and responses held.",
         "Texts and vectors count as they lie in memory until the response is made, and the response until the"
-        " client has read it. Further requests get 503; clients that hold less than others may use an eighth"
-        " more.",
+        " client has read it. Further requests get 503; one client may hold five sixths.",
         minimum=1,
     )
     max_connections: int = option(

@@ -214,12 +214,12 @@ def _build_middleware(
         *([tracing.middleware(PROBE_PATHS)] if tracing is not None else []),
         Middleware(HTTPMetricsMiddleware, metrics=metrics),
     ]
-    if config.permissive_cors:
+    if config.permissive_cors or config.cors_origins:
         everything = ["*"]
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=everything,
+                allow_origins=everything if config.permissive_cors else config.cors_origins,
                 allow_methods=everything,
                 allow_headers=everything,
                 allow_private_network=True,

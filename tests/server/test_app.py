@@ -186,6 +186,37 @@ async def test_browsers_of_every_origin_are_let_in_only_where_asked_for(origin: 
     assert "access-control-allow-origin" not in response.headers
 
 
+async def test_browsers_of_listed_origins_are_let_in_and_no_others() -> None:
+    """There were all origins or none."""
+    origins = ["https://app.example.com", "http://localhost:3000"]
+    app = build_debug_app(cors_origins=origins, api_key="key")
+    headers = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    async with client_of(app) as client:
+        for origin in origins:
+            allowed = await client.options("/embeddings", headers={**headers, "origin": origin})
+            assert allowed.status_code == 200
+            assert "authorization" in allowed.headers["access-control-allow-headers"]
+            response = await client.post("/embeddings", headers={"origin": origin, "cookie": "a=b"})
+            for each in (allowed, response):
+                assert each.headers["access-control-allow-origin"] == origin
+                assert "Origin" in each.headers["vary"]
+                assert "access-control-allow-credentials" not in each.headers
+        for origin in ("https://app.example.com.evil", "http://app.example.com", "http://localhost", "null"):
+            refused = await client.options("/embeddings", headers={**headers, "origin": origin})
+            response = await client.get("/health", headers={"origin": origin})
+            assert refused.status_code == 400
+            for each in (refused, response):
+                assert "access-control-allow-origin" not in each.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "app.example.com", "https://a.example/", "https://A.example", "null"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(StartupError, match=r"--permissive-cors|app\.example\.com"):
+        ServerConfig(cors_origins=[origin])
+
+
 async def test_preload_only_asks_the_process_to_stop_once_everything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

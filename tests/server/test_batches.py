@@ -357,6 +357,18 @@ async def test_a_page_of_another_server_uploads_nothing(tmp_path: Path) -> None:
         assert response.status_code == 200
 
 
+async def test_a_page_of_an_allowed_origin_uploads(tmp_path: Path) -> None:
+    async with serve(tmp_path, cors_origins=["http://app.example"]) as client:
+        for origin, status in (("http://app.example", 200), ("http://evil.example", 403)):
+            response = await client.post(
+                "/v1/files",
+                files={"file": ("in.jsonl", b"x")},
+                data={"purpose": "batch"},
+                headers={"origin": origin},
+            )
+            assert response.status_code == status
+
+
 async def test_unfinished_batches_of_a_key_are_limited(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,8 @@ class BatchLimits:
     max_file_bytes: int
     max_total_bytes: int
     max_line_bytes: int
-    allows_origins: bool = False  # browsers may upload from the pages of other servers
+    allows_all_origins: bool = False  # browsers may upload from the pages of all servers
+    origins: tuple[str, ...] = ()  # or of these
 
 
 class BatchService:
@@ -100,8 +101,8 @@ class BatchService:
 
     async def upload(self, request: Request, owner: str) -> FileRecord:
         """Store an uploaded file. Raises HTTPException 400, 413 and 507, and RequestValidationError."""
-        if not self._limits.allows_origins:
-            check_origin(request)
+        if not self._limits.allows_all_origins:
+            check_origin(request, self._limits.origins)
         if len(await self._call(self._store.list_files, owner)) >= MAX_FILES:
             raise HTTPException(400, f"there are {MAX_FILES} files already; delete some")
         file_id = f"file-{secrets.token_hex(16)}"
@@ -243,7 +244,8 @@ def make_batch_service(config: ServerConfig, context: ServerContext) -> BatchSer
         max_file_bytes=config.batch_max_file_mb * 2**20,
         max_total_bytes=config.batch_max_total_mb * 2**20,
         max_line_bytes=config.max_body_bytes,
-        allows_origins=config.permissive_cors,
+        allows_all_origins=config.permissive_cors,
+        origins=config.cors_origins,
     )
     return BatchService(Path(config.batch_dir).expanduser(), limits, EndpointApp(endpoint, context))
 

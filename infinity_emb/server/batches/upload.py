@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
@@ -31,13 +32,15 @@ class Uploaded(NamedTuple):
     fields: dict[str, str]
 
 
-def check_origin(request: Request) -> None:
-    """Raise HTTPException 403 for a form that a page of another server sends.
+def check_origin(request: Request, allowed: Sequence[str]) -> None:
+    """Raise HTTPException 403 for a form that a page of another server sends, unless its origin is allowed.
 
     Browsers send forms with files to any server without asking it first, unlike JSON.
     """
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is None or origin in allowed:
+        return
+    if urlsplit(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, f"pages of {origin[:200]!r} may not upload files to this server")
 
 
