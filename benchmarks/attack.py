@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,16 @@ class Traffic:
 
     async def post(self, client: httpx.AsyncClient, path: str, content: bytes) -> int:
         """Send JSON and return the status; 0 where no response came."""
+        return await self.send(client, "POST", path, content)
+
+    async def send(
+        self, client: httpx.AsyncClient, method: str, path: str, content: bytes | None = None
+    ) -> int:
+        """Send a request and return the status; 0 where no response came."""
         headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
         started_s = time.perf_counter()
         try:
-            response = await client.post(self.url + path, content=content, headers=headers)
+            response = await client.request(method, self.url + path, content=content, headers=headers)
             status = response.status_code
         except httpx.HTTPError:
             status = 0
@@ -160,6 +166,39 @@ def leave_unread(path: str, content: bytes, num_connections: int) -> Attack:
     return attack
 
 
+def flood(path: str, num_connections: int, num_pipelined: int) -> Attack:
+    """Return an attack that sends GET requests without waiting for their responses, and reads these."""
+
+    async def attack(traffic: Traffic) -> None:
+        host, port = traffic.url.removeprefix("http://").split(":")
+        head = f"GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {HOG}\r\n\r\n"
+
+        async def read(reader: asyncio.StreamReader) -> None:
+            while await reader.read(2**18):
+                pass
+
+        async def run() -> None:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            reading = asyncio.create_task(read(reader))
+            while not traffic.is_over:
+                writer.write(head.encode() * num_pipelined)
+                await writer.drain()
+            reading.cancel()
+            writer.transport.abort()
+
+        await asyncio.gather(*(run() for _ in range(num_connections)))
+
+    return attack
+
+
+async def ask_health(traffic: Traffic) -> None:
+    """Ask for `/health` again and again."""
+    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        while not traffic.is_over:
+            await traffic.send(client, "GET", "/health")
+            await asyncio.sleep(PAUSE_S)
+
+
 def make_json(**fields: Any) -> bytes:
     """Return a body."""
     return json.dumps(fields, ensure_ascii=False).encode()
@@ -192,6 +231,7 @@ class Case:
     flags: list[str]
     make: Callable[[], Attack]
     bound: str = "the share of a client"
+    ask: Callable[[Traffic], Coroutine[Any, Any, None]] = send_texts  # of the other client
 
 
 LEFT = {"truncation_side": "left"}
@@ -224,6 +264,8 @@ CASES = {
         lambda: leave_unread("/embed_all", make_json(inputs=["ab" * 500] * 128), 300),
         "--max-total-body-bytes 1024 MiB",
     ),
+    "pipelined GET /models": Case(FAKE, lambda: flood("/models", 20, 500), ask=ask_health),
+    "pipelined GET /metrics": Case(FAKE, lambda: flood("/metrics", 20, 500), ask=ask_health),
     "a body of commas and quotes": Case(
         FAKE, lambda: repeat("/embeddings", b'{"input": ["' + b',""' * 10**7 + b'"]}', 8)
     ),
@@ -258,12 +300,12 @@ def measure(name: str, case: Case, seconds: float) -> dict[str, Any]:
     with serving(case.flags) as server:
         url = f"http://127.0.0.1:{server.port}"
         alone = Traffic(url, OTHER, seconds / 2)
-        asyncio.run(send_texts(alone))
+        asyncio.run(case.ask(alone))
         server.reset()
         command = [sys.executable, "-m", "benchmarks.attack", "--only", name, "--seconds", str(seconds)]
         attacking = subprocess.Popen([*command, "--url", url], stdout=subprocess.PIPE)
         attacked = Traffic(url, OTHER, seconds)
-        asyncio.run(send_texts(attacked))
+        asyncio.run(case.ask(attacked))
         output, _ = attacking.communicate()
         return {
             "attack": name,
