@@ -7,13 +7,11 @@ that come together a few kilobytes are parsed, the rest once these are answered.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from typing import Any, Literal, NamedTuple, cast
 
 import httptools
-from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -80,7 +78,7 @@ class OrderedProtocol(HttpToolsProtocol):
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(self, transport: Any) -> None:
         """Read only what can be parsed."""
         super().connection_made(transport)
         self.flow = _Flow(self)
@@ -197,7 +195,7 @@ class OrderedProtocol(HttpToolsProtocol):
             if not cycle.disconnected:
                 start_task(cycle, app)
 
-        self._turns.start(read_flow(cast(Scope, cycle.scope)), start)
+        self._turns.start(read_flow(cast("dict[str, Any]", cycle.scope)), start)
 
     def _abandon_newest(self) -> None:
         """Give up the request whose body is being read."""

@@ -7,10 +7,9 @@ health check, which needs three turns, would wait for all of them three times.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from starlette.types import Scope
+from typing import Any
 
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow
 from infinity_emb.server.endpoints import PROBE_PATHS
@@ -66,7 +65,7 @@ class RequestTurns:
             self._schedule()
 
 
-def read_flow(scope: Scope) -> Flow:
+def read_flow(scope: Mapping[str, Any]) -> Flow:
     """Return the flow of a request: its address, and the key that it names, or the probe that it is.
 
     Nobody has checked the key yet: requests with ever other keys start in the order in which they come.
