@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu import emulated_attention
+from benchmarks.gpu import emulated_attention, emulated_graphs
 
 DEVICE = torch.device("cuda", 0)
 _MEMORY_BYTES = 140 * 10**9
@@ -119,7 +119,9 @@ class EmulatedTensor(Tensor):
     def __getitem__(self, key: Any) -> Any:
         """Index the numbers: Python's own indexing needs a build of torch for CUDA."""
         _check_index(self, key)
-        found = self.host[_unwrap(key)]
+        host, host_key = self.host, _unwrap(key)
+        found = host[host_key]
+        emulated_graphs.note(lambda: host[host_key], [found], [host])
         log = _logs[-1]
         if not _shares_memory(found, [self.host]):
             log.launches.append(Launch("index", [self.host], [found], ()))
@@ -130,7 +132,9 @@ class EmulatedTensor(Tensor):
         _check_index(self, key, is_assigned=True)
         if isinstance(value, Tensor) and not isinstance(value, EmulatedTensor) and value.dim():
             _wait("assignment from the host")
-        self.host[_unwrap(key)] = _unwrap(value)
+        host, host_key, host_value = self.host, _unwrap(key), _unwrap(value)
+        host[host_key] = host_value
+        emulated_graphs.note(lambda: host.__setitem__(host_key, host_value), [], [host])
         _logs[-1].launches.append(Launch("index_put", [self.host], [self.host], ()))
 
     # As with indexing, torch's own methods of these names need a build for CUDA.
@@ -138,6 +142,10 @@ class EmulatedTensor(Tensor):
     def contiguous(self, *args: Any, **kwargs: Any) -> Any:
         """Copy the numbers unless they are contiguous."""
         return _run(torch.ops.aten.contiguous.default, (self, *args), kwargs)
+
+    def copy_(self, source: Tensor, non_blocking: bool = False) -> Any:
+        """Copy numbers into the tensor."""
+        return _run(torch.ops.aten.copy_.default, (self, source), {"non_blocking": non_blocking})
 
     def nonzero(self, *, as_tuple: bool = False) -> Any:
         """Return the indices of nonzero numbers, and wait for their count."""
@@ -235,6 +243,9 @@ def emulate_cuda(*, has_numbers: bool = True) -> Iterator[None]:
         "synchronize": lambda device=None: None,
         "current_stream": lambda device=None: None,
         "Event": _Event,
+        "CUDAGraph": emulated_graphs.EmulatedGraph,
+        "graph": emulated_graphs.capture,
+        "graph_pool_handle": lambda: (0, 0),
     }
     future = torch.__future__
     overwrites, lifts = future.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
@@ -273,10 +284,11 @@ def _run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hosts = {id(each.host): each for each in emulated}
     host_args = _unwrap(args)
     host_kwargs = {key: _unwrap(value) for key, value in kwargs.items()}
-    if name == "_varlen_attn":
-        outputs = emulated_attention.attend(*host_args, **host_kwargs)
-    else:
-        outputs = operator(*host_args, **host_kwargs)
+    compute = emulated_attention.attend if name == "_varlen_attn" else operator
+    outputs = compute(*host_args, **host_kwargs)
+    tensors = [leaf for leaf in _flatten(outputs) if isinstance(leaf, Tensor)]
+    host_tensors = [leaf for leaf in _flatten((host_args, *host_kwargs.values())) if isinstance(leaf, Tensor)]
+    emulated_graphs.note(lambda: compute(*host_args, **host_kwargs), tensors, host_tensors)
     _log_launch(operator, name, [each.host for each in emulated], outputs, host_args)
 
     def wrap(leaf: Any) -> Any:
@@ -354,10 +366,14 @@ def _move(source: Tensor, kwargs: dict[str, Any], *, is_to_device: bool) -> Any:
     if not (kwargs.get("non_blocking") and _logs[-1].is_pinned(source)):
         _wait("copy from pageable memory")
     _logs[-1].add_copy("to device", source)
-    return EmulatedTensor(torch.ops.aten._to_copy(source, device=_places[-1], **options))
+    moved = torch.ops.aten._to_copy(source, device=_places[-1], **options)
+    emulated_graphs.note(lambda: torch.ops.aten._to_copy(source, **options), [moved], [])
+    return EmulatedTensor(moved)
 
 
 def _wait(reason: str) -> None:
+    if emulated_graphs.is_capturing():
+        raise RuntimeError(f"operation not permitted when stream is capturing: {reason}")
     _logs[-1].waits.append(f"{reason} in {_find_caller()}")
 
 

@@ -15,6 +15,7 @@ from infinity_emb.backends.torch.blocks import build_blocks
 from infinity_emb.backends.torch.cpu_threads import SharedCores
 from infinity_emb.backends.torch.device import count_in_flight, free_memory, set_current
 from infinity_emb.backends.torch.forward import TorchModel, compute_block
+from infinity_emb.backends.torch.graphs import ForwardGraphs
 from infinity_emb.backends.torch.outputs import BlockOutputs, TorchInFlightBatch
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.errors import DeviceOutOfMemory
@@ -25,6 +26,7 @@ class TorchBackend:
     """One copy of a model on one device.
 
     torch_model: read by tests and benchmarks; its weights are in use.
+    graphs: of small batches, empty until some are captured.
     cores: shared by the replicas on a CPU; None for torch's own setting.
     """
 
@@ -32,6 +34,7 @@ class TorchBackend:
         self.num_in_flight = count_in_flight(torch_model.model.device)
         self.shares_device = cores is not None
         self.torch_model = torch_model
+        self.graphs = ForwardGraphs()
         self._device = torch_model.model.device
         self._cores = cores
 
@@ -53,11 +56,15 @@ class TorchBackend:
         groups = [[index] for index in range(len(batch))] if full_precision else _group_by_spec(batch)
         num_tokens = sum(item.num_tokens for item in batch)
         cores = self._cores.share(num_tokens) if self._cores else contextlib.nullcontext()
-        outputs = []
+        outputs: list[BlockOutputs] = []
         with torch.inference_mode(), cores, _translate_oom():
             for positions in groups:
                 items = [batch[position] for position in positions]
                 spec = items[0].spec
+                captured = None if full_precision else self.graphs.find(spec, items)
+                if captured is not None:
+                    outputs.append(BlockOutputs(positions, {"dense": captured.replay(items)}))
+                    continue
                 for block in build_blocks(items, torch_model.get_layout(spec), self._device):
                     members = [items[index] for index in block.positions]
                     by_name = compute_block(torch_model, block, members, spec)

@@ -5,8 +5,8 @@ No other module of this folder asks which kind of device it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from infinity_emb.hardware import (
 )
 from infinity_emb.types import Device, Dtype
 
+T = TypeVar("T")
+
+# The share of a GPU's memory that graphs may take, and the share that must stay free.
+_MAX_GRAPHS_SHARE, _MIN_FREE_SHARE = 0.04, 0.1
 # Replicas on a CPU share the weights and divide the cores; with more, Python is the bottleneck.
 MAX_CPU_REPLICAS = 8
 # The lowest compute capability of GPUs that multiply in this dtype.
@@ -82,6 +86,36 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory_bytes() if device.type == "cpu" else None
+
+
+def count_bytes_for_graphs(device: torch.device) -> int:
+    """Return how much memory captured graphs may take; 0 on a device that has none or lacks memory."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, min(int(_MAX_GRAPHS_SHARE * total), int(free - _MIN_FREE_SHARE * total)))
+
+
+def make_graph_pool() -> tuple[int, int]:
+    """Return a pool of memory that graphs share which are never replayed at the same time."""
+    handle: tuple[int, int] = torch.cuda.graph_pool_handle()
+    return handle
+
+
+def capture_graph(
+    compute: Callable[[], T], device: torch.device, pool: tuple[int, int]
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Capture what `compute` launches and return it with its result, whose tensors a replay fills.
+
+    Raises what the library raises where the host would wait for the device.
+    """
+    wait_for(device)
+    handle: Any = pool  # torch's type for it is private
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile.
+    with torch.cuda.graph(graph, pool=handle, capture_error_mode="thread_local"):
+        result = compute()
+    return graph, result
 
 
 def measure_memory(devices: Sequence[torch.device]) -> MemoryUse:

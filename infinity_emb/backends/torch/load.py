@@ -11,22 +11,23 @@ import functools
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
 
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.closeness import measure_change
+from infinity_emb.backends.closeness import make_scores
 from infinity_emb.backends.out_of_memory import is_out_of_memory
+from infinity_emb.backends.probes import as_inputs, passages, short_texts
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.cpu_threads import SharedCores
 from infinity_emb.backends.torch.device import (
     Choice,
     choose_devices,
     choose_full_dtype,
+    count_bytes_for_graphs,
     free_bytes,
     free_memory,
     is_cpu,
@@ -34,12 +35,9 @@ from infinity_emb.backends.torch.device import (
 )
 from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
-from infinity_emb.backends.torch.int8.quantize import (
-    compute_answers,
-    quantize,
-    score_answers,
-    seconds_per_answer,
-)
+from infinity_emb.backends.torch.graph_capture import capture_graphs
+from infinity_emb.backends.torch.half_precision import keep_half_if_faster
+from infinity_emb.backends.torch.int8.quantize import quantize
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
 from infinity_emb.backends.torch.st_introspection import (
     describe_pooling,
@@ -66,7 +64,7 @@ from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.hub.detect import choose_kind
 from infinity_emb.hub.file_selection import weights_bytes
 from infinity_emb.hub.resolve import ModelFiles
-from infinity_emb.items import InputOptions
+from infinity_emb.items import Float32Array, InputOptions, number_inputs
 from infinity_emb.types import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -137,7 +135,7 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
 
     model = load(dtype.value)
     if args.dtype in (Dtype.float16, Dtype.bfloat16) and is_cpu(devices[0]):
-        model, dtype = _keep_half_if_faster(model, kind, dtype, lambda: load("float32"))
+        model, dtype = keep_half_if_faster(model, kind, dtype, lambda: load("float32"))
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
     return open_model(args, files, devices, ModelOnDevice(model, kind, dtype, str(devices[0])))
@@ -169,6 +167,8 @@ def open_model(
     info = _describe(placed, files, prepared)
     replicas = _make_replicas(prepared.torch_model, devices, args.threads)
     activation, activate = get_activation(model, kind)
+    if args.model_warmup and count_bytes_for_graphs(devices[0]):
+        _capture_graphs(prepared, kind, replicas, activate)
     return LoadedModel(
         info=replace(info, activation=activation),
         replicas=list(replicas),
@@ -235,24 +235,22 @@ def _choose_batch_tokens(
     return max_tokens
 
 
-def _keep_half_if_faster(
-    model: BaseModel, kind: ModelKind, dtype: Choice, load_full: Callable[[], BaseModel]
-) -> tuple[BaseModel, Choice]:
-    """Return the model in half precision if it is faster than float32, which on many CPUs it is not.
-
-    load_full: load the model in float32 from its files, since weights in half precision are rounded.
-    """
-    full = load_full()
-    if not isinstance(model, SentenceTransformer):
-        return full, Choice("float32", f"{dtype.value} was requested, but CPUs compute it slower")
-    half_s, full_s = (seconds_per_answer(candidate) for candidate in (model, full))
-    if half_s < full_s:
-        new, old = (score_answers(each, kind, compute_answers(each, kind)) for each in (model, full))
-        reason = f"measured {full_s / half_s:.1f}x as fast as float32 here, {measure_change(new, old)}"
-        return model, Choice(dtype.value, reason)
-    reason = f"{dtype.value} was requested, but measured {half_s / full_s:.1f}x slower on this CPU"
-    logger.warning("using float32: %s", reason)
-    return full, Choice("float32", reason)
+def _capture_graphs(
+    prepared: PreparedModel,
+    kind: ModelKind,
+    replicas: Sequence[TorchBackend],
+    activate: Callable[[Float32Array], Float32Array],
+) -> None:
+    """Capture the graphs of each replica, once for each spec that texts have."""
+    inputs = number_inputs(as_inputs([*short_texts(), *passages()], are_pairs=kind is ModelKind.reranker))
+    seen = set()
+    for task in prepared.text_encoders:
+        samples = prepared.encode(inputs, InputOptions(task=task, outputs=("dense",)))
+        if samples[0].spec in seen or kind is ModelKind.sparse:
+            continue
+        seen.add(samples[0].spec)
+        for replica in replicas:
+            capture_graphs(replica, samples, lambda rows: make_scores(list(rows), kind, activate))
 
 
 def _make_replicas(

@@ -1,0 +1,126 @@
+"""Capture the graphs of a replica at start, within a share of the device's memory, and compare them.
+
+A graph computes what the same batch would with dummy texts in it. It is kept only if that changes no decision
+(`backends/closeness.py`): eager batches are the present way, and their differences its noise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from infinity_emb.backends.closeness import Scores, find_objection
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.device import (
+    count_bytes_for_graphs,
+    free_bytes,
+    make_graph_pool,
+    wait_for,
+)
+from infinity_emb.backends.torch.graphs import (
+    CapturedForward,
+    GraphShape,
+    can_be_captured,
+    is_graphable,
+    list_shapes,
+)
+from infinity_emb.errors import one_line
+from infinity_emb.items import Encoded, Float32Array
+
+logger = logging.getLogger("infinity_emb")
+
+Score = Callable[[Float32Array], Scores]
+
+
+def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Score) -> None:
+    """Capture graphs for the spec of the samples, on a device that has graphs and memory for them.
+
+    samples: texts of one spec, with which graphs are compared; those that do not fit a graph are left out.
+    score: (N, D) vectors or raw scores → what clients decide by.
+    """
+    items, spec = [item for item in samples if is_graphable(item)], samples[0].spec
+    device = backend.torch_model.model.device
+    budget = count_bytes_for_graphs(device)
+    if not budget or not items or not can_be_captured(backend.torch_model.get_layout(spec), spec):
+        return
+    backend.prepare_thread()
+    comparison = _Comparison(backend, items, score)
+    free_before, pool = free_bytes(device) or 0, make_graph_pool()
+    refused: list[str] = []
+    for shape in list_shapes():
+        try:
+            captured = CapturedForward(backend.torch_model, spec, shape, pool)
+            objection = comparison.find_objection(captured)
+        except RuntimeError as exc:  # what CUDA raises where the host would wait for the device
+            refused.append(f"{shape.num_tokens} tokens cannot be captured ({one_line(exc, 200)})")
+            break
+        if objection:
+            refused.append(f"{shape.num_tokens} tokens in {shape.num_texts} texts {objection}")
+        elif free_before - (free_bytes(device) or 0) > budget:
+            refused.append(f"{shape.num_tokens} tokens would take more than {budget / 1e6:.0f} MB in all")
+            break
+        else:
+            backend.graphs.add(spec, captured)
+    if refused:
+        logger.warning("CUDA graphs are not used for some batches: %s", "; ".join(refused))
+    logger.info("captured %d CUDA graphs", len(backend.graphs))
+
+
+class _Comparison:
+    """Outputs of eager batches, with which those of graphs are compared."""
+
+    def __init__(self, backend: TorchBackend, items: list[Encoded], score: Score) -> None:
+        self._device = backend.torch_model.model.device
+        self._items = sorted(items, key=lambda item: len(item.token_ids))
+        self._score = score
+        # Alone, some together, all together.
+        self._batchings = [
+            np.concatenate([_compute(backend, batch) for batch in _cut(self._items, max_texts)])
+            for max_texts in (1, 3, len(items))
+        ]
+
+    def find_objection(self, captured: CapturedForward) -> str:
+        """Tell why a graph may not replace eager batches; "" if it may."""
+        batches = list(_group(self._items, captured.shape))
+        if not batches:
+            return "hold none of the texts to compare with"
+        rows = []
+        with torch.inference_mode():
+            for batch in batches:
+                output = captured.replay(batch).copy_to_host()
+                wait_for(self._device)
+                rows.append(output.to_entries().copy())
+        found = np.concatenate(rows)
+        return find_objection(
+            self._score(found), [self._score(each[: len(found)]) for each in self._batchings]
+        )
+
+
+def _compute(backend: TorchBackend, batch: list[Encoded]) -> Float32Array:
+    rows = backend.launch(batch).result()["dense"]
+    assert isinstance(rows, np.ndarray)
+    return rows
+
+
+def _cut(items: list[Encoded], max_texts: int) -> Iterator[list[Encoded]]:
+    for start in range(0, len(items), max_texts):
+        yield items[start : start + max_texts]
+
+
+def _group(items: list[Encoded], shape: GraphShape) -> Iterator[list[Encoded]]:
+    """Yield batches that fit the shape, of the first items as far as each fits alone."""
+    batch: list[Encoded] = []
+    for item in items:
+        num_tokens = sum(len(each.token_ids) for each in batch) + len(item.token_ids)
+        if not shape.fits(num_tokens, len(batch) + 1):
+            if batch:
+                yield batch
+            batch, num_tokens = [], len(item.token_ids)
+            if not shape.fits(num_tokens, 1):
+                return
+        batch.append(item)
+    if batch:
+        yield batch

@@ -1,0 +1,185 @@
+"""Small batches on the emulated CUDA device replay captured graphs and have the outputs of eager batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.gpu import emulated_graphs
+from benchmarks.gpu.emulated_cuda import Log, emulate_cuda, record
+from infinity_emb.backends.base import LoadedModel
+from infinity_emb.backends.closeness import Scores, compare_texts
+from infinity_emb.backends.torch import graph_capture, graphs
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.graph_capture import capture_graphs
+from infinity_emb.backends.torch.graphs import GraphShape, list_shapes
+from infinity_emb.backends.torch.load import load_model
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.hub.resolve import resolve_model_files
+from infinity_emb.items import Encoded, ForwardSpec
+from tests.support.model_kinds import list_kinds
+
+pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
+
+KINDS = list_kinds()
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Capture two small shapes only, on one core."""
+    shapes = [GraphShape(64, 2), GraphShape(64, 9)]
+    monkeypatch.setattr(graph_capture, "list_shapes", lambda: shapes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_batch(*lengths: int, **options: Any) -> list[Encoded]:
+    generator = np.random.default_rng(sum(lengths))
+    return [Encoded(generator.integers(5, 100, length, dtype=np.int32), **options) for length in lengths]
+
+
+def load(kind: str, folder: Path) -> LoadedModel:
+    args = EngineArgs(model_name_or_path=str(KINDS[kind].save(folder)), device="cuda", model_warmup=False)
+    return load_model(args, resolve_model_files(args.model_name_or_path))
+
+
+def score(rows: Any) -> Scores:
+    return Scores(compare_texts(list(rows)))
+
+
+def capture(model: LoadedModel) -> TorchBackend:
+    backend = model.replicas[0]
+    assert isinstance(backend, TorchBackend)
+    capture_graphs(backend, make_batch(3, 20, 9, 14, 5, 31, 7, 12), score)
+    return backend
+
+
+def compute(backend: TorchBackend, batch: list[Encoded]) -> tuple[Any, Log, int]:
+    """Return the vectors, what was launched, and how many graphs were replayed."""
+    before = emulated_graphs.count_replays()
+    with record() as log:
+        in_flight = backend.launch(batch)
+    return in_flight.result()["dense"], log, emulated_graphs.count_replays() - before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["embedder: bert", "embedder: roberta", "pooling: cls", "pooling: lasttoken", "pooling: mean",
+     "embedder: qwen3", "reranker: bert", "reranker: qwen3", "reranker: modernbert"],
+)  # fmt: skip
+def test_a_small_batch_replays_a_graph_and_has_the_outputs_of_an_eager_one(kind: str, tmp_path: Path) -> None:
+    with emulate_cuda():
+        backend = capture(load(kind, tmp_path))
+        assert len(backend.graphs) == 2
+        eager = TorchBackend(backend.torch_model)
+        for lengths in ([12], [5, 30, 9], [40], [1, 1, 1, 1, 1, 1]):
+            batch = make_batch(*lengths)
+            found, log, num_replays = compute(backend, batch)
+            assert num_replays == 1
+            assert [each.name for each in log.launches if each.name != "_to_copy"] == []
+            assert not log.waits
+            expected, log, num_replays = compute(eager, batch)
+            assert num_replays == 0
+            assert len(log.launches) > 10
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() <= 2e-2 * max(1, np.abs(expected).max())
+
+
+def test_two_batches_in_flight_keep_their_outputs_apart(tmp_path: Path) -> None:
+    with emulate_cuda():
+        backend = capture(load("pooling: mean", tmp_path))
+        batches = [make_batch(12), make_batch(13)]
+        both = [each.result()["dense"] for each in [backend.launch(batch) for batch in batches]]
+        alone = [backend.launch(batch).result()["dense"] for batch in batches]
+    assert np.array_equal(np.array(both), np.array(alone))
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_larger_and_other_batches_stay_eager(tmp_path: Path) -> None:
+    with emulate_cuda():
+        backend = capture(load("pooling: mean", tmp_path))
+        other = ForwardSpec(outputs=("tokens",))
+        for batch in (make_batch(64), make_batch(30, 31, 10), make_batch(*[2] * 9)):
+            assert compute(backend, batch)[2] == 0
+        before = emulated_graphs.count_replays()
+        backend.launch(make_batch(5, spec=other))
+        backend.launch(make_batch(5), full_precision=True)
+        assert emulated_graphs.count_replays() == before
+
+
+def test_a_graph_whose_outputs_differ_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay = emulated_graphs.EmulatedGraph.replay
+
+    def replay_too_little(graph: emulated_graphs.EmulatedGraph) -> None:
+        graph.steps = graph.steps[: len(graph.steps) // 2]
+        replay(graph)
+
+    monkeypatch.setattr(emulated_graphs.EmulatedGraph, "replay", replay_too_little)
+    with emulate_cuda():
+        backend = capture(load("pooling: mean", tmp_path))
+    assert len(backend.graphs) == 0
+    assert "CUDA graphs are not used for some batches: 64 tokens in 2 texts" in caplog.text
+
+
+def test_a_model_that_waits_for_the_device_is_not_captured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with emulate_cuda():
+        backend = capture(load("pooling: weightedmean", tmp_path))
+        assert len(backend.graphs) == 0
+        assert "operation not permitted when stream is capturing" in caplog.text
+        compute(backend, make_batch(12))
+
+
+def test_no_graph_is_captured_without_memory_for_it_or_on_another_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = KINDS["pooling: mean"].save(tmp_path)
+    args = EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False)
+    assert len(capture(load_model(args, resolve_model_files(str(path)))).graphs) == 0
+    with emulate_cuda():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**9, 10**11))
+        assert len(capture(load("pooling: mean", tmp_path / "other")).graphs) == 0
+
+
+def test_capturing_stops_at_its_share_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = iter([10**11, 10**11, 10**11 - 10**9, 10**11 - 5 * 10**9])
+    monkeypatch.setattr(graph_capture, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(graph_capture, "count_bytes_for_graphs", lambda device: 4 * 10**9)
+    next(free)
+    with emulate_cuda():
+        backend = capture(load("pooling: mean", tmp_path))
+    assert len(backend.graphs) == 1
+    assert "64 tokens would take more than 4000 MB in all" in caplog.text
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=40))
+def test_the_smallest_shape_that_fits_is_filled_exactly(lengths: list[int]) -> None:
+    items = make_batch(*lengths)
+    shapes = [shape for shape in list_shapes() if shape.fits(sum(lengths), len(lengths))]
+    for shape in shapes:
+        filled = shape.fill(items)
+        assert len(filled) == shape.num_texts
+        assert sum(len(item.token_ids) for item in filled) == shape.num_tokens
+        assert min(len(item.token_ids) for item in filled) >= 1
+        assert filled[: len(items)] == items
+
+
+def test_shapes_come_in_ascending_order_for_one_text_and_for_many() -> None:
+    shapes = graphs.list_shapes()
+    assert shapes == sorted(shapes)
+    assert shapes[0] == (64, 2)
+    assert shapes[-1] == (1024, 65)
