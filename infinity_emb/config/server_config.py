@@ -46,7 +46,7 @@ class HttpOptions:
     port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
     api_servers: int = option(
         1,
-        "Processes that accept requests, tokenize and encode responses.",
+        "Processes that accept, tokenize and encode.",
         "One more process computes for all of them. Worth it where one processor core is busy with requests"
         " while the device waits; see operating.md for what it excludes. Linux only.",
         minimum=1,

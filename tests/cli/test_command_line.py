@@ -57,7 +57,7 @@ class CommandLine:
     def _serve(self, engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
         self.outcome.served, self.outcome.config = list(engine_args), config
 
-    def _preload(self, engine_args: Sequence[EngineArgs]) -> None:
+    def _preload(self, engine_args: Sequence[EngineArgs], *, is_drawn: bool) -> None:
         self.outcome.preloaded = list(engine_args)
 
 

@@ -74,7 +74,12 @@ def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> 
 
 @functools.cache
 def list_foreign_members(schema: type[TaskRequest]) -> frozenset[str]:
-    """List the members that change the result on other routes, and that the schema does not have."""
+    """List the members that change the result on other routes, and that the schema does not have.
+
+    A schema of any members chooses another one, which says what it has.
+    """
+    if schema.model_config.get("extra") == "allow":
+        return frozenset()
     known = list_members(schema)
     names = {name for group in _RESULT_MEMBERS for name in group} - known - schema.refused.keys()
     return frozenset(name for name in names if not difflib.get_close_matches(name, known, cutoff=_TYPO))
@@ -124,13 +129,20 @@ def resolve_aliases(schema: type[JsonBody], fields: dict[str, Any]) -> dict[str,
         given = [name for name in names if name in fields]
         told = [name for name in given if fields[name] is not None]
         for name in told[1:]:
-            if fields[name] != fields[told[0]]:
+            if _differ(fields[name], fields[told[0]]):
                 message = f"conflicts with {told[0]!r}; send only one"
                 raise body_error("contradiction", message, loc=[name], given=fields[name])
         superfluous = set(given) - set(told[:1] or given[:1])
         if superfluous:
             fields = {name: value for name, value in fields.items() if name not in superfluous}
     return fields
+
+
+def _differ(value: Any, other: Any) -> bool:
+    try:
+        return bool(value != other)
+    except RecursionError:  # lists in lists, deeper than any member's value
+        return True
 
 
 @functools.cache

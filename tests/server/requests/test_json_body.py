@@ -273,7 +273,7 @@ async def test_a_stream_over_the_limit_is_a_413_before_its_end() -> None:
 
 async def test_bodies_under_way_have_a_size_together_and_make_room_when_they_end() -> None:
     """Each is within its own limit; who finds no room is told to come again."""
-    app = build_debug_app(max_body_bytes=1000, max_total_body_bytes=1500)
+    app = build_debug_app(max_body_bytes=1000, max_total_body_bytes=5600)
     may_end = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -286,14 +286,14 @@ async def test_bodies_under_way_have_a_size_together_and_make_room_when_they_end
         while app.state.context.memory.num_held_bytes < 900:
             await asyncio.sleep(0.01)
         assert (await embed(client, "a" * 500)).status_code == 200
-        refused = await embed(client, "a" * 700)
+        refused = await embed(client, "a" * 900)
         assert refused.status_code == 503
-        assert "more than 1500 bytes" in refused.json()["error"]["message"]
+        assert "more than 5600 bytes" in refused.json()["error"]["message"]
         assert refused.headers["retry-after"] == "1"
         may_end.set()
         assert (await first).status_code == 200
         assert app.state.context.memory.num_held_bytes == 0
-        assert (await embed(client, "a" * 700)).status_code == 200
+        assert (await embed(client, "a" * 900)).status_code == 200
 
 
 async def test_a_body_in_pieces_is_put_together(client: httpx.AsyncClient) -> None:
