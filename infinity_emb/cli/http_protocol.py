@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from infinity_emb.cli.connection_slots import ConnectionSlots
-from infinity_emb.cli.ordered_protocol import OrderedProtocol, Problem, RequestRefused, format_response
+from infinity_emb.cli.ordered_protocol import (
+    MAX_PARSED_BYTES,
+    OrderedProtocol,
+    Problem,
+    RequestRefused,
+    format_response,
+)
 from infinity_emb.cli.request_head import check_head
 
 MAX_HEADERS = 200
@@ -72,7 +78,8 @@ class HttpProtocol(OrderedProtocol):
     def parse(self, data: bytes) -> None:
         """Count the bytes of a head that has no end."""
         self._is_all_head = self.reading != "nothing"
-        self._may_be_too_large = self._num_head_bytes + len(data) > MAX_HEAD_BYTES
+        # The bytes with which a head begins are not counted: those before them are of another request.
+        self._may_be_too_large = self._num_head_bytes + len(data) + MAX_PARSED_BYTES > MAX_HEAD_BYTES
         super().parse(data)
         if self._is_all_head and self.reading != "nothing":
             self._num_head_bytes += len(data)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.numpy import save_file
 
 from infinity_emb.backends import fake, registry
 from infinity_emb.backends.base import LoadedModel
@@ -26,15 +27,19 @@ def args_for(engine: str) -> EngineArgs:
 
 
 def save_modules(folder: Path, name: str) -> str:
-    """A folder whose first module has that name; its files are missing."""
+    """A folder whose first module has that name; its files are there, but hold nothing."""
     module = {"type": f"sentence_transformers.models.{name}", "path": "", "name": "0"}
     (folder / "modules.json").write_text(json.dumps([module]))
+    for file in ("config.json", "tokenizer.json"):
+        (folder / file).write_text("{}")
+    save_file({}, folder / "model.safetensors")
     return str(folder)
 
 
 def loads_from(source: str) -> Callable[..., LoadedModel]:
     """A `load_model` whose models tell where they come from."""
-    model = fake.load_model(args_for("debugengine"))
+    # Without a vocabulary, texts of one length may have the same vector, as the fake's have.
+    model = replace(fake.load_model(args_for("debugengine")), vocabulary=None)
     return lambda args, files: replace(model, info=replace(model.info, source=source))
 
 
