@@ -146,7 +146,7 @@ async def test_large_bodies_are_parsed_and_validated_off_the_event_loop(
         monkeypatch.setattr(json_body, call.__name__, watch(call))
     async with client_of(build_app()) as client:
         assert (await post(client, HOG, input="small")).status_code == 200
-        assert threads == {"parse_json": True, "fit_schema": True}
+        assert threads == {"fit_schema": True}  # what is so small is not counted before it is parsed
         threads.clear()
         headers = {"authorization": f"Bearer {HOG}", "content-type": "application/json"}
         await client.post("/embeddings", content=content, headers=headers)
