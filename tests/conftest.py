@@ -8,7 +8,6 @@ import faulthandler
 import functools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,9 @@ from infinity_emb.scheduling.worker_pool import WorkerPool
 from tests.support.server_process import Server, StartServer
 
 # For a clean-up, after what pytest-timeout allows: it gives up its timer at the first failure.
-CLEAN_UP_S = 120
+CLEAN_UP_S = 60
+
+_stderr = 2
 
 
 def pytest_configure() -> None:
@@ -32,6 +33,8 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    global _stderr  # of the process: pytest puts a file in its place while a test runs
+    _stderr = os.dup(2)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,7 +52,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _exit_with_stacks() -> None:
-    faulthandler.dump_traceback(sys.__stderr__)
+    faulthandler.dump_traceback(_stderr)
     # A process that the test has started would keep the output of this one open.
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

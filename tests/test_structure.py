@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from scripts.structure import PACKAGE, REPOSITORY, Limit, find_exceeded, main, measure_path
-from scripts.structure_path import Marker, MarkerMissing, Tracer, join_stacks
+from scripts.structure_path import MarkerMissing, join_stacks
 from scripts.structure_source import Finding, measure_source, opens_with_verb
 
 SOURCE = '''"""What it is. Knows nothing of others."""
@@ -160,26 +161,37 @@ def test_check_fails_on_a_package_over_the_limits(tmp_path: Path, capsys: pytest
     assert json.loads(written.out.splitlines()[-1])["figures"]["package lines"] == 1000
 
 
+TRACE = """
+import asyncio, json, sys
+from pathlib import Path
+from scripts.structure_path import Marker, Tracer
+sys.path.insert(0, sys.argv[1])
+import path
+
+tracer = Tracer(Path(sys.argv[1]), {"end": Marker("path", frozenset({"innermost"}))})
+
+async def run():
+    with path.make_pool() as pool, tracer.recording():
+        await asyncio.create_task(path.Route().embeddings(pool))
+
+with tracer.installed():
+    asyncio.run(run())
+(stack,) = tracer.stacks["end"]
+calls = [(each.name.rpartition(".")[2], each.owner) for each in stack]
+print(json.dumps({"calls": calls, "touched": sorted(tracer.touched)}))
+"""
+
+
 def test_tracer_joins_what_tasks_and_threads_hand_over(tmp_path: Path) -> None:
-    file = tmp_path / "path.py"
-    file.write_text(PATH_SOURCE)
-    module = load_module(file)
-    tracer = Tracer(tmp_path, {"end": Marker("path", frozenset({"innermost"}))})
-
-    async def run() -> None:
-        with module.make_pool() as pool, tracer.recording():
-            await asyncio.create_task(module.Route().embeddings(pool))
-
-    with tracer.installed():
-        asyncio.run(run())
-    (stack,) = tracer.stacks["end"]
-    assert [(each.name.rpartition(".")[2], each.owner) for each in stack] == [
-        ("embeddings", "Route"),
-        ("child", None),
-        ("run", "Job"),
-        ("innermost", None),
-    ]
-    assert tracer.touched == {"path.py"}
+    """In a process of its own, as threads of other tests would be traced too."""
+    (tmp_path / "path.py").write_text(PATH_SOURCE)
+    command = [sys.executable, "-c", TRACE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "calls": [["embeddings", "Route"], ["child", None], ["run", "Job"], ["innermost", None]],
+        "touched": ["path.py"],
+    }
 
 
 def test_marker_that_never_fires_is_named() -> None:
