@@ -31,13 +31,22 @@ class FirstToken(torch.nn.Module):
         return hidden[:, 0] + 1
 
 
-def compute_packed(network: Network) -> Any:
-    sequences = PackedSequences({"input_ids": torch.tensor([[1, 2, 3]])}, GATHER)
+def compute_packed(network: Network, *, pooled: Tensor | None = None) -> Any:
+    """Compute three tokens, or those that the last layer has left of them."""
+    features = {"input_ids": torch.tensor([[1, 2, 3]]), "packed_layout": SimpleNamespace(pooled=pooled)}
+    if pooled is not None:
+        features["input_ids"] = features["input_ids"][:, pooled]
+    sequences = PackedSequences(features, GATHER)
     return PackedBase(network)(input_ids=torch.zeros(2, 1), packed_sequences=sequences)
 
 
 def test_the_head_gets_the_hidden_states_of_the_gathered_tokens() -> None:
     output = compute_packed(Network())
+    assert output.last_hidden_state.tolist() == [[[2.0]], [[6.0]]]
+
+
+def test_tokens_that_the_last_layer_computes_alone_are_not_gathered_again() -> None:
+    output = compute_packed(Network(), pooled=GATHER[:, 0])
     assert output.last_hidden_state.tolist() == [[[2.0]], [[6.0]]]
 
 

@@ -41,7 +41,7 @@ def read(memory: MemoryBudget, max_body_bytes: int, *args: Any) -> bytes:
 
 @pytest.mark.parametrize("chunks", [[b"abcdef"], [b"abc", b"def"], [b"", b"ab", b"cd", b"", b"ef", b""]])
 def test_chunks_are_joined(chunks: list[bytes]) -> None:
-    assert read(MemoryBudget(6), 6, chunks) == b"abcdef"
+    assert read(MemoryBudget(100), 6, chunks) == b"abcdef"
 
 
 def test_a_body_over_the_limit_is_a_413() -> None:
