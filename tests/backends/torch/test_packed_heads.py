@@ -33,7 +33,10 @@ class FirstToken(torch.nn.Module):
 
 def compute_packed(network: Network, *, pooled: Tensor | None = None) -> Any:
     """Compute three tokens, or those that the last layer has left of them."""
-    features = {"input_ids": torch.tensor([[1, 2, 3]]), "packed_layout": SimpleNamespace(pooled=pooled)}
+    features: dict[str, Any] = {
+        "input_ids": torch.tensor([[1, 2, 3]]),
+        "packed_layout": SimpleNamespace(pooled=pooled),
+    }
     if pooled is not None:
         features["input_ids"] = features["input_ids"][:, pooled]
     sequences = PackedSequences(features, GATHER)
