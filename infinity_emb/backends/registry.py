@@ -1,7 +1,7 @@
 """Engine name → module that loads a model for it; each foreign library is imported only when asked for.
 
 A static model needs no library, whichever engine is requested, so its files are read first.
- A module here has `load_model(args, files) -> LoadedModel`.
+A module here has `load_model(args, files) -> LoadedModel`.
 """
 
 from __future__ import annotations

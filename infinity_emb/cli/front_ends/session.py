@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from infinity_emb.cli.front_ends.encoding import pack_error, pack_outputs, unpack_items
 from infinity_emb.cli.front_ends.frames import Frame, Header
 from infinity_emb.cli.front_ends.link import Link
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import BadInput, EngineNotReady, Overloaded
-from infinity_emb.scheduling.admission import Admission
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item, PendingRequest
 from infinity_emb.scheduling.stages import RequestStages
@@ -31,17 +31,6 @@ class RemoteRequest(PendingRequest):
         )
         self.session = session
         self.number: int = header["id"]
-
-
-class _Admitted:
-    """Inputs that count in the limits of a model until they are released."""
-
-    def __init__(self, admission: Admission, num_items: int, flow: Flow) -> None:
-        self._held = admission, num_items, flow
-
-    def release(self) -> None:
-        admission, num_items, flow = self._held
-        admission.release(num_items, flow)
 
 
 class Session:
@@ -69,7 +58,7 @@ class Session:
         self._on_done = on_done
         self._on_lost = on_lost
         self._requests: dict[int, RemoteRequest] = {}
-        self._admitted: dict[int, _Admitted] = {}
+        self._releases: dict[int, Callable[[], None]] = {}  # of what is admitted, by ticket
         self._arrived: dict[int, list[Item]] = {}  # by model, until the end of this turn
         self._receivers: dict[str, Callable[[Frame], None]] = {
             "submit": self._take_items,
@@ -111,7 +100,7 @@ class Session:
 
     def _take_items(self, frame: Frame) -> None:
         header = frame.header
-        if header["ticket"] not in self._admitted:
+        if header["ticket"] not in self._releases:
             return  # refused: the front end is being told
         request = self._requests.get(header["id"])
         if request is None:
@@ -152,11 +141,11 @@ class Session:
         except (Overloaded, BadInput) as exc:
             self.link.send({"kind": "refused", "id": header["id"], "error": pack_error(exc)})
         else:
-            self._admitted[header["id"]] = _Admitted(admission, num_items, flow)
+            self._releases[header["id"]] = partial(admission.release, num_items, flow)
 
     def _release(self, frame: Frame) -> None:
-        if (admitted := self._admitted.pop(frame.header["id"], None)) is not None:
-            admitted.release()
+        if (release := self._releases.pop(frame.header["id"], None)) is not None:
+            release()
 
     def _fail(self, number: int, error: Exception) -> None:
         self.link.send({"kind": "failed", "id": number, "error": pack_error(error)})
@@ -178,10 +167,10 @@ class Session:
         """Drop what the front end has queued: nobody waits for it any more."""
         for request in self._requests.values():
             request.cancel()
-        for admitted in self._admitted.values():
-            admitted.release()
+        for release in self._releases.values():
+            release()
         self._requests.clear()
-        self._admitted.clear()
+        self._releases.clear()
         self._arrived.clear()
         self._end_report()
         self._on_lost(self)
