@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -78,15 +76,6 @@ def package(tmp_path: Path) -> Path:
     (folder / "__init__.py").touch()
     (folder / "part" / "code.py").write_text(SOURCE)
     return folder
-
-
-def load_module(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_figures_of_a_small_package(package: Path) -> None:
