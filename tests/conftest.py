@@ -39,7 +39,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """End the process where a test with its clean-up hangs; pytest-xdist reports the test and goes on."""
+    """End the process where a test with its clean-up hangs; pytest-xdist names it and ends the run."""
     own = item.get_closest_marker("timeout")
     longest_s = float(own.args[0] if own else item.config.getini("timeout"))
     timer = threading.Timer(longest_s + CLEAN_UP_S, _exit_with_stacks)
