@@ -23,9 +23,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests of one file stay together: they share what is slow to make.
 WORKERS ?= 2
-# A test that hangs ends its worker, and with it the run: pytest-xdist 3.8 can wait for ever after it has replaced a
-# worker, whose files that are done it hands out again.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
+# A test that hangs ends its worker, which is replaced: few times do.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 3
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 DOCS := .venv-docs

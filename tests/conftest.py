@@ -37,9 +37,18 @@ def pytest_configure() -> None:
     _stderr = os.dup(2)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.support.crashed_workers import FinishingScheduling
+
+    return FinishingScheduling(config, log)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """End the process where a test with its clean-up hangs; pytest-xdist names it and ends the run."""
+    """End the process where a test with its clean-up hangs; pytest-xdist names it and runs the others."""
     own = item.get_closest_marker("timeout")
     longest_s = float(own.args[0] if own else item.config.getini("timeout"))
     timer = threading.Timer(longest_s + CLEAN_UP_S, _exit_with_stacks)

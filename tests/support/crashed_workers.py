@@ -1,0 +1,32 @@
+"""Let pytest-xdist finish the tests that a crashed worker leaves."""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+
+class FinishingScheduling(LoadFileScheduling):
+    """Hand out what a crashed worker leaves: no test that is done, and not the one that crashed it.
+
+    pytest-xdist 3.8 puts all files of the worker back into its queue. A worker that gets a file without any
+    test to do, or with a single one, waits for more for ever: workers run a test once they have the next.
+    """
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        files: dict[str, dict[str, bool]] = self.assigned_work.pop(node)
+        left = [test for tests in files.values() for test, is_done in tests.items() if not is_done]
+        if not left:
+            return None
+        for tests in files.values():
+            if left[0] in tests:
+                tests[left[0]] = True
+        self.workqueue.update({file: tests for file, tests in files.items() if not all(tests.values())})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return left[0]
+
+    def _reschedule(self, node: WorkerController) -> None:
+        super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
