@@ -80,6 +80,7 @@ class Soak:
 
     url: str
     pid: int
+    texts_per_bulk: int = TEXTS_PER_BULK_REQUEST
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     is_over: bool = False
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -138,9 +139,7 @@ class Soak:
         if self.rng.random() < 0.02:
             await self._post(client, "bulk", {"model": "real", "input": self.rng.sample(self._passages, 32)})
             return
-        texts = [
-            f"{self.rng.random()} {self.rng.choice(self._passages)}" for _ in range(TEXTS_PER_BULK_REQUEST)
-        ]
+        texts = [f"{self.rng.random()} {self.rng.choice(self._passages)}" for _ in range(self.texts_per_bulk)]
         started_s = time.perf_counter()
         if await self._post(client, "bulk", {"model": "saturated", "input": texts}) == 200:
             self.bulk_s.append(time.perf_counter() - started_s)
@@ -241,7 +240,7 @@ def judge(soak: Soak, before: Sample, after: Sample) -> list[Line]:
     ]
 
 
-def run(minutes: float) -> list[Line]:
+def run(minutes: float, texts_per_bulk: int = TEXTS_PER_BULK_REQUEST) -> list[Line]:
     """Start the server, run the traffic, stop the server; return the report."""
     flags = ["--engine", "debugengine", "--engine", "debugengine", "--engine", "torch"]
     for name, path in MODELS.items():
@@ -249,7 +248,7 @@ def run(minutes: float) -> list[Line]:
     with tempfile.TemporaryFile() as log:
         server = Server([*flags, "--batch-size", "32", "--max-queue-wait-s", "20"], log=log.fileno())
         try:
-            report = _run_traffic(server, 60 * minutes)
+            report = _run_traffic(server, 60 * minutes, texts_per_bulk)
         except (httpx.HTTPError, TimeoutError):
             log.seek(0)
             sys.stderr.buffer.write(log.read()[-20_000:])  # the end of the server's log
@@ -259,9 +258,9 @@ def run(minutes: float) -> list[Line]:
     return [*report, Line(f"ended on SIGTERM with code {exit_code}", exit_code == 0)]
 
 
-def _run_traffic(server: Server, seconds: float) -> list[Line]:
-    soak = Soak(f"http://127.0.0.1:{server.port}", server.pid)
-    warm_up = Soak(soak.url, soak.pid)
+def _run_traffic(server: Server, seconds: float, texts_per_bulk: int) -> list[Line]:
+    soak = Soak(f"http://127.0.0.1:{server.port}", server.pid, texts_per_bulk)
+    warm_up = Soak(soak.url, soak.pid, texts_per_bulk)
     asyncio.run(warm_up.run(5.0))
     before = soak.take_sample()
     asyncio.run(soak.run(seconds))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PACKAGES = ("numpy", "torch", "transformers", "sentence_transformers", "asyncio", "email", "http")
@@ -14,7 +16,7 @@ PACKAGES = ("numpy", "torch", "transformers", "sentence_transformers", "asyncio"
 def load_texts(*, num_short: int, num_passages: int) -> tuple[list[str], list[str]]:
     """Return short queries (3 to 64 tokens) and passages (50 to 512 tokens), all different."""
     count_tokens = make_token_counter(bundled_model_folder())
-    paragraphs = list(dict.fromkeys(_read_paragraphs()))
+    paragraphs = _read_paragraphs()
     sentences = list(dict.fromkeys(re.split(r"(?<=[.:;!?])\s", text)[0] for text in paragraphs))
     return (
         _select(sentences, count_tokens, num_short, 3, 64),
@@ -29,7 +31,7 @@ def bundled_model_folder() -> Path:
     return Path(MODEL_DIR)
 
 
-def make_token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
+def make_token_counter(model_folder: Path) -> Callable[[Sequence[str]], list[int]]:
     """Return a function that counts the tokens of each text, without truncation and padding."""
     from tokenizers import Tokenizer
 
@@ -40,7 +42,7 @@ def make_token_counter(model_folder: Path) -> Callable[[list[str]], list[int]]:
 
 
 def _select(
-    texts: list[str], count_tokens: Callable[[list[str]], list[int]], count: int, low: int, high: int
+    texts: Sequence[str], count_tokens: Callable[[Sequence[str]], list[int]], count: int, low: int, high: int
 ) -> list[str]:
     fitting = [text for text, tokens in zip(texts, count_tokens(texts), strict=True) if low <= tokens <= high]
     if len(fitting) < count:
@@ -49,7 +51,12 @@ def _select(
     return [fitting[int(index * step)] for index in range(count)]
 
 
-def _read_paragraphs() -> Iterator[str]:
+@functools.cache
+def _read_paragraphs() -> Sequence[str]:
+    return list(dict.fromkeys(_read_packages()))
+
+
+def _read_packages() -> Iterator[str]:
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -63,8 +70,18 @@ def _read_docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
         return
-    for node in ast.walk(tree):
+    for node in _walk_statements(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
             text = " ".join((ast.get_docstring(node) or "").split())
             if len(text) > 20:
                 yield text
+
+
+def _walk_statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield statements in the order of `ast.walk`, without expressions, which are most of a tree."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            nodes.extend(value for value in getattr(node, name, ()) if isinstance(value, ast.AST))

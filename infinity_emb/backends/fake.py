@@ -85,7 +85,7 @@ class FakeBackend:
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FinishedBatch:
         """Compute the outputs and inject faults."""
-        texts = ["".join(map(chr, item.token_ids)) for item in batch]
+        texts = [item.token_ids.astype("<i4").tobytes().decode("utf-32-le", "replace") for item in batch]
         if self._faults.delay_s:
             time.sleep(self._faults.delay_s)
         if _contains(texts, self._faults.fail_on):
@@ -159,8 +159,7 @@ def encode(inputs: Sequence[RequestInput], options: InputOptions) -> list[Encode
         if len(ids) > limit and options.truncation == "off":
             raise too_long(len(ids), limit, position)
         kept = ids[-limit:] if options.truncation == "left" else ids[:limit]
-        token_ids = np.array(kept, dtype=np.int32)
-        encoded.append(Encoded(token_ids, spec=spec, query_vectors=options.query_vectors, position=position))
+        encoded.append(Encoded(kept, spec=spec, query_vectors=options.query_vectors, position=position))
     return encoded
 
 
@@ -234,17 +233,19 @@ def _parse_kind(text: str) -> ModelKind:
     return ModelKind(text)
 
 
-def _get_code_points(value: Input, prompt: str) -> list[int]:
+def _get_code_points(value: Input, prompt: str) -> TokenIds:
     if isinstance(value, ImageInput):
-        return [1] * value.pixels.shape[0]  # as long as the image is high
+        return np.ones(value.pixels.shape[0], dtype=np.int32)  # as long as the image is high
     if isinstance(value, AudioInput):
-        return [1] * (1 + len(value.samples) // _SAMPLING_RATE)
+        return np.ones(1 + len(value.samples) // _SAMPLING_RATE, dtype=np.int32)
     if isinstance(value, TokenIdsInput):
-        return list(value.ids)
+        return np.array(value.ids, dtype=np.int32)
     if isinstance(value, Pair):
-        return [*map(ord, prompt + value.query), _PAIR_SEPARATOR, *map(ord, value.document)]
-    assert isinstance(value, str)
-    return list(map(ord, prompt + value))
+        value = f"{prompt}{value.query}{chr(_PAIR_SEPARATOR)}{value.document}"
+    else:
+        assert isinstance(value, str)
+        value = prompt + value
+    return np.frombuffer(value.encode("utf-32-le", "surrogatepass"), dtype=np.dtype("<i4"))
 
 
 def _encode_passages(
@@ -256,7 +257,7 @@ def _encode_passages(
         message = f"has {len(ids)} tokens with all passages, the limit is {MAX_TOKENS}"
         raise InputTooLong(message, position=position)
     spans = tuple(itertools.pairwise(ends))
-    return Encoded(np.array(ids, dtype=np.int32), spec=spec, spans=spans, position=position)
+    return Encoded(ids, spec=spec, spans=spans, position=position)
 
 
 def _make_token_vectors(values: TokenIds) -> Float32Array:

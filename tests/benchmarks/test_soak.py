@@ -10,5 +10,5 @@ from benchmarks import soak
 @pytest.mark.slow
 @pytest.mark.model
 def test_nothing_leaks_hangs_or_is_answered_wrongly_under_faults() -> None:
-    report = soak.run(minutes=0.1)
+    report = soak.run(minutes=0.1, texts_per_bulk=32)
     assert [str(line) for line in report if not line.is_passed and not line.is_timed] == []
