@@ -20,8 +20,6 @@ def check_front_ends(engine_args: Sequence[EngineArgs], config: ServerConfig) ->
         "--admin-key": bool(config.admin_key),
         "--batch-dir": bool(config.batch_dir),
         "--idle-unload-s": any(args.idle_unload_s for args in engine_args),
-        "--vector-disk-cache": any(args.vector_disk_cache for args in engine_args),
-        "--vector-memory-cache-mb": any(args.vector_memory_cache_mb for args in engine_args),
     }
     if excluded := [flag for flag, is_given in given.items() if is_given]:
         raise StartupError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
         self._client = client
         self._number = number
         self._load_parts = partial(_assemble, engine.slot.model, num_front_ends=num_front_ends)
-        super().__init__(engine.engine_args)
+        super().__init__(_share_cache(engine.engine_args, num_front_ends))
         self._pool = self.host.pool = RemotePool(client, number)
         self.gate.hold_elsewhere = self._hold
 
@@ -128,7 +128,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
             num_timed_out_requests=counters["num_timed_out"],
             num_cancelled_requests=counters["num_cancelled"],
             worker=self._pool.stats,
-            cache=CacheStats(),
+            cache=CacheStats(**counters["cache"]),
             num_replicas=state["num_replicas"],
             device_memory=MemoryUse(*state["device_memory"]),
             histograms={
@@ -153,6 +153,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
             "num_cancelled": self.gate.num_cancelled,
             "num_refused": self.gate.admission.num_refused,
             "encode_s": [encode_s.counts, encode_s.total],
+            "cache": asdict(self.host.cache_stats),
         }
 
     def _hold(self, num_items: int, flow: Flow, num_total: int) -> AbstractContextManager[None]:
@@ -163,16 +164,31 @@ class RemoteEngine(AsyncEmbeddingEngine):
 
 def add_counters(counters: Header, others: Header) -> Header:
     """Return the sums of two reports about one model."""
-    counts = list(map(operator.add, counters["encode_s"][0], others["encode_s"][0]))
-    encode_s = [counts, counters["encode_s"][1] + others["encode_s"][1]]
-    return {
-        name: encode_s if name == "encode_s" else value + others[name] for name, value in counters.items()
+    sums = {
+        name: value + others[name] for name, value in counters.items() if name not in ("encode_s", "cache")
     }
+    counts = list(map(operator.add, counters["encode_s"][0], others["encode_s"][0]))
+    cache = {
+        # All write to the same file.
+        name: max(value, others["cache"][name]) if name == "disk_bytes" else value + others["cache"][name]
+        for name, value in counters["cache"].items()
+    }
+    return {**sums, "encode_s": [counts, counters["encode_s"][1] + others["encode_s"][1]], "cache": cache}
+
+
+def keep_counters(counters: Header) -> Header:
+    """Return what stays true of a front end that has ended: its totals, without its gauges."""
+    return {**counters, "num_requests": 0, "cache": {**counters["cache"], "memory_bytes": 0, "disk_bytes": 0}}
 
 
 def _snapshot(bounds: Sequence[float], counts_and_total: Sequence[Any]) -> HistogramSnapshot:
     counts, total = counts_and_total
     return HistogramSnapshot(bounds, counts, total)
+
+
+def _share_cache(args: EngineArgs, num_front_ends: int) -> EngineArgs:
+    """Divide the memory of the cache; the file on disk is shared."""
+    return replace(args, vector_memory_cache_mb=-(-args.vector_memory_cache_mb // num_front_ends))
 
 
 def _assemble(model: LoadedModel | None, args: EngineArgs, *, num_front_ends: int) -> EngineParts:

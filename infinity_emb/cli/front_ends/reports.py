@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from infinity_emb.cli.front_ends.frames import Header
-from infinity_emb.cli.front_ends.remote_engine import add_counters
+from infinity_emb.cli.front_ends.remote_engine import add_counters, keep_counters
 from infinity_emb.server.metrics import ModelCollector
 
 # Samples that are no amounts; all others are summed.
@@ -113,7 +113,7 @@ def keep_totals(report: Header) -> Header:
     if not report:
         return {}
     return {
-        "models": {name: {**counters, "num_requests": 0} for name, counters in report["models"].items()},
+        "models": {name: keep_counters(counters) for name, counters in report["models"].items()},
         "metrics": [family for family in report["metrics"] if family["type"] in _TOTALS],
     }
 

@@ -213,6 +213,28 @@ def test_counters_of_front_ends_are_summed_also_after_one_has_ended() -> None:
     run(main())
 
 
+def test_each_front_end_caches_in_its_share_of_the_memory_and_hits_are_summed() -> None:
+    async def main() -> None:
+        async with connected(num_front_ends=2, vector_memory_cache_mb=3) as world:
+            assert [each.engine_args.vector_memory_cache_mb for each in world.remote] == [2, 2]
+            for remote in world.remote:
+                for _ in range(3):
+                    await remote.embed(["text"])
+            await world.clients[0].refresh(with_reports=True)
+            cache = world.remote[0].status().cache
+            assert (cache.num_misses, cache.num_memory_hits) == (2, 4)
+            memory_bytes = cache.memory_bytes
+            world.clients[1].link.close()
+            await wait_until(lambda: len(world.lost) == 1)
+            await world.clients[0].refresh(with_reports=True)
+            cache = world.remote[0].status().cache
+            assert (cache.num_misses, cache.num_memory_hits) == (2, 4)
+            assert cache.memory_bytes == memory_bytes / 2
+            assert world.engine.status().worker.num_items == 2
+
+    run(main())
+
+
 def test_work_of_a_front_end_that_has_ended_is_dropped_and_its_room_is_free() -> None:
     async def main() -> None:
         async with connected("delay_s=0.1", num_front_ends=2, batch_size=1, max_queue_items=20) as world:

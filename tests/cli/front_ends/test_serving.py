@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -111,6 +113,27 @@ def test_metrics_are_those_of_all_processes_and_never_decrease(start: StartFront
         lambda: len(server.list_front_ends()) == NUM_FRONT_ENDS and victim not in server.list_front_ends()
     )
     assert read_metric(server, "infinity_requests_total") == 20
+
+
+def test_a_result_that_one_front_end_has_cached_on_disk_is_found_by_the_other(tmp_path: Path) -> None:
+    options = ["--vector-disk-cache", "--vector-memory-cache-mb", "4", "--api-servers", "2"]
+    server = FrontEndServer("v2", *FAKE, "--model-id", "debug", *options, INFINITY_HOME=str(tmp_path))
+    try:
+        url = server.wait_until_listening().url
+        body = {"input": ["cached once", "and found often"]}
+        expected = post(url, "/embeddings", body)
+        assert expected[0] == 200
+        wait_until(lambda: read_metric(server, "infinity_cache_disk_bytes") > 0)
+        time.sleep(1)  # results are written together, a moment later
+        for _ in range(20):
+            assert post(url, "/embeddings", body) == expected
+        assert read_metric(server, "infinity_cache_misses_total") == 2
+        hits = [read_metric(server, f"infinity_cache_{tier}_hits_total") for tier in ("memory", "disk")]
+        assert sum(hits) == 40
+        assert hits[1] == 2  # the front end that had not computed them
+        assert read_metric(server, "infinity_items_total") == 2
+    finally:
+        server.kill()
 
 
 def test_work_of_a_client_that_disconnects_is_dropped(start: StartFrontEnds) -> None:
@@ -255,8 +278,6 @@ def test_the_state_dump_has_every_process(start: StartFrontEnds) -> None:
         ["--admin-key", "a-long-enough-key"],
         ["--batch-dir", "/tmp"],
         ["--idle-unload-s", "5"],
-        ["--vector-disk-cache"],
-        ["--vector-memory-cache-mb", "1"],
     ],
 )
 def test_what_needs_one_process_is_refused_with_the_way_out(options: list[str]) -> None:
