@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,6 +29,10 @@ logger = logging.getLogger("infinity_emb")
 # Front ends that end one after the other before any of them is ready; then the server gives up.
 MAX_FAILED_STARTS = 5
 _RESTART_PAUSE_S = 0.2
+# A front end that does not answer for so many ticks is killed. Ticks are counted, and not seconds, because a
+# suspended machine holds up every process.
+TICK_S = 5.0
+MAX_MISSED_TICKS = 6
 _DIVIDED = ("max_connections", "max_total_body_bytes")
 
 
@@ -98,7 +104,9 @@ class Supervisor:
             try:
                 for number in range(self._num_front_ends):
                     await self._start(number)
+                watching = asyncio.ensure_future(self._kill_hung())
                 await self._stopping.wait()
+                watching.cancel()
                 await self._drain()
             finally:
                 stops = (engine.astop(drain_timeout_s=0) for engine in self._engines)
@@ -138,6 +146,24 @@ class Supervisor:
         task = asyncio.ensure_future(self._start_later(number))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _kill_hung(self) -> None:
+        """Kill front ends whose event loop hangs: they answer no client either."""
+        before: dict[Session, asyncio.Future[None]] = {}
+        missed: dict[Session, int] = {}
+        while True:
+            asked = {session: session.ask_for_report() for session in self._ready}
+            missed = {
+                session: missed.get(session, 0) + 1 if before.get(session) is report else 0
+                for session, report in asked.items()
+            }
+            for session, number in missed.items():
+                if number == MAX_MISSED_TICKS:
+                    logger.error("front end with pid %d does not answer any more; killing it", session.pid)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(session.pid, signal.SIGKILL)
+            before = asked
+            await asyncio.sleep(TICK_S)
 
     async def _start_later(self, number: int) -> None:
         await asyncio.sleep(_RESTART_PAUSE_S * self._num_failed_starts)

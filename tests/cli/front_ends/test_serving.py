@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -180,6 +181,26 @@ def test_a_front_end_that_is_killed_under_load_is_replaced_and_others_lose_nothi
     assert survivor in server.list_front_ends()
     assert [server.embed().status_code for _ in range(10)] == [200] * 10
     assert server.stop(signal.SIGTERM)[0] == 0
+
+
+def test_a_front_end_that_hangs_is_killed_and_replaced() -> None:
+    program = (
+        "import sys; from infinity_emb.cli.front_ends import supervisor; supervisor.TICK_S = 0.2;"
+        " from infinity_emb.cli import main; sys.exit(main())"
+    )
+    options = ["v2", *FAKE, "--model-id", "debug", "--api-servers", "2"]
+    server = FrontEndServer(*options, command=[sys.executable, "-c", program])
+    try:
+        server.wait_until_listening()
+        before = server.list_front_ends()
+        before[0].send_signal(signal.SIGSTOP)
+        server.wait_for_line(f"front end with pid {before[0].pid} does not answer any more")
+        wait_until(lambda: len(server.list_front_ends()) == 2 and before[0] not in server.list_front_ends())
+        assert before[1] in server.list_front_ends()
+        for _ in range(10):
+            assert server.embed().status_code == 200
+    finally:
+        server.kill()
 
 
 def count_connections(process: psutil.Process, server: Server) -> int:
