@@ -35,6 +35,7 @@ class Summary:
     """The results of one server at one level.
 
     latency_ms: percentile → milliseconds from when a request was due to its response; of successes.
+    mean_ms: the mean of these. With clients that wait, the rate times the mean is how many are waiting.
     late_ms: 99th percentile of how late requests were sent, which is the load generator's own doing, or that
         of new connections.
     """
@@ -46,6 +47,7 @@ class Summary:
     inputs_per_s: float
     tokens_per_s: float | None
     latency_ms: Mapping[int, float | None]
+    mean_ms: float | None
     late_ms: float
     errors: Mapping[str, int]
 
@@ -59,6 +61,7 @@ class Summary:
             "requests_per_s": self.requests_per_s,
             "inputs_per_s": self.inputs_per_s,
             "tokens_per_s": self.tokens_per_s,
+            "mean_ms": self.mean_ms,
             **{f"p{percentile}_ms": value for percentile, value in self.latency_ms.items()},
             "late_p99_ms": self.late_ms,
             "errors": dict(self.errors),
@@ -89,6 +92,7 @@ def summarize(results: Sequence[Result], level: Level, *, num_items: int, second
             percentile: float(np.percentile(latencies_ms, percentile)) if latencies_ms else None
             for percentile in PERCENTILES
         },
+        mean_ms=float(np.mean(latencies_ms)) if latencies_ms else None,
         late_ms=float(np.percentile(late_ms, 99)) if late_ms else 0.0,
         errors=Counter(result.outcome for result in results if not result.is_ok),
     )

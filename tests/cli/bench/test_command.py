@@ -196,7 +196,7 @@ def test_texts_of_a_file_are_taken_line_by_line_and_a_base_url_may_end_in_v1(tmp
 def turn(url: str, number: int, requests_per_s: float, **changes: object) -> Turn:
     values = {
         "level": Level(num_clients=4), "num_ok": 10, "seconds": 1.0, "requests_per_s": requests_per_s,
-        "inputs_per_s": requests_per_s, "tokens_per_s": None, "late_ms": 0.0, "errors": {},
+        "inputs_per_s": requests_per_s, "tokens_per_s": None, "mean_ms": None, "late_ms": 0.0, "errors": {},
         "latency_ms": {50: 1000 / requests_per_s, 90: 2.0, 99: None},
     }  # fmt: skip
     return Turn(url, number, Summary(**{**values, **changes}))

@@ -178,6 +178,7 @@ def test_rates_count_what_came_in_time_and_latencies_all_successes() -> None:
         16,
         6,
     )
+    assert summary.mean_ms == pytest.approx(2600 / 3)
     assert summary.latency_ms[50] == pytest.approx(400)
     assert summary.latency_ms[99] == pytest.approx(2066)
     assert summary.errors == {"429": 1}
