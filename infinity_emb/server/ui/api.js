@@ -33,7 +33,8 @@ export async function call(path, { method = "GET", body, signal, timeoutS = 120,
     return await send(path, options);
   } catch (error) {
     const canAsk = error.status === 401 && !isQuiet;
-    if (!canAsk || !(await askForKey(kind, error.message))) throw error;
+    const reason = getKey(kind) ? "The server refused this key." : `The server asks for ${kind === "admin" ? "the admin" : "an API"} key.`;
+    if (!canAsk || !(await askForKey(kind, reason))) throw error;
     return await call(path, options); // a wrong key is asked for again, until the user gives up
   }
 }

@@ -46,7 +46,7 @@ async function load() {
 
 const keyButton = document.getElementById("key-button");
 keyButton.addEventListener("click", async () => {
-  if (await askForKey("api", "Sent with every request of this page, if the server asks for one.")) load();
+  if (await askForKey("api", "Sent with every request from this page.")) load();
 });
 const docsLink = document.getElementById("docs-link");
 docsLink.href = DOCS_URL;

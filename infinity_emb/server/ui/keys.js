@@ -1,5 +1,7 @@
 // The API key and the admin key: in memory, and in the browser's storage only where the user asks for it.
 
+import { openDialog } from "./dialogs.js";
+
 const STORAGE = "infinity-keys";
 const TITLES = { api: "API key", admin: "Admin key" };
 
@@ -33,23 +35,12 @@ function showDialog(kind, message) {
   form.key.value = "";
   form.remember.checked = kind in readStorage();
   form.forget.hidden = !keys[kind];
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    form.onsubmit = (event) => {
-      event.preventDefault();
-      setKey(kind, form.key.value.trim(), form.remember.checked);
-      dialog.close("given");
-    };
-    form.forget.onclick = () => {
-      setKey(kind, "", false);
-      dialog.close();
-    };
-    form.cancel.onclick = () => dialog.close();
-    dialog.onclose = () => {
-      form.key.value = "";
-      resolve(dialog.returnValue === "given");
-    };
+  form.forget.onclick = () => {
+    setKey(kind, "", false);
+    dialog.close();
+  };
+  return openDialog(dialog, () => setKey(kind, form.key.value.trim(), form.remember.checked)).finally(() => {
+    form.key.value = "";
   });
 }
 

@@ -21,13 +21,15 @@ let readings = []; // {at, samples}, oldest first
 const figures = {
   requests: makeFigure("Requests/s", "to models"),
   errors: makeFigure("Errors/s", "status 400 and above"),
+  inputs: makeFigure("Inputs/s", "computed"),
   tokens: makeFigure("Tokens/s", "computed"),
   queue: makeFigure("Queue", "inputs waiting"),
-  fill: makeFigure("Batch", "inputs on average"),
-  busy: makeFigure("Compute", "of the time, all replicas"),
-  p50: makeFigure("p50", "of 30 seconds"),
-  p99: makeFigure("p99", "of 30 seconds"),
-  hits: makeFigure("Cache hits", "of 30 seconds"),
+  batch: makeFigure("Inputs/batch", "last 30 seconds"),
+  fill: makeFigure("Batch fill", "of the token budget"),
+  busy: makeFigure("Computing", "100 % per busy replica"),
+  p50: makeFigure("Latency p50", "last 30 seconds"),
+  p99: makeFigure("Latency p99", "last 30 seconds"),
+  hits: makeFigure("Cache hits", "last 30 seconds"),
   memory: makeFigure("Memory", "of the process"),
 };
 
@@ -77,10 +79,13 @@ function show(models) {
   const rate = (name, filter) => divide(growth(previous.samples, last.samples, name, filter), seconds);
   figures.requests.update(rate("http_requests_total", isWork));
   figures.errors.update(rate("http_requests_total", (labels) => isWork(labels) && /^[45]/.test(labels.status)) ?? (seconds ? 0 : null));
+  figures.inputs.update(rate("infinity_items_total"));
   figures.tokens.update(rate("infinity_tokens_total"));
   figures.queue.update(models.reduce((total, model) => total + model.stats.queue_absolute, 0));
   const grown = (name, filter) => growth(first.samples, last.samples, name, filter) ?? 0;
-  figures.fill.update(divide(grown("infinity_items_total"), grown("infinity_batches_total")));
+  figures.batch.update(divide(grown("infinity_items_total"), grown("infinity_batches_total")));
+  const fill = divide(grown("infinity_tokens_total"), countRoom(models, grown));
+  figures.fill.update(fill, percent(fill));
   const busy = rate("infinity_compute_seconds_total");
   figures.busy.update(busy, percent(busy));
   const buckets = histogramGrowth(first.samples, last.samples, HISTOGRAM, isWork);
@@ -88,11 +93,17 @@ function show(models) {
     const value = quantile(buckets, fraction);
     figures[name].update(value, value === null ? "–" : formatSeconds(value));
   }
-  const hits = hitRate((name) => grown(name));
+  const hits = hitRate(grown);
   figures.hits.update(hits, percent(hits));
   const bytes = sum(last.samples, "process_resident_memory_bytes");
   figures.memory.update(bytes, bytes === null ? "–" : `${formatNumber(bytes / 2 ** 20)} MiB`);
   showModels(models, rate, first.samples, last.samples);
+}
+
+/** Return how many tokens the batches could have had. */
+function countRoom(models, grown) {
+  const countBatches = ({ id }) => grown("infinity_batches_total", (labels) => labels.model === id);
+  return models.reduce((total, model) => total + model.max_batch_tokens * countBatches(model), 0);
 }
 
 function showModels(models, rate, before, after) {

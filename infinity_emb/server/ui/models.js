@@ -2,6 +2,7 @@
 
 import { ApiError, call, explain, server } from "./api.js";
 import { onModels, refreshModels } from "./catalog.js";
+import { openDialog } from "./dialogs.js";
 import { element, readLines } from "./dom.js";
 
 const CAPABILITIES = {
@@ -35,6 +36,7 @@ const writeCount = (value) => value.toLocaleString("en");
 function drawModel(model) {
   const prompts = Object.keys(model.prompts).filter((name) => model.prompts[name]);
   const facts = {
+    Kind: [model.kind],
     Dtype: [model.dtype, model.dtype_reason],
     Attention: [model.attention, model.attention_reason],
     Engine: [`${model.engine} on ${model.device}`, model.engine_reason],
@@ -51,7 +53,7 @@ function drawModel(model) {
     "article",
     { class: "panel model", "aria-label": model.id },
     element("h2", {}, model.id, " ", element("span", { class: model.is_loaded ? "badge good" : "badge" }, model.is_loaded ? "loaded" : "loads at the next request")),
-    element("ul", { class: "chips", "aria-label": "Can do" }, element("li", {}, model.kind), ...model.capabilities.map((each) => element("li", {}, CAPABILITIES[each] ?? each))),
+    element("ul", { class: "chips", "aria-label": "Can do" }, ...model.capabilities.map((each) => element("li", {}, CAPABILITIES[each] ?? each))),
     element("dl", {}, ...rows.map(([name, [value, reason]]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, reason && element("span", { class: "hint" }, reason))))),
     server.hasAdmin && drawActions(model.id),
   );
@@ -61,7 +63,7 @@ function drawActions(name) {
   const path = `/${encodeURI(name).replaceAll("?", "%3F").replaceAll("#", "%23")}`;
   const reload = () => change("Reloading", name, () => callAdmin(`${path}/reload`, { method: "POST" }));
   const unload = async () => {
-    if (await confirm(`Unload ${name}?`, "It finishes what it has accepted and is no longer served.", "Unload")) {
+    if (await confirm(`Unload ${name}?`, "It finishes the requests that it has accepted, and is no longer served.", "Unload")) {
       change("Unloading", name, () => callAdmin(path, { method: "DELETE" }));
     }
   };
@@ -106,18 +108,8 @@ function readOptions(form) {
 
 function confirm(title, message, action) {
   const dialog = document.getElementById("confirm-dialog");
-  const form = dialog.querySelector("form");
   document.getElementById("confirm-title").textContent = title;
   document.getElementById("confirm-message").textContent = message;
-  form.querySelector("[type=submit]").textContent = action;
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    form.onsubmit = (event) => {
-      event.preventDefault();
-      dialog.close("yes");
-    };
-    form.cancel.onclick = () => dialog.close();
-    dialog.onclose = () => resolve(dialog.returnValue === "yes");
-  });
+  dialog.querySelector("[type=submit]").textContent = action;
+  return openDialog(dialog);
 }

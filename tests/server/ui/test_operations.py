@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from tests.server.ui.conftest import OpenPage
 from tests.support.server_process import Server
@@ -46,15 +46,19 @@ def test_models_are_described_loaded_and_unloaded(open_page: OpenPage, server: S
 
 def test_live_figures_follow_the_traffic(open_page: OpenPage, server: Server) -> None:
     page = open_page(f"{server.url}/ui#live")
-    figures = page.locator(".figure-value")
+
+    def find_figure(name: str) -> Locator:
+        return page.locator(".figure", has_text=name).locator(".figure-value")
+
     expect(page.locator(".live-models tbody tr")).to_have_count(3)
     with page.expect_response("**/metrics"):
         pass
     for _ in range(5):
         body = {"model": "clip", "input": ["four", "five"]}
         httpx.post(f"{server.url}/embeddings", json=body, timeout=60).raise_for_status()
-    expect(figures.nth(6)).to_contain_text("s")  # p50: it stays for half a minute
-    expect(figures.nth(4)).to_have_text("2")  # inputs in a batch
+    expect(find_figure("p50")).to_contain_text("s")  # it stays for half a minute
+    expect(find_figure("Inputs/batch")).to_have_text("2")
+    expect(find_figure("Batch fill")).to_have_text("0 %")  # 8 of thousands of tokens
 
 
 def test_nothing_is_asked_while_nobody_looks(open_page: OpenPage, server: Server) -> None:
