@@ -1,12 +1,13 @@
 """Measure what metrics, traces and Server-Timing cost, as ratios of the time of a request of 32 passages.
 
-    python -m benchmarks.observability [--rounds 7] [--model bundled]
+    python -m benchmarks.observability [--rounds 7] [--model bundled] [--spans]
 
 One app per arm in this process, reached without a socket; the arms take turns. `bare` counts nothing: without
 the middleware of the metrics and with histograms that drop their values. Spans are encoded for OTLP and then
-dropped. The fake engine computes nothing, so its ratios show the whole cost. It is the
-processor's time of all threads, the exporter's too: other processes disturb it less than the clock. The last
-line is JSON.
+dropped. The fake engine computes nothing, so its ratios show the whole cost. The last rows divide that by a
+request to the bundled model, whose own ratios are noisier: it costs as much there, but for the spans of more
+batches. Time is the processor's, of all threads, the exporter's too: other processes disturb it less than the
+clock. With `--spans`, only the two ways of writing the span of a stage are compared. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 from unittest import mock
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Tracer as SDKTracer
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from benchmarks.rounds import Row, report
@@ -31,16 +34,20 @@ from infinity_emb.config.model_options import DEFAULT_MODEL
 from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.scheduling import worker_pool
 from infinity_emb.scheduling.histogram import Histogram, StageHistograms
+from infinity_emb.scheduling.stages import Interval
 from infinity_emb.server.app import build_app
 from infinity_emb.server.middleware.http_metrics import HTTPMetricsMiddleware
 from infinity_emb.server.server_app import ServerApp
 from infinity_emb.server.tracing import provider
+from infinity_emb.server.tracing.provider import HashedResource
+from infinity_emb.server.tracing.spans import SpanWriter, TracedStages
 from scripts.asgi_client import Lifespan, post_json
 
 NUM_PASSAGES = 32
+NUM_SPANS = 1000
 # Model → options, and the number of requests of an arm in one round.
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
-    "fake": ({"model_name_or_path": "debug", "engine": "debugengine"}, 100),
+    "fake": ({"model_name_or_path": "debug", "engine": "debugengine"}, 200),
     # Fixed, because each engine would measure its own batch size, and the arms would differ by it.
     "bundled": ({"model_name_or_path": DEFAULT_MODEL, "device": "cpu", "max_batch_tokens": 1024}, 2),
 }
@@ -115,6 +122,11 @@ class Bench:
             for model in models
             for arm, (_, text, goal) in COMPARISONS.items()
         }
+        if len(models) > 1:
+            self.rows |= {
+                f"combined_{arm}": Row(f"1 + cost with fake / bundled model: {arm}", goal)
+                for arm, (_, _, goal) in COMPARISONS.items()
+            }
 
     async def _start(self) -> None:
         for model in self._models:
@@ -130,12 +142,21 @@ class Bench:
     def measure(self) -> dict[str, float]:
         """Run one round and return the value of each row."""
         values: dict[str, float] = {}
+        seconds: dict[str, dict[str, float]] = {}  # model → arm → seconds per request
         for model in self._models:
-            seconds = dict.fromkeys(ARMS, 0.0)
-            for name in _take_turns(list(ARMS), MODELS[model][1]):
-                seconds[name] += self._loop.run_until_complete(self._time(model, name))
+            seconds[model] = dict.fromkeys(ARMS, 0.0)
+            number = MODELS[model][1]
+            for name in _take_turns(list(ARMS), number):
+                seconds[model][name] += self._loop.run_until_complete(self._time(model, name)) / number
             values |= {
-                f"{model}_{arm}": seconds[arm] / seconds[base] for arm, (base, _, _) in COMPARISONS.items()
+                f"{model}_{arm}": seconds[model][arm] / seconds[model][base]
+                for arm, (base, _, _) in COMPARISONS.items()
+            }
+        if len(self._models) > 1:
+            fake, bundled = seconds["fake"], seconds["bundled"]
+            values |= {
+                f"combined_{arm}": 1 + (fake[arm] - fake[base]) / bundled[base]
+                for arm, (base, _, _) in COMPARISONS.items()
             }
         return values
 
@@ -145,6 +166,41 @@ class Bench:
         status, _ = await post_json(self._apps[model, arm], "/embeddings", body, headers=ARMS[arm].headers)
         assert status == 200
         return time.process_time() - started_s
+
+
+class SpanBench:
+    """Write spans of stages in both ways, to a processor that drops them."""
+
+    def __init__(self) -> None:
+        provider_of_spans = TracerProvider(resource=HashedResource(Resource.create({})))
+        provider_of_spans.add_span_processor(SpanProcessor())
+        tracer = provider_of_spans.get_tracer("benchmark")
+        assert isinstance(tracer, SDKTracer)
+        self._parent = tracer.start_span("request")
+        self._writers = {"sdk": SpanWriter(tracer), "finished": SpanWriter(tracer, tracer.span_processor)}
+        self.rows = {
+            "sdk": Row("us per span that the SDK starts and ends", ""),
+            "finished": Row("us per span that is written finished", ""),
+            "ratio": Row("written finished / started and ended", ""),
+        }
+
+    def close(self) -> None:
+        """Do nothing: there is no process to stop."""
+
+    def measure(self) -> dict[str, float]:
+        """Run one round and return the value of each row."""
+        us = dict.fromkeys(self._writers, 0.0)
+        for name in _take_turns(list(self._writers), 10):
+            us[name] += self._time_us(self._writers[name]) / 10
+        return us | {"ratio": us["finished"] / us["sdk"]}
+
+    def _time_us(self, writer: SpanWriter) -> float:
+        """Return the processor time per span of a request of many stages."""
+        stages = TracedStages(self._parent, {})
+        stages.intervals.extend(Interval("queue", 0.0, 1.0) for _ in range(NUM_SPANS))
+        started_s = time.process_time()
+        writer.write(stages)
+        return 1e6 * (time.process_time() - started_s) / NUM_SPANS
 
 
 def _take_turns(names: list[str], num_turns: int) -> Iterator[str]:
@@ -159,7 +215,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", choices=list(MODELS), action="append")
+    parser.add_argument("--spans", action="store_true", help="compare two ways to write a span, no apps")
     args = parser.parse_args()
+    if args.spans:
+        report(SpanBench(), args.rounds, about=f"{NUM_SPANS} spans per request")
+        return
     report(Bench(args.model or list(MODELS)), args.rounds, about=f"{NUM_PASSAGES} passages per request")
 
 
