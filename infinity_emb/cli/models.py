@@ -23,7 +23,7 @@ _PACKAGES = {"torch": "sentence_transformers", "onnx": "onnxruntime", "vision": 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `list`, `download` and `show`."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     for name, help_text in (
         ("list", "List the models on this machine: size, kind, last use."),
         ("download", "Download what serving a model reads, and print its folder."),

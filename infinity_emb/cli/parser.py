@@ -108,6 +108,12 @@ class _HelpFormatter(argparse.HelpFormatter):
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = textwrap.wrap(
+            text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        return "\n".join(lines)
+
     def _format_action(self, action: argparse.Action) -> str:
         """Leave out the line above the list of commands."""
         text = super()._format_action(action)
@@ -123,7 +129,9 @@ def build_parser() -> CommandParser:
     """Build the parser of the program, with one subparser per command."""
     parser = CommandParser(
         prog="infinity_emb",
-        description="Serve embedding models over REST. Without a command, v2 is run.",
+        description="Serve embedding, reranking and classification models over HTTP. Without a command, v2 is"
+        " run.",
+        epilog="'infinity_emb COMMAND --help' describes the options of a command.",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )

@@ -53,7 +53,9 @@ def list_cached_models() -> CacheListing:
     try:
         cache = scan_cache_dir(folder)
         models = [_describe(each) for each in cache.repos if each.repo_type == "model"]
-        warnings = [one_line(each) for each in cache.warnings]
+        # Libraries keep files of their own beside the models, such as transformers' version.txt.
+        found = [one_line(each) for each in cache.warnings]
+        warnings = [each for each in found if "path is not a directory" not in each]
     except CacheNotFound:
         pass
     bundled = find_bundled_model()

@@ -104,6 +104,8 @@ def test_a_download_prints_the_folder_and_is_listed_with_kind_and_size(
     size = format_bytes(small["size_bytes"])
     assert any(re.match(rf"org/small +embedder +{size} +1  just now$", line) for line in out.splitlines())
     assert out.splitlines()[-1].endswith(f"the cache is {tmp_path / 'hub'}")
+    (tmp_path / "hub" / "version.txt").write_text("1")  # transformers writes it; it is no model
+    assert run(capsys, "list")[1] == out
 
 
 def test_a_cache_that_is_empty_or_holds_half_a_model_is_listed(
