@@ -66,6 +66,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "soxr": ("preprocessing.media.decode",),
     "httpx2": ("preprocessing.media.fetch", "bulk.server_computer"),
     "pyarrow": ("bulk", "ray_data"),
+    "lance": ("bulk.lance_dataset",),
     # For type checkers alone: no start imports it.
     "typing_extensions": ("errors",),
     # The app's type; uvicorn is handed an app.

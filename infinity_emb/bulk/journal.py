@@ -11,18 +11,19 @@ bad rows of a part are written before it: a part that exists tells that its rows
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from infinity_emb.bulk.rows import BadRow
 from infinity_emb.bulk.shard_formats import ShardFormat
 from infinity_emb.errors import StartupError
-from infinity_emb.storage.files import DRAFT_SUFFIX, write_durably
+from infinity_emb.storage.files import DRAFT_SUFFIX, remove_folder, write_durably
 
 if sys.platform != "win32":
     import fcntl
@@ -61,7 +62,7 @@ class Layout(NamedTuple):
     def list_results(self) -> list[Path]:
         """Return the files of a finished job that exist."""
         shards = [self.output] if self.rows_per_shard is None else sorted(self.output.glob("part-*.*"))
-        return [path for path in [*shards, self.bad_rows] if path.is_file()]
+        return [path for path in [*shards, self.bad_rows] if path.exists()]
 
 
 class Part(NamedTuple):
@@ -147,7 +148,8 @@ class Journal:
         path = self._layout.shard(number, shard_format.suffix)
         parts = [part.path for part in self._list_parts()]
         if not path.exists():
-            write_file(path, lambda file: shard_format.join(file, parts))
+            with explain_failure(path):
+                shard_format.write_shard(path, parts)
         for part in parts:
             part.unlink()
 
@@ -204,14 +206,23 @@ class Journal:
 
     def _clear(self) -> None:
         for path in [*self._layout.list_results(), *self._folder.iterdir()]:
-            if path.name != "lock":
+            if path.is_dir():
+                remove_folder(path)
+            elif path.name != "lock":
                 path.unlink()
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Create or replace a file as a whole. Raises StartupError."""
-    try:
+    with explain_failure(path):
         write_durably(path, write)
+
+
+@contextlib.contextmanager
+def explain_failure(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into a StartupError that names the path."""
+    try:
+        yield
     except OSError as exc:
         raise StartupError(
             f"cannot write {path} ({exc}); make room, and run the same command again to continue"

@@ -14,6 +14,7 @@ from infinity_emb.bulk.columns import Columns
 from infinity_emb.bulk.engine_computer import EngineComputer, load_engine
 from infinity_emb.bulk.job import Job, Summary
 from infinity_emb.bulk.journal import Journal, Layout
+from infinity_emb.bulk.lance_dataset import check_installed, is_dataset
 from infinity_emb.bulk.reading import RowSource
 from infinity_emb.bulk.results import check_fits, detect_type
 from infinity_emb.bulk.server_computer import ServerAddress, ServerComputer
@@ -32,6 +33,7 @@ _OUTPUT_FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".npy": "npy",
+    ".lance": "lance",
 }
 
 
@@ -88,23 +90,31 @@ def choose_layout(options: BulkOptions) -> Layout:
             f"output {options.output!r} is an address; write to a local file or folder and copy it afterwards"
         )
     output = Path(options.output).expanduser()
-    has_suffix = output.suffix.lower() in _OUTPUT_FORMATS
-    is_folder = options.output.endswith("/") or output.is_dir() or not has_suffix
+    output_format = _OUTPUT_FORMATS.get(output.suffix.lower())
+    if output_format == "lance" and output.is_dir() and not is_dataset(output):
+        raise StartupError(f"output {output} is a folder, but no Lance dataset; give another name")
+    names_folder = options.output.endswith("/") or output.is_dir()
+    is_folder = output_format is None or (output_format != "lance" and names_folder)
     if not is_folder and options.rows_per_shard:
         raise StartupError(
             f"--rows-per-shard needs a folder as output; give {output.with_suffix('')}/ in place of {output}"
         )
     if is_folder and output.is_file():
-        raise StartupError(f"output {output} is a file without a known ending; give .parquet, .jsonl or .npy")
+        raise StartupError(
+            f"output {output} is a file without a known ending; give .parquet, .jsonl, .npy or .lance"
+        )
     return Layout(output, (options.rows_per_shard or DEFAULT_ROWS_PER_SHARD) if is_folder else None)
 
 
 def choose_output_format(layout: Layout, given: str) -> str:
-    """Return the format of the shards. Raises StartupError where name and option differ."""
+    """Return the format of the shards. Raises StartupError if the name differs, or pylance is missing."""
     by_name = None if layout.rows_per_shard else _OUTPUT_FORMATS[layout.output.suffix.lower()]
     if by_name and given not in ("auto", by_name):
         raise StartupError(f"--output-format {given} does not go with the name {layout.output}; change one")
-    return by_name or ("parquet" if given == "auto" else given)
+    chosen = by_name or ("parquet" if given == "auto" else given)
+    if chosen == "lance":
+        check_installed()
+    return chosen
 
 
 def run_job(plan: JobPlan, options: BulkOptions, args: EngineArgs) -> Summary:

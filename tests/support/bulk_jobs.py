@@ -50,6 +50,10 @@ def make_rows(count: int, *, column: str = "text") -> list[Row]:
 
 def read_rows(output: Path) -> list[Row]:
     """Read the rows of a file, or of the shards of a folder in order."""
+    if output.suffix == ".lance":
+        import lance
+
+        return lance.dataset(str(output)).to_table().to_pylist()  # type: ignore[no-any-return]
     if output.is_dir():
         return [row for shard in sorted(output.glob("part-*")) for row in read_rows(shard)]
     if output.suffix == ".parquet":
