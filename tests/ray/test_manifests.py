@@ -31,7 +31,7 @@ MEMBERS: Mapping[str, tuple[Mapping[str, type], Mapping[str, type]]] = {
     "spec": ({}, {"serveConfigV2": str, "rayClusterConfig": dict}),
     "rayClusterConfig": (
         {"headGroupSpec": dict},
-        {"workerGroupSpecs": list, "rayVersion": str, "enableInTreeAutoscaling": bool},
+        {"workerGroupSpecs": list, "rayVersion": str, "enableInTreeAutoscaling": bool, "authOptions": dict},
     ),
     "headGroupSpec": GROUP,
     "workerGroupSpec": (
