@@ -18,7 +18,8 @@ from infinity_emb.cli.parser import build_parser
 from infinity_emb.config.environment import collect_given
 from infinity_emb.config.server_config import ServerConfig
 
-_PROGRAM = "infinity_emb"
+# With `docker run --init`, process 1 is Docker's and has the image's entry point among its arguments.
+_PROGRAMS = ("infinity_emb", "entrypoint.sh")
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 _TIMEOUT_S = 4
 
@@ -37,7 +38,7 @@ def main() -> int:
 
 def find_health_url(command_line: Sequence[str], environ: Mapping[str, str]) -> str:
     """Return the URL of `/health` of a server with this command line and environment."""
-    programs = [index for index, word in enumerate(command_line) if Path(word).name == _PROGRAM]
+    programs = [index for index, word in enumerate(command_line) if Path(word).name in _PROGRAMS]
     arguments = [word for word in command_line[programs[0] + 1 :] if word] if programs else []
     _, flags = build_parser().parse(insert_command(arguments))
     config = ServerConfig.from_given(collect_given(ServerConfig, flags, environ, is_per_model=False))

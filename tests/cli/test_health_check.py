@@ -15,6 +15,7 @@ from infinity_emb.cli.health_check import find_health_url
             {},
             "http://127.0.0.1:81/health",
         ),
+        ("/sbin/docker-init -- entrypoint.sh v2 --port 81", {}, "http://127.0.0.1:81/health"),
         ("python infinity_emb v2", {"INFINITY_PORT": "90"}, "http://127.0.0.1:90/health"),
         ("python infinity_emb v2 --port 8080", {"INFINITY_PORT": "90"}, "http://127.0.0.1:8080/health"),
         ("python infinity_emb v2 --host ::", {}, "http://[::1]:7997/health"),

@@ -108,6 +108,12 @@ def check_serve(words: Sequence[str], _: Mapping[str, str]) -> None:
     assert (REPOSITORY / words[1]).is_file(), words[1]
 
 
+def check_paths(words: Sequence[str], _: Mapping[str, str]) -> None:
+    """Check that what is deployed exists."""
+    for word in words:
+        assert not word.startswith("deploy/") or (REPOSITORY / word).exists(), word
+
+
 def check_docker(words: Sequence[str], variables: Mapping[str, str]) -> None:
     """Check build arguments, variables, and what follows the image's name, which the server reads."""
     for flag, value in itertools.pairwise(words):
@@ -131,4 +137,6 @@ CHECKS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], None]] = {
     "pip": check_pip,
     "docker": check_docker,
     "serve": check_serve,
+    "helm": check_paths,
+    "kubectl": check_paths,
 }
