@@ -48,7 +48,7 @@ test-clients: .venv/tested
 	$(BIN)/python -m pytest tests/clients --all-clients $(ARGS)
 
 test-ray: $(RAY)/made
-	$(RAY)/bin/python -W ignore -m pytest tests/ray -W ignore --timeout 400 $(ARGS)
+	$(RAY)/bin/python -W ignore -m pytest tests/ray -W ignore --timeout 240 $(ARGS)
 
 check: .venv/tested
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 # Inherited by the processes of Ray, which find this package in the repository.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 otherwise, and then other work on the machine starves the replicas
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine
     "PYTHONPATH": str(Path(__file__).parents[2]),
 }
@@ -33,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 4, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    head = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(address=cluster.address, log_to_driver=False)

@@ -16,7 +16,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-DEADLINE_S = 200.0
+DEADLINE_S = 150.0
+PAUSE_S = 0.05  # of a client between two requests
 CPU_SHARE = {"num_cpus": 0.1}
 APPLICATION = "infinity"
 
@@ -56,7 +57,7 @@ def wait_for(is_reached: Callable[[], bool], what: str) -> None:
     while time.monotonic() < deadline:
         if is_reached():
             return
-        time.sleep(0.2)
+        time.sleep(0.5)  # each look costs the controller time
     raise TimeoutError(f"not {what} after {DEADLINE_S} s: {serve.status()}")
 
 
@@ -94,6 +95,8 @@ class Load:
                 self.failures.append(exc)
             self.num_done += 1
             number += 1
+            # The clients share the cores with the replicas that start meanwhile.
+            self._is_over.wait(PAUSE_S)
 
     def stop(self) -> None:
         self._is_over.set()
