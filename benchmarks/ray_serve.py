@@ -83,6 +83,7 @@ def _start_serve(model: str) -> int:
     """Start both applications; return the port."""
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",  # as the plain server and the load generator; Ray's default is 15
         HOME=tempfile.mkdtemp(),  # Ray keeps a token there
         PYTHONPATH=str(Path(__file__).parents[1]),
     )
