@@ -8,6 +8,7 @@
 # make bench-peers  our server and others of the same model in turn, each in an environment of its own (ARGS="--rounds 3")
 # make bench-aiperf  infinity_emb bench, NVIDIA's AIPerf and wrk in turn on one server
 # make bench-newcomer  the time from git clone to the first vector, in a clean environment, and what a start spends it on
+# make bench-page  requests, bytes and first paint of the page at /ui in Chromium
 # make bench-compare  speed of this tree against another commit, in turn (ARGS="2f27a20 --quick")
 # make test-clients  what people use as clients, all of them, each in an environment of its own
 # make test-ray  models on Ray Serve and rows with Ray Data, in an environment of its own with Ray

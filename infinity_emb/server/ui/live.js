@@ -86,7 +86,8 @@ function show(models) {
   figures.batch.update(divide(grown("infinity_items_total"), grown("infinity_batches_total")));
   const fill = divide(grown("infinity_tokens_total"), countRoom(models, grown));
   figures.fill.update(fill, percent(fill));
-  const busy = rate("infinity_compute_seconds_total");
+  // Counted when a batch ends, which may have begun before the reading before.
+  const busy = divide(grown("infinity_compute_seconds_total"), (last.at - first.at) / 1000);
   figures.busy.update(busy, percent(busy));
   const buckets = histogramGrowth(first.samples, last.samples, HISTOGRAM, isWork);
   for (const [name, fraction] of [["p50", 0.5], ["p99", 0.99]]) {
