@@ -1,4 +1,4 @@
-"""Run work on threads and event loops, with deadlines and cancellation."""
+"""Run work on threads, event loops and in child processes, with deadlines and cancellation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import ctypes
 import logging
 import os
+import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from infinity_emb.errors import DeadlineExceeded, EngineNotReady
@@ -194,6 +196,21 @@ async def run_on_daemon_thread(function: Callable[[], ResultT], name: str) -> Re
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+def start_isolated_python(program: str) -> subprocess.Popen[bytes]:
+    """Start a child that runs a program with this package, in a session of its own; its pipes are binary.
+
+    It imports nothing from the working directory or the environment, where anything may be called `json.py`.
+    """
+    package_folder = str(Path(__file__).parents[1])
+    path = [package_folder, *(each for each in sys.path if each not in ("", os.getcwd()))]
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!r}; {program}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the server, which ends its children
+    )
 
 
 class _TimeIsUp(BaseException):

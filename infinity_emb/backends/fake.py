@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from infinity_emb.backends.base import FinishedBatch, LoadedModel
-from infinity_emb.backends.fake_faults import Faults, parse_faults
+from infinity_emb.backends.fake_faults import Faults, fail_to_load, parse_faults
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import BadInput, InputTooLong, StartupError
 from infinity_emb.hub.resolve import ModelFiles
@@ -188,8 +188,7 @@ def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedMode
     if faults.load_delay_s:
         time.sleep(faults.load_delay_s)
     if faults.load_fails and Path(faults.load_fails).is_file():
-        reason = Path(faults.load_fails).read_text().strip()
-        raise MemoryError if reason == "memory" else StartupError(f"told not to load: {reason}")
+        fail_to_load(Path(faults.load_fails).read_text().strip())
     is_scoring = kind in (ModelKind.reranker, ModelKind.classifier)
     info = ModelInfo(
         kind=ModelKind.embedder if kind is ModelKind.auto else kind,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import os
 from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
 
 from infinity_emb.errors import StartupError
 
@@ -21,7 +26,7 @@ class Faults:
     nan_on: str = ""  # the text's vector is NaN
     nan_in_half_on: str = ""  # the text's vector is NaN unless computed in full precision
     load_delay_s: float = 0.0  # duration of loading
-    load_fails: str = ""  # path of a file whose content is why loading fails; `memory` for lack of memory
+    load_fails: str = ""  # path of a file whose content is why loading fails; see `fail_to_load`
 
 
 def parse_faults(settings: dict[str, str]) -> Faults:
@@ -34,6 +39,20 @@ def parse_faults(settings: dict[str, str]) -> Faults:
         _parse_seconds(name, settings.pop(name, "0")) for name in ("delay_s", "load_delay_s")
     )
     return Faults(delay_s=delay_s, load_delay_s=load_delay_s, **settings)
+
+
+def fail_to_load(reason: str) -> NoReturn:
+    """Raise for lack of memory, end the process, never return, take all memory, or raise StartupError."""
+    if reason == "memory":
+        raise MemoryError
+    if reason == "abort":
+        os.abort()
+    if reason == "hang":
+        ctypes.PyDLL(None).pause()  # with the interpreter's lock, as native code may hold it
+    taken = []
+    while reason == "all memory":
+        taken.append(np.ones(2**22))
+    raise StartupError(f"told not to load: {reason}")
 
 
 def _parse_seconds(name: str, text: str) -> float:

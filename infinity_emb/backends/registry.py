@@ -16,12 +16,13 @@ from types import ModuleType
 from typing import NamedTuple, cast
 
 from infinity_emb.backends.base import LoadedModel, Reference
+from infinity_emb.backends.load_trial import load_in_trial, no_memory
 from infinity_emb.backends.packages import check_libraries, check_model_packages, is_installed
 from infinity_emb.backends.startup_check import check_outputs_differ
 from infinity_emb.backends.vector_length import measure_vector_length
 from infinity_emb.concurrency import call_within
 from infinity_emb.config.model_options import LoadOptions
-from infinity_emb.errors import ModelTooLarge, StartupError, one_line
+from infinity_emb.errors import StartupError, one_line
 from infinity_emb.hub.contents_check import check_contents
 from infinity_emb.hub.detect import lacks_weights
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
@@ -77,12 +78,18 @@ def load_model(args: LoadOptions) -> LoadedModel:
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
     extra = _ENGINES[args.engine].extra
     if extra is None:
-        return load_from(args, None)
+        return _load_tried(args, None)
     check_libraries(args.engine, [_TOKENIZER_LIBRARY], extra)
     reads_graphs = args.engine in (*READ_GRAPHS, InferenceEngine.auto)
     if args.graph_file and not reads_graphs:
         logger.warning("--graph-file %s has no effect with --engine %s", args.graph_file, args.engine)
-    return load_from(args, _find_files(args, graph_suffices=reads_graphs))
+    return _load_tried(args, _find_files(args, graph_suffices=reads_graphs))
+
+
+def _load_tried(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
+    if args.needs_trial:
+        load_in_trial(args, files)
+    return load_from(args, files)
 
 
 def load_from(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
@@ -103,7 +110,7 @@ def load_from(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
             f"model {name!r} was not loaded in time: {exc}; raise --load-timeout-s if its files are right"
         ) from exc
     except MemoryError as exc:
-        raise ModelTooLarge(f"there is no memory for model {name!r}; unload another one first") from exc
+        raise no_memory(name) from exc
     except StartupError:
         raise
     except Exception as exc:  # a model's files can make the libraries raise anything

@@ -131,6 +131,9 @@ class ComputeOptions:
 class LoadOptions(BatchLimits, ComputeOptions, ModelOptions):
     """All that the backends need to know."""
 
+    # Whether a stranger may have chosen the files: they are then loaded in another process before.
+    needs_trial: bool = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredOptions:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.array import AsyncEngineArray, Resolved
@@ -96,7 +97,8 @@ class ServedModels:
                     raise NameInUse(f"a model is served as {name!r}; choose another name, or unload it first")
             with _translate_errors():
                 engine = await load_on_thread(
-                    lambda: AsyncEmbeddingEngine.from_args(args), args.model_name_or_path
+                    lambda: AsyncEmbeddingEngine.from_args(replace(args, needs_trial=True)),
+                    args.model_name_or_path,
                 )
                 if isinstance(engine, StartupError):
                     raise engine

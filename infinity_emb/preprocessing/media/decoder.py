@@ -13,13 +13,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-import infinity_emb
+from infinity_emb.concurrency import start_isolated_python
 from infinity_emb.errors import (
     AudioCorruption,
     BadInput,
@@ -38,10 +37,7 @@ Pixels = npt.NDArray[np.uint8]
 Reserve = Callable[[float], None]
 
 _ERRORS = {error.__name__: error for error in (ImageCorruption, AudioCorruption, ModelNotDeployedError)}
-# Isolated from the working directory and the environment, where anything may be called `json.py`.
-_PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; from infinity_emb.preprocessing.media.decoder import main; main()"
-)
+_PROGRAM = "from infinity_emb.preprocessing.media.decoder import main; main()"
 
 
 class Decoder(Protocol):
@@ -99,7 +95,7 @@ class DecoderProcess:
         if self._is_killed:
             self.close()
             self._is_killed = False
-        process = self._process = self._process or _start_process()
+        process = self._process = self._process or start_isolated_python(_PROGRAM)
         is_late = threading.Event()
 
         def end() -> None:
@@ -119,18 +115,6 @@ class DecoderProcess:
             raise error_type(f"cannot be decoded: {reason}; send a smaller or simpler file") from exc
         finally:
             timer.cancel()
-
-
-def _start_process() -> subprocess.Popen[bytes]:
-    package_folder = str(Path(infinity_emb.__file__).parents[1])
-    path = [each for each in sys.path if each not in ("", os.getcwd())]
-    program = _PROGRAM.format(path=[package_folder, *path])
-    return subprocess.Popen(
-        [sys.executable, "-I", "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the server, which ends its children
-    )
 
 
 def _exchange(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from infinity_emb.backends import fake
+from infinity_emb.backends import load_trial
 from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.errors import StartupError
@@ -396,17 +397,9 @@ async def test_the_array_can_be_made_by_the_app() -> None:
         assert (await client.post(MODELS, json=OTHER)).status_code == 200
 
 
-async def test_a_load_without_end_is_refused_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = fake.load_model
-
-    def load_or_hang(args: Any, files: Any = None) -> Any:
-        while args.model_name_or_path == "endless":
-            pass
-        return load(args, files)
-
-    monkeypatch.setattr(fake, "load_model", load_or_hang)
+async def test_a_load_that_hangs_in_native_code_is_killed_and_others_go_on(tmp_path: Path) -> None:
+    endless = {**faulty_model(tmp_path, "hang"), "load_timeout_s": 2}
     async with client_of(admin_app(debug_args("debug"))) as client:
-        endless = {"model_id": "endless", "engine": "debugengine", "load_timeout_s": 1}
         stuck = asyncio.create_task(client.post(MODELS, json=endless, headers=AS_ADMIN))
         response = await client.post(MODELS, json=OTHER, headers=AS_ADMIN)
         assert response.status_code == 200
@@ -414,3 +407,23 @@ async def test_a_load_without_end_is_refused_and_others_go_on(monkeypatch: pytes
         assert refused.status_code == 400
         assert "--load-timeout-s" in refused.text
         assert await names_served(client) == ["debug", "other"]
+
+
+async def test_a_model_that_crashes_or_takes_all_memory_is_refused_and_the_server_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(load_trial, "free_memory_bytes", lambda: 2**29)
+    async with client_of(admin_app(debug_args("debug"))) as client:
+        faults = {"abort": 400, "all memory": 507}
+        if sys.platform != "linux":  # other systems bound no memory
+            del faults["all memory"]
+        for reason, status in faults.items():
+            model = faulty_model(tmp_path, reason)
+            response = await client.post(MODELS, json=model, headers=AS_ADMIN)
+            assert response.status_code == status, response.text
+            assert (await embed(client)).status_code == 200
+
+
+def faulty_model(folder: Path, reason: str) -> dict[str, Any]:
+    (folder / "fault").write_text(reason)
+    return {"model_id": f"bad?load_fails={folder / 'fault'}", "engine": "debugengine"}
