@@ -19,6 +19,8 @@ from infinity_emb.types import (
     TokenIdPolicy,
 )
 
+MAX_DEVICES = 64
+MAX_THREADS = 1024
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -105,11 +107,21 @@ class ComputeOptions:
         affects_speed=False,
     )
     device: Device = option(Device.auto, "Device to compute on.")
-    device_id: tuple[int, ...] = option((), "Device indices, such as 0,1; one replica of the model on each.")
+    device_id: tuple[int, ...] = option(
+        (),
+        "Device indices, such as 0,1; one replica of the model on each.",
+        check=lambda ids: f"names more than {MAX_DEVICES} devices" if len(ids) > MAX_DEVICES else None,
+    )
     dtype: Dtype = option(Dtype.auto, "Data type of the weights; auto depends on the device.")
-    threads: int = option(0, "CPU compute threads; 0 uses all CPUs of the container.", minimum=0)
+    threads: int = option(
+        0, "CPU compute threads; 0 uses all CPUs of the container.", minimum=0, maximum=MAX_THREADS
+    )
     tokenizer_threads: int = option(
-        0, "Tokenizer threads; 0 depends on the number of cores.", minimum=0, affects_speed=False
+        0,
+        "Tokenizer threads; 0 depends on the number of cores.",
+        minimum=0,
+        maximum=MAX_THREADS,
+        affects_speed=False,
     )
     graph_file: str = option(
         "",

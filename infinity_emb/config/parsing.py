@@ -173,7 +173,7 @@ def _check_limits(option: Option, value: Any, source: str) -> None:
         raise StartupError(f"{source} must be at most {spec.maximum}, got {value}")
     problem = spec.check(value) if spec.check else None
     if problem:
-        raise StartupError(f"{source} {problem}, got {value!r}")
+        raise StartupError(f"{source} {problem}, got {value!r:.200}")
 
 
 def _wrong_choice(source: str, value: Any, choices: Sequence[str]) -> str:

@@ -24,10 +24,13 @@ from infinity_emb.errors import StartupError
 from infinity_emb.types import Device, Dtype, EmbeddingDtype, InferenceEngine, ModelKind
 
 
-def test_every_field_but_the_aliases_is_declared_as_an_option() -> None:
+def test_every_field_that_users_give_is_declared_as_an_option() -> None:
     for config in (EngineArgs, ServerConfig):
         declared = {each.name for each in list_options(config)}
-        assert {each.name for each in dataclasses.fields(config)} - declared <= {"served_model_aliases"}
+        assert {each.name for each in dataclasses.fields(config)} - declared <= {
+            "served_model_aliases",
+            "needs_trial",
+        }
 
 
 def test_flags_variables_and_field_names_are_unique_over_both_configs() -> None:
