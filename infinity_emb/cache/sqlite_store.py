@@ -38,6 +38,8 @@ class SqliteStore:
         self._max_bytes = max_bytes - self._max_log_bytes
         self._num_rows_to_evict = max(16, min(1024, max_bytes // 2**21))  # many at once fill the log
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # sqlite3 says what is wrong
+            os.close(os.open(path, os.O_CREAT, 0o600))  # for this user alone; the log gets the same mode
         self._connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
         try:
             self._prepare()

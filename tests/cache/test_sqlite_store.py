@@ -72,6 +72,13 @@ def test_file_and_log_stay_below_the_limit_and_keep_the_newest_values(path: Path
         assert len(read_keys(path)) * 1500 > max_bytes / 3, "most of the room is used"
 
 
+def test_nobody_else_may_read_the_files(file: SqliteStore, path: Path) -> None:
+    file.write({key_of(0): b"value"})
+    modes = {each.name: each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
+    assert len(modes) == 3
+    assert set(modes.values()) == {0o600}
+
+
 def test_a_value_over_the_limit_is_dropped(path: Path) -> None:
     with closing(SqliteStore(path, MEGABYTE, 1.0)) as file:
         file.write({key_of(0): b"0"})
