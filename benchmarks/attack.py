@@ -265,6 +265,7 @@ CASES = {
         "--max-total-body-bytes 1024 MiB",
     ),
     "pipelined GET /models": Case(FAKE, lambda: flood("/models", 20, 500), ask=ask_health),
+    "texts beside pipelined GET /models": Case(FAKE, lambda: flood("/models", 20, 500)),
     "pipelined GET /metrics": Case(FAKE, lambda: flood("/metrics", 20, 500), ask=ask_health),
     "a body of commas and quotes": Case(
         FAKE, lambda: repeat("/embeddings", b'{"input": ["' + b',""' * 10**7 + b'"]}', 8)

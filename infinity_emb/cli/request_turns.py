@@ -14,7 +14,8 @@ from typing import Any
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow
 from infinity_emb.server.endpoints import PROBE_PATHS
 
-MAX_STARTS = 8
+# With more, the turns that a text needs from its first byte to its response take longer than its computation.
+MAX_STARTS = 2
 _KEY_HEADERS = (b"authorization", b"api-key")
 
 
