@@ -123,5 +123,5 @@ def _is_late_interaction(folder: Path, architectures: list[str]) -> bool:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise StartupError(f"{path} is not valid JSON ({exc}); download or save the model again") from exc

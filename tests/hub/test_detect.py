@@ -101,7 +101,7 @@ def test_the_name_counts_where_a_language_model_s_files_leave_it_open(
     assert detect_kind(save(tmp_path, files), name) == kind
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '"text"'])
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', "[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "config_sentence_transformers.json"])
 def test_a_broken_config_is_named(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
