@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -73,15 +74,19 @@ class ModelServer:
 class ModelReplica:
     """A replica that the router sends requests to."""
 
+    _lifespan: AbstractAsyncContextManager[object] | None = None  # until the model is loaded
+
     async def __init__(self, args: EngineArgs, server: Mapping[str, Any]) -> None:
         self._model = ModelApp(args, server)
         app = self._model.server_app
-        self._lifespan = app.router.lifespan_context(app)
-        await self._lifespan.__aenter__()
+        lifespan = app.router.lifespan_context(app)
+        await lifespan.__aenter__()
+        self._lifespan = lifespan
 
     async def __del__(self) -> None:
         """Finish accepted requests; Serve awaits it before the process ends."""
-        await self._lifespan.__aexit__(None, None, None)
+        if self._lifespan is not None:
+            await self._lifespan.__aexit__(None, None, None)
 
     def check_health(self) -> None:
         """Raise EngineNotReady if Serve has to start another replica."""
