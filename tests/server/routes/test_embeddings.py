@@ -73,6 +73,16 @@ async def test_dimensions_that_no_vector_has_are_refused(
     assert "Select between 1 and 13" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "size"), [(13, 13), (None, 13), (4.0, 4), ("4", 4), (13.0, 13), (1, 1), ("13", 13)]
+)
+async def test_dimensions_in_any_form_of_a_whole_number(
+    client: httpx.AsyncClient, dimensions: Any, size: int
+) -> None:
+    response = await embed(client, dimensions=dimensions)
+    assert len(response.json()["data"][0]["embedding"]) == size
+
+
 async def test_the_zero_dimensions_of_infinity_client_mean_all(client: httpx.AsyncClient) -> None:
     """It sends these two members with every request, whether its user gives a number or not."""
     response = await embed(client, dimensions=0, modality="text")

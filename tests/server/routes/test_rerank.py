@@ -60,6 +60,19 @@ async def test_only_so_many_of_the_best_with_their_texts() -> None:
     assert [(each["index"], each["document"]) for each in results] == [(2, "aaaa"), (0, "aaa")]
 
 
+async def test_documents_are_left_out_unless_asked_for() -> None:
+    async with client_of_kind("reranker") as client:
+        for members in (
+            {},
+            {"return_documents": "false"},
+            {"return_documents": 0},
+            {"return_documents": None},
+        ):
+            results = (await rerank(client, **members)).json()["results"]
+            assert all("document" not in each for each in results), members
+        assert (await rerank(client, return_documents="perhaps")).status_code == 422
+
+
 async def test_documents_may_be_objects_with_a_text() -> None:
     mixed = ["aaa", {"text": "a", "title": "ignored"}, {"text": "aaaa"}, "aa"]
     async with client_of_kind("reranker") as client:

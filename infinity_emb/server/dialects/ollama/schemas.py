@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
-from infinity_emb.server.schemas.common import TaskRequest, Truncate
+from infinity_emb.server.schemas.common import JsonBody, TaskRequest, Truncate
 from infinity_emb.server.schemas.inputs import parse_inputs
 from infinity_emb.types import MAX_MODEL_NAME_CHARS
 
@@ -34,10 +43,19 @@ OptionalInputs = Annotated[
 ]
 
 
+def refuse_bool(value: Any) -> Any:
+    """Return the value; pydantic would read true as 1. Raises PydanticCustomError for true and false."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "num_ctx must be a number, not true or false")
+    return value
+
+
 class OllamaOptions(BaseModel):
     """Options of the runner; all others are ignored."""
 
-    num_ctx: int | None = Field(None, ge=1, description="Maximum number of tokens per text.")
+    num_ctx: Annotated[int | None, BeforeValidator(refuse_bool)] = Field(
+        None, ge=1, description="Maximum number of tokens per text."
+    )
 
 
 class OllamaTextRequest(TaskRequest):
@@ -88,6 +106,16 @@ class OllamaShowRequest(TaskRequest):
         max_length=MAX_MODEL_NAME_CHARS,
         validation_alias=AliasChoices("model", "name"),
         description="Served name or alias. Alias of the field: `name`.",
+    )
+
+
+class OllamaGenerateRequest(JsonBody):
+    """A text to continue, which no model of this server does; other members are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(
+        None, max_length=MAX_MODEL_NAME_CHARS, validation_alias=AliasChoices("model", "name")
     )
 
 
