@@ -52,7 +52,7 @@ def detect_kind(folder: Path, name: str = "") -> ModelKind:
     stated = read_object(folder / "config_sentence_transformers.json").get("model_type")
     if stated == "CrossEncoder" or (stated is None and _is_classifier(folder, architectures)):
         return ModelKind.classifier if _num_labels(config, architectures) > 1 else ModelKind.reranker
-    if stated is not None and stated in _OF_MODEL_TYPE and stated != "SentenceTransformer":
+    if isinstance(stated, str) and stated in _OF_MODEL_TYPE and stated != "SentenceTransformer":
         return _OF_MODEL_TYPE[stated]
     for module in module_names(folder):
         if module in _OF_MODULE:

@@ -29,6 +29,7 @@ logger = logging.getLogger("infinity_emb")
 
 _MAX_SHOWN = 3
 _PROBE = "The quick brown fox: 3.14 EUR, isn't it?"
+_SUMMABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NUMBER = re.compile(r"\d+")
 
 
@@ -127,11 +128,13 @@ def _split_at_dots(name: str) -> Iterator[tuple[str, str]]:
 
 
 def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missing: bool) -> None:
-    """Raise StartupError for weights that are missing and matter to some output.
+    """Raise StartupError for weights that are NaN, and for missing ones that matter to some output.
 
     Missing weights that no output depends on, such as those of an unused pooler, become NaN: should an input
     reach them nevertheless, its request fails.
     """
+    if not allow_missing:
+        _check_numbers(model)
     for loading in loadings:
         _check_shapes(loading)
         _warn_of_dropped_layers(loading)
@@ -152,6 +155,24 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
                 f"{_describe_missing(loading, missing)}. Copy the whole model, correct config.json, or serve"
                 " it nevertheless with --allow-missing-weights"
             )
+
+
+def _check_numbers(model: BaseModel) -> None:
+    """Raise StartupError for a weight with NaN, which a kernel of attention may turn into a wrong number.
+
+    Embeddings of single tokens may be NaN: texts without these tokens are computed.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            continue
+        for name, weights in module.named_parameters(prefix=path, recurse=False):
+            # The sum of half a model needs no memory, as a mask of all its values does.
+            may_be_nan = weights.dtype in _SUMMABLE and weights.sum(dtype=torch.float32).isnan()
+            if may_be_nan and weights.isnan().any():
+                raise StartupError(
+                    f"weight {name!r} is NaN in the file, which is damaged; download or save it again, or"
+                    " serve it nevertheless with --allow-missing-weights"
+                )
 
 
 def _check_shapes(loading: Loading) -> None:

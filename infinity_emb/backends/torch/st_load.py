@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -22,6 +23,8 @@ from infinity_emb.backends.torch.text_limits import limit_to_positions
 from infinity_emb.backends.torch.tokenizer_check import check_tokenizers
 from infinity_emb.config.model_options import ModelOptions
 from infinity_emb.errors import StartupError
+from infinity_emb.hub.detect import read_object
+from infinity_emb.hub.modules import list_modules
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.storage.load_progress import report_stage
 from infinity_emb.types import ModelKind, PoolingMethod
@@ -33,6 +36,8 @@ _CLASSES: dict[ModelKind, type[BaseModel]] = {
     ModelKind.sparse: SparseEncoder,
     ModelKind.multivector: MultiVectorEncoder,
 }
+# Those that are added where a model of another kind is loaded.
+_TRAINED_MODULES = ("Dense", "SparseAutoEncoder")
 
 
 def load_sentence_transformers_model(
@@ -59,11 +64,30 @@ def load_sentence_transformers_model(
     report_stage("checking outputs")
     try:
         _adapt(model, options, dtype)
+        if not options.allow_missing_weights:
+            _check_modules(model, files.path)
         check_weights(model, loadings, allow_missing=options.allow_missing_weights)
         check_tokenizers(model, files.path)
     except StartupError as exc:
         raise StartupError(f"model {options.model_name_or_path!r} cannot be served: {exc}") from exc
     return model
+
+
+def _check_modules(model: BaseModel, folder: Path) -> None:
+    """Raise StartupError for a module that sentence-transformers has added, with random weights.
+
+    It does so for a model of another kind, to be trained further.
+    """
+    saved = {module.class_name for module in list_modules(folder)}
+    architectures = read_object(folder / "config.json").get("architectures") or []
+    if "HF_ColBERT" in architectures:  # its projection lies beside the network's weights
+        saved.add("Dense")
+    added = [type(module).__name__ for module in model if type(module).__name__ in _TRAINED_MODULES]
+    if unsaved := next((name for name in added if name not in saved), ""):
+        raise StartupError(
+            f"its files have no {unsaved} module, whose weights would be random; choose the --model-kind that"
+            " the model was trained as, or serve it nevertheless with --allow-missing-weights"
+        )
 
 
 def _adapt(model: BaseModel, options: ModelOptions, dtype: torch.dtype) -> None:
