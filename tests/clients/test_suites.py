@@ -38,6 +38,7 @@ def test_as_many_pass_as_the_page_says(
         "-q",
         "-p",
         "no:cacheprovider",
+        "--noconftest",  # ours need packages of the tests' own environment
         "-o",
         "asyncio_mode=auto",
     ]

@@ -100,10 +100,17 @@ def check_indented(text: str, _: str) -> None:
 
 def run_python(text: str, _: str) -> str:
     """Run a program in this process, where what it imports is imported already."""
-    printed = io.StringIO()
+    printed, names = io.StringIO(), {"__name__": "__main__"}
     with contextlib.redirect_stdout(printed):
-        exec(compile(text, "<page>", "exec"), {"__name__": "__main__"})
+        exec(compile(text, "<page>", "exec"), names)
+    check_comments(text, names)
     return printed.getvalue()
+
+
+def check_comments(text: str, names: Mapping[str, Any]) -> None:
+    """Check comments that tell the shape and dtype of what a line assigns."""
+    for name, shape, dtype in re.findall(r"^ *(\w+) = .*  # (\([\d, ]+\)) (\w+)", text, re.MULTILINE):
+        assert (str(names[name].shape), str(names[name].dtype)) == (shape, dtype), name
 
 
 def check_yaml(text: str, url: str) -> None:
