@@ -190,7 +190,6 @@ def test_a_reranker_may_name_any_activation_of_torch(
     [
         {"1": "a", "2": "b"},
         {"0": "a", "2": "b"},
-        {"0": "a", "1": "a"},
         {"a": "0", "b": "1"},
         {"0": "a", "1": 7},
         {"0": "a"},
