@@ -1,4 +1,4 @@
-"""Measure whether a model's vectors have length 1.
+"""Measure whether a model's vectors have length 1, and how many dimensions they have.
 
 Not every model that should have a Normalize module has one. Vector stores that compare by inner product then
 rank wrongly, without an error.
@@ -6,6 +6,7 @@ rank wrongly, without an error.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,18 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.errors import ServingError
 from infinity_emb.items import InputOptions, number_inputs
 
+logger = logging.getLogger("infinity_emb")
+
 _TEXTS = ("Munich", "The sky is blue, and the grass is green.")
 # Vectors of bfloat16 networks are a few thousandths off.
 _TOLERANCE = 0.01
 
 
 def measure_vector_length(model: LoadedModel) -> LoadedModel:
-    """Return the model with `is_normalized` in its info, if it has dense vectors of texts."""
+    """Return the model with `is_normalized` in its info, if it has dense vectors of texts.
+
+    The dimensions of its info are corrected if its files name more than the vectors have.
+    """
     if "dense" not in model.info.outputs or model.info.is_normalized is not None:
         return model
     try:
@@ -28,6 +34,12 @@ def measure_vector_length(model: LoadedModel) -> LoadedModel:
         outputs = model.replicas[0].launch(batch).result()
     except (ServingError, RuntimeError):  # whatever is wrong with the model, this is not the place to say it
         return model
-    lengths = np.linalg.norm(np.asarray(outputs["dense"], dtype=np.float32), axis=1)  # (2,)
-    is_normalized = bool((np.abs(lengths - 1) <= _TOLERANCE).all())
-    return replace(model, info=replace(model.info, is_normalized=is_normalized))
+    vectors = np.asarray(outputs["dense"], dtype=np.float32)  # (2, D)
+    is_normalized = bool((np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _TOLERANCE).all())
+    named, width = model.info.embedding_dimension, vectors.shape[1]
+    if width < named:
+        logger.warning(
+            "the model's files say that vectors have %d dimensions, and they have %d", named, width
+        )
+    info = replace(model.info, is_normalized=is_normalized, embedding_dimension=min(named, width))
+    return replace(model, info=info)

@@ -32,10 +32,11 @@ _READ_INSTEAD = {
     "tokenizer.json": ("vocab.json", "vocab.txt", "merges.txt"),
     "model.safetensors": ("model.safetensors.index.json",),
 }
-# Where a limit of texts is written; transformers writes 1e30 for no limit.
+# Where a limit of texts or vectors is written; transformers writes 1e30 for no limit.
 _LIMITS = (
     ("sentence_bert_config.json", ("max_seq_length", "query_length", "document_length")),
     ("tokenizer_config.json", ("model_max_length",)),
+    ("config_sentence_transformers.json", ("truncate_dim",)),
 )
 
 
@@ -54,6 +55,7 @@ def check_contents(folder: Path, *, is_pooling_given: bool = False) -> None:
     _check_labels(folder)
     for module_folder in {folder, *(module.path for module in modules)}:
         _check_limits(module_folder)
+        _check_quantization(module_folder)
         _check_shards(module_folder)
 
 
@@ -154,12 +156,13 @@ def _check_prompts(folder: Path) -> None:
 
 
 def _check_labels(folder: Path) -> None:
-    names = read_object(folder / "config.json").get("id2label") or {}
-    if detect_kind(folder) is ModelKind.classifier and set(names) != {
-        str(each) for each in range(len(names))
-    }:
+    path = folder / "config.json"
+    names = read_object(path).get("id2label") or {}
+    if detect_kind(folder) is not ModelKind.classifier:
+        return
+    if set(names) != {str(each) for each in range(len(names))}:
         raise StartupError(
-            f"{folder / 'config.json'} numbers its labels {', '.join(names)} in id2label, and scores have the"
+            f"{path} numbers its labels {', '.join(map(str, names))} in id2label, and scores have the"
             f" numbers 0 to {len(names) - 1}; correct it"
         )
 
@@ -174,6 +177,19 @@ def _check_limits(folder: Path) -> None:
                     f"{folder / name} has {key}={_shorten(value)}, and needs a whole number above 0, or null;"
                     " correct it"
                 )
+
+
+def _check_quantization(folder: Path) -> None:
+    config = read_object(folder / "config.json")
+    value = config.get("quantization_config")
+    is_named = isinstance(value, dict) and not {"quant_method", "load_in_4bit", "load_in_8bit"}.isdisjoint(
+        value
+    )
+    if value is not None and not is_named:
+        raise StartupError(
+            f"{folder / 'config.json'} has quantization_config={_shorten(value)}, and needs an object with"
+            " quant_method, or null; correct it"
+        )
 
 
 def _is_limit(value: object) -> bool:

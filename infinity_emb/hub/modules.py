@@ -20,8 +20,13 @@ class ModuleFolder(NamedTuple):
 
 def list_modules(folder: Path) -> list[ModuleFolder]:
     """Return the modules in order; [] without a `modules.json`. Raises StartupError for a wrong file."""
-    modules = []
+    modules, names = [], set()
     for module in read_modules(folder):
+        if str(module.get("name")) in names:  # sentence-transformers would leave out the first of them
+            raise StartupError(
+                f"{folder / 'modules.json'} has two modules named {module['name']!r}; give each its own name"
+            )
+        names |= {str(module["name"])} if "name" in module else set()
         name, path = _read_module(module, folder / "modules.json")
         modules.append(ModuleFolder(name, folder / path))
         if name in _ROUTERS:
@@ -50,4 +55,22 @@ def _list_routed_modules(folder: Path) -> list[ModuleFolder]:
         raise StartupError(f"{source} is missing or has no types; copy the whole folder")
     for name in types:
         _check_separators(name, source)
+    _check_routes(config, types, source)
     return [ModuleFolder(str(each).rpartition(".")[2], folder / name) for name, each in types.items()]
+
+
+def _check_routes(config: dict[str, Any], types: dict[str, Any], source: Path) -> None:
+    """Raise StartupError for routes that are not lists of modules, and for a default route that is none."""
+    routes, parameters = config.get("structure"), config.get("parameters")
+    if not isinstance(routes, dict) or not isinstance(parameters, dict):
+        raise StartupError(f"{source} needs the objects 'structure' and 'parameters'; copy or save it again")
+    for route, names in routes.items():
+        unknown = [name for name in names if name not in types] if isinstance(names, list) else []
+        if not isinstance(names, list) or not names or unknown:
+            what = f"names {unknown[0]!r}, which is not among its types" if unknown else "has no modules"
+            raise StartupError(f"{source}: the route {route!r} {what}; correct it, or save the model again")
+    default = parameters.get("default_route")
+    if default is not None and default not in routes:
+        raise StartupError(
+            f"{source}: the default route {default!r} is none of its routes {', '.join(routes)}; correct it"
+        )

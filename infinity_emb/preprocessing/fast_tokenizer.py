@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infinity_emb.errors import BadInput
+from infinity_emb.errors import BadInput, StartupError, one_line
 from infinity_emb.items import Pair, Piece, RequestInput
 from infinity_emb.preprocessing.chunking import find_piece_starts
 from infinity_emb.preprocessing.pair_truncation import Counts, divide_tokens, find_kept_indices
@@ -40,6 +41,16 @@ if TYPE_CHECKING:
 # A piece of a text may have a few tokens more than the same range of the whole text: its first word has lost
 # the space before it, and byte-level tokens that crossed its ends are split.
 CUT_SLACK_TOKENS = 4
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Read a file of the tokenizers library. Raises StartupError with what the library says."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises nothing narrower
+        raise StartupError(one_line(exc, 200)) from exc
 
 
 class FastTokenizer:

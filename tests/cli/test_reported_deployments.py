@@ -51,8 +51,18 @@ WITHOUT_HOMES = {
     if name not in ("HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
 }
 
+
+def can_become_another_user() -> bool:
+    """Only root can, and the other user must be able to read this Python and its packages."""
+    if not hasattr(os, "getuid") or os.getuid() != 0:
+        return False
+    program = AS_NOBODY.format(user=USER, home="").replace("sys.exit(main())", "")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    return done.returncode == 0
+
+
 needs_root = pytest.mark.skipif(
-    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become another user"
+    not can_become_another_user(), reason="no other user can run this Python, or we are not root"
 )
 
 

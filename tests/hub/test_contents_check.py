@@ -211,7 +211,8 @@ def test_a_router_is_looked_into(folder: Path) -> None:
     modules = [{"type": "sentence_transformers.base.modules.router.Router", "path": ""}]
     (folder / "modules.json").write_text(json.dumps(modules))
     types = {"query_1_Dense": "sentence_transformers.base.modules.dense.Dense"}
-    (folder / "router_config.json").write_text(json.dumps({"types": types}))
+    config = {"types": types, "structure": {"query": list(types)}, "parameters": {}}
+    (folder / "router_config.json").write_text(json.dumps(config))
     with pytest.raises(StartupError, match=r"query_1_Dense/config\.json is missing"):
         check_contents(folder)
 

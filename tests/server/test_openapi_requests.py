@@ -134,6 +134,7 @@ def test_every_route_is_in_the_document_or_left_out_on_purpose() -> None:
         ("POST", "/openai/v1/embeddings"),
         *(("GET", f"/openai{base}/models{name}") for base in ("", "/v1") for name in ("", "/{model_id}")),
         ("POST", "/invocations"),
+        *(("POST", f"/api/{task}") for task in ("generate", "chat")),
     }
     assert documented <= served
     assert served - documented - twins == on_purpose

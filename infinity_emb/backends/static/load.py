@@ -18,11 +18,11 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.static.backend import StaticBackend, StaticPrepare
 from infinity_emb.backends.static.table import read_table
 from infinity_emb.config.model_options import LoadOptions
-from infinity_emb.errors import StartupError, one_line
+from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_tokenizer_threads
 from infinity_emb.hub.detect import module_names, read_object
 from infinity_emb.hub.resolve import ModelFiles
-from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer
+from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer, open_tokenizer
 from infinity_emb.preprocessing.vocabulary import FastVocabulary
 from infinity_emb.types import Device, Dtype, ModelInfo, ModelKind, PoolingMethod
 
@@ -159,9 +159,9 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if not path.exists():
         raise StartupError(f"{path} is missing, without which a static model reads no text; save it again")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as exc:  # the library raises nothing narrower
-        raise StartupError(f"{path} is no tokenizer ({one_line(exc, 200)}); save the model again") from exc
+        tokenizer = open_tokenizer(path)
+    except StartupError as exc:
+        raise StartupError(f"{path} is no tokenizer ({exc}); save the model again") from exc
     return tokenizer, tokenizer.truncation or {}
 
 

@@ -51,6 +51,7 @@ from infinity_emb.backends.torch.st_introspection import (
     get_tasks,
 )
 from infinity_emb.backends.torch.st_load import load_sentence_transformers_model
+from infinity_emb.backends.torch.unknown_tokens import refuse_unknown_tokens
 from infinity_emb.backends.torch.vocabulary import has_token_vectors, make_vocabulary
 from infinity_emb.backends.warmup import (
     DEFAULT_BATCH_TOKENS,
@@ -172,7 +173,7 @@ def open_model(
     return LoadedModel(
         info=replace(info, activation=activation),
         replicas=list(replicas),
-        encode=prepared.encode,
+        encode=refuse_unknown_tokens(model, prepared.encode),
         max_batch_tokens=_choose_batch_tokens(args, prepared, placed, replicas[0]),
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         activate=activate,

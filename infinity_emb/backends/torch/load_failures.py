@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,16 +9,19 @@ from transformers import AutoTokenizer
 
 from infinity_emb.backends.torch.own_code import OwnCodeError
 from infinity_emb.config.model_options import ModelOptions
-from infinity_emb.errors import one_line
+from infinity_emb.errors import StartupError, one_line
+from infinity_emb.hub.config_files import walk_fields
 from infinity_emb.hub.contents_check import explain_unreadable_weights
 from infinity_emb.hub.detect import lacks_weights, read_object
 from infinity_emb.hub.file_selection import is_graph
 from infinity_emb.hub.modules import list_modules
 from infinity_emb.hub.repository import list_files
 from infinity_emb.hub.resolve import ModelFiles
+from infinity_emb.preprocessing.fast_tokenizer import open_tokenizer
 
 # Python's words for a configuration that lacks values.
 _MISSING_VALUES = re.compile(r"(\w+)\.__init__\(\) missing \d+ required positional arguments?: (.+)")
+_LOOKED_UP = re.compile(r"^(?:KeyError: |AttributeError: .*has no attribute )'([^']+)'")
 _OF_TOKENIZERS = re.compile("(?i)processing class|tokeniz|sequence")
 # What transformers raises for files that do not fit together.
 _LIBRARY_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
@@ -37,15 +39,19 @@ def describe_failure(options: ModelOptions, files: ModelFiles, exc: Exception) -
         )
     if (files.path / "adapter_config.json").is_file():
         base = read_object(files.path / "adapter_config.json").get("base_model_name_or_path")
-        name += f", an adapter of {base!r}, which must be on this machine,"
+        name += f", an adapter of {base!r}, which must be on this machine," if base else ", an adapter,"
     if broken := explain_unreadable_weights(files.path):
         return broken
     if missing := _describe_missing_weights(files):
         return f"{name} has no torch weights, but {missing}"
-    if _OF_TOKENIZERS.search(text) and (broken := _describe_broken_tokenizer(files.path)):
+    # The tokenizers library raises nothing narrower than an Exception.
+    is_of_tokenizer = type(exc) is Exception or _OF_TOKENIZERS.search(text)
+    if is_of_tokenizer and (broken := _describe_broken_tokenizer(files.path)):
         return f"{name} {broken}"
     if missing := _describe_missing_values(files.path, text):
         return f"{name} {missing}"
+    if unknown := _describe_unknown_value(files.path, exc):
+        return f"{name} could not be loaded: {unknown}; correct the file"
     if "Unrecognized processing class" in text:
         return f"{name} has no tokenizer: copy tokenizer.json and tokenizer_config.json into {files.path}"
     return f"{name} could not be loaded: {type(exc).__name__}: {text[:400]}"
@@ -77,13 +83,16 @@ def _explain_tokenizer(folder: Path) -> str:
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file() and not any(list(folder.glob(name)) for name in _VOCABULARIES):
         return f"has no tokenizer: copy {path.name} and {config.name} into {folder}"
-    if path.is_file() and not _is_tokenizer(path):
-        return f"has a broken tokenizer: {path} is no file of the tokenizers library; download it again"
+    if path.is_file() and (reason := _explain_file(path)):
+        return (
+            f"has a broken tokenizer: {path} is no file of the tokenizers library ({reason});"
+            " download it again"
+        )
     try:
         AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except _LIBRARY_ERRORS as exc:
-        if not path.is_file():
-            return f"has a tokenizer that cannot be loaded: {one_line(exc, 200)}"
+        if not path.is_file() or "should be selected" in str(exc):  # of a side of padding or truncation
+            return f"has a tokenizer that cannot be loaded, by {config}: {one_line(exc, 200)}"
         class_name = read_object(config).get("tokenizer_class") or "the class that was chosen for it"
         return (
             f"has a tokenizer.json that {class_name} cannot read ({one_line(exc, 100)}); set"
@@ -92,11 +101,13 @@ def _explain_tokenizer(folder: Path) -> str:
     return ""
 
 
-def _is_tokenizer(path: Path) -> bool:
+def _explain_file(path: Path) -> str:
+    """Return why the library cannot read its own file, or ""."""
     try:
-        return "model" in json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError):
-        return False
+        open_tokenizer(path)
+    except StartupError as problem:
+        return str(problem)
+    return ""
 
 
 def _describe_missing_values(folder: Path, text: str) -> str:
@@ -106,3 +117,12 @@ def _describe_missing_values(folder: Path, text: str) -> str:
     if not match or not module:
         return ""
     return f"is not whole: the configuration of {module.class_name} in {module.path} lacks {match[2]}"
+
+
+def _describe_unknown_value(folder: Path, exc: Exception) -> str:
+    """Name the field of a configuration whose value a library looked up in vain."""
+    match = _LOOKED_UP.search(f"{type(exc).__name__}: {exc}")
+    fields = (field for field in walk_fields(folder) if match and field.value == match[1])
+    return next(
+        (f"{field.path} has the unknown {'.'.join(field.keys)} {field.value!r}" for field in fields), ""
+    )

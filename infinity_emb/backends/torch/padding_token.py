@@ -1,16 +1,19 @@
 """Give a padding token to tokenizers that have none, such as those of GPT-2, Llama and Mistral.
 
 sentence-transformers pads even a single text, and transformers refuses to pad without such a token. Padding
-is masked, so its token changes nothing.
+is masked, so its token changes nothing; but it needs an embedding, which a token that was added to the
+tokenizer alone does not have.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 
 from infinity_emb.backends.torch.st_introspection import find_transformers
+from infinity_emb.backends.torch.vocabulary import count_embeddings
 
 # Value of a classifier's `pad_token_id`: its head searches a text for the last other token, and must not pass
 # over an end token that belongs to the text.
@@ -21,9 +24,10 @@ def add_padding_tokens(model: BaseModel) -> None:
     """Use an existing token for padding where a tokenizer names none."""
     for transformer in find_transformers(model):
         tokenizer: Any = transformer.tokenizer
-        if tokenizer is None or tokenizer.pad_token_id is not None:
+        size = count_embeddings(transformer) or math.inf
+        if tokenizer is None or (tokenizer.pad_token_id is not None and tokenizer.pad_token_id < size):
             continue
-        tokenizer.pad_token = _choose_token(tokenizer)
+        tokenizer.pad_token = _choose_token(tokenizer, size)
         config: Any = transformer.model.config
         if (
             transformer.transformer_task == "sequence-classification"
@@ -32,8 +36,7 @@ def add_padding_tokens(model: BaseModel) -> None:
             config.pad_token_id = NO_TOKEN_ID
 
 
-def _choose_token(tokenizer: Any) -> str:
-    named = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
-    return next((token for token in named if token is not None), None) or str(
-        tokenizer.convert_ids_to_tokens(0)
-    )
+def _choose_token(tokenizer: Any, size: float) -> str:
+    ids = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    known = [token_id for token_id in ids if token_id is not None and token_id < size]
+    return str(tokenizer.convert_ids_to_tokens(known[0] if known else 0))

@@ -18,7 +18,8 @@ def find_missing_package(quantization: dict[str, Any]) -> str:
     try:
         options.from_config(quantization, pre_quantized=True).validate_environment(device_map=None)
     except ImportError as exc:
-        return f"has weights of {quantization.get('quant_method')!r}: {one_line(exc, 400)}"
+        method = quantization.get("quant_method") or "bitsandbytes"  # whose configurations need not name it
+        return f"has weights of {method!r}: {one_line(exc, 400)}"
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):
         pass  # there is no such device, or the configuration is wrong
     return ""

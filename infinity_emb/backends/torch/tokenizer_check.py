@@ -23,6 +23,7 @@ from infinity_emb.backends.torch.vocabulary import count_embeddings
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.detect import read_object
 from infinity_emb.hub.modules import list_modules
+from infinity_emb.preprocessing.fast_tokenizer import open_tokenizer
 
 logger = logging.getLogger("infinity_emb")
 
@@ -130,7 +131,7 @@ def _choose_words(tokenizer: Tokenizer) -> list[tuple[str, int]]:
 def _compare_with_file(transformer: Transformer, folder: Path) -> None:
     """Tokenize probe texts by the file and by the tokenizer that was loaded."""
     tokenizer: Any = transformer.tokenizer
-    by_file = _prepare(Tokenizer.from_file(str(folder / _FILE)))
+    by_file = _prepare(open_tokenizer(folder / _FILE))
     loaded = _prepare(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
     name = type(tokenizer).__name__
     remedy = 'set "tokenizer_class" to "PreTrainedTokenizerFast" in tokenizer_config.json to use the file'

@@ -25,6 +25,7 @@ from infinity_emb.server.requests.json_text import repair_json
 from infinity_emb.server.requests.members import (
     check_misspelt_members,
     check_numbers,
+    check_other_inputs,
     check_refused_members,
     list_members,
     resolve_aliases,
@@ -237,6 +238,7 @@ def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
     has_unknown = not fields.keys() <= list_members(schema)
     if has_unknown:
         check_refused_members(schema, fields)
+        check_other_inputs(schema, fields)
     check_numbers(schema, fields)
     fields = resolve_aliases(schema, fields)
     try:

@@ -28,6 +28,8 @@ _SYNONYMS = (
     ("input", "inputs", "texts", "text", "sentences", "documents", "docs", "passages", "prompt", "content"),
     ("query", "queries", "question", "q", "source_sentence"),
 )
+# What routes of the dialects call their inputs.
+_INPUTS = frozenset({"input", "inputs", "texts", "sentences", "documents", "passages", "images"})
 # Members that change the result on the routes of some dialect; those of a line do about the same.
 _RESULT_MEMBERS = (
     ("dimensions", "output_dimension", "output_dimensionality", "truncate_dim", "matryoshka_dim"),
@@ -70,6 +72,17 @@ def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> 
         if fields[name] not in _USUAL_VALUES:
             remedy = suggest_same(schema, name)
             raise body_error("not_supported", f"is not supported by this route; {remedy}", loc=[name])
+
+
+def check_other_inputs(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
+    """Raise a 422 for inputs under the name of another dialect beside those that are read."""
+    given = fields.get(schema.input_field) if issubclass(schema, TaskRequest) else None
+    if given is None:
+        return
+    for name in list_unknown(schema, fields):
+        if name in _INPUTS and fields[name] not in (None, "", []) and _differ(fields[name], given):
+            message = f"conflicts with {schema.input_field!r}; send only one"
+            raise body_error("contradiction", message, loc=[name], given=fields[name])
 
 
 @functools.cache
@@ -159,7 +172,7 @@ def check_misspelt_members(schema: type[JsonBody], fields: Mapping[str, Any]) ->
     known = list_members(schema)
     for name in list_unknown(schema, fields):
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=_TYPO)
-        if nearest and nearest[0] not in fields:
+        if nearest and nearest[0] not in fields and fields[name] is not None:
             message = f"is unknown; did you mean {nearest[0]!r}?"
             raise body_error("unknown_member", message, loc=[name], given=fields[name])
 

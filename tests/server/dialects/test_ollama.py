@@ -256,3 +256,17 @@ async def test_true_is_no_size_of_a_context(client: httpx.AsyncClient, value: bo
     response = await embed(client, options={"num_ctx": value})
     assert (response.status_code, list(response.json())) == (400, ["error"])
     assert "num_ctx must be a number" in response.json()["error"]
+
+
+@pytest.mark.parametrize("task", ["generate", "chat"])
+async def test_what_embedding_models_do_not_do_is_refused_in_the_words_of_ollama(
+    client: httpx.AsyncClient, task: str
+) -> None:
+    """It was a 404 whose `error` was an object, which clients show as [object Object]."""
+    body = {"model": "debug:latest", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    response = await client.post(f"/api/{task}", json=body)
+    assert response.status_code == 400
+    assert response.json() == {"error": f'"debug:latest" does not support {task}'}
+    unknown = await client.post(f"/api/{task}", content=b'{"model": "llama3"}')
+    assert unknown.status_code == 404
+    assert 'model "llama3" not found' in unknown.json()["error"]

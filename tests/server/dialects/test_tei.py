@@ -260,7 +260,7 @@ async def test_info_of_several_models_wants_a_name(several: httpx.AsyncClient) -
 async def test_all_stand_at_the_prefix_and_behind_the_key(path: str) -> None:
     body: dict[str, Any] = {"inputs": SENTENCES if path in ("/", "/similarity") else "abc", "query": "q"}
     if path == "/rerank":
-        body["texts"] = ["a"]
+        body = {"query": "q", "texts": ["a"]}
     models = [debug_args(f"{kind}?kind={kind}") for kind in KINDS]
     method = "GET" if path == "/info" else "POST"
     query = "?model=embedder" if path == "/info" else ""

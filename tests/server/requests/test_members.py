@@ -44,6 +44,38 @@ async def test_a_member_that_would_change_the_result_is_refused_by_name(path: st
     assert (await post(path, {**BODIES[path], name: None})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        ("/embeddings", "texts", ["b"]),
+        ("/embeddings", "documents", ["b"]),
+        ("/embed", "input", "b"),
+        ("/v2/embed", "sentences", ["b"]),
+        ("/rerank", "passages", ["b"]),
+        ("/api/embed", "inputs", ["a", "b"]),
+    ],
+)
+async def test_inputs_under_two_names_are_refused(path: str, name: str, value: Any) -> None:
+    """Those of the other dialect were ignored, and the vectors were fewer than the texts."""
+    response = await post(path, {**BODIES[path], name: value})
+    assert response.status_code in (400, 422)
+    assert f"{name}: conflicts with '" in response.text
+    harmless_values: list[Any] = [None, [], [*BODIES[path].values()][-1]]
+    for harmless in harmless_values:
+        assert (await post(path, {**BODIES[path], name: harmless})).status_code == 200
+
+
+async def test_null_under_a_misspelt_name_is_left_out() -> None:
+    assert (await post("/v2/embed", {"texts": ["a"], "input": None, "input_typ": None})).status_code == 200
+
+
+async def test_documents_beside_texts_are_refused() -> None:
+    body = {"query": "q", "texts": ["a"], "documents": ["b"]}
+    response = await post("/rerank", body)
+    assert response.status_code == 422
+    assert "documents: conflicts with 'texts'" in response.text
+
+
 @pytest.mark.parametrize("path", list(BODIES))
 async def test_the_value_that_changes_nothing_is_accepted(path: str) -> None:
     assert (await post(path, {**BODIES[path], "add_special_tokens": True})).status_code == 200

@@ -160,6 +160,16 @@ def _save_unequal_towers(folder: Path) -> None:
     drop_weights(folder, r"^passage\.pooler")
 
 
+def _fill(pattern: str, value: float) -> Callable[[Path], None]:
+    return lambda folder: change_weights(
+        folder,
+        lambda tensors: {
+            name: torch.full_like(tensor, value) if re.search(pattern, name) else tensor
+            for name, tensor in tensors.items()
+        },
+    )
+
+
 def _set_zero(pattern: str) -> Callable[[Path], None]:
     return lambda folder: change_weights(
         folder,
@@ -257,6 +267,12 @@ TRAPS: dict[str, Trap] = {
         "bert", _save_for_tensorflow, "(?i)no file named model.safetensors|weights"
     ),
     "NaN in all weights": Trap("bert", _scale_weights(float("nan")), "is NaN in the file"),
+    "NaN in one matrix of attention": Trap(
+        "bert", _fill(r"layer\.1\.attention\.self\.query\.weight", float("nan")), "query.weight' is NaN in"
+    ),
+    "an infinite bias": Trap(
+        "bert", _fill(r"layer\.1\.output\.dense\.bias", float("inf")), "every output is NaN or infinite"
+    ),
     "zero in all weights": Trap("bert", _scale_weights(0.0), "every output is zero"),
     "zero in the table of words": Trap("bert", _set_zero("word_emb"), "different texts have the same output"),
     "zero in one route's table": Trap(
@@ -323,7 +339,56 @@ TRAPS: dict[str, Trap] = {
     ),
     "the end token is lost": Trap("llama", _lose_end_token, warned="says add_eos_token"),
     "no padding token": Trap("llama", drop_padding_token, has_reference=False),
+    "no token for unknown words": Trap(
+        "roberta",
+        _edit("tokenizer.json", lambda data: re.sub(rb',\s*"unk_token": ?"\[UNK\]"', b"", data)),
+        r"tokenizer\.json is no file of the tokenizers library \(missing field",
+    ),
+    "an unknown side of padding": Trap(
+        "bert", _set("tokenizer_config.json", padding_side="middle"), r"tokenizer_config\.json: Padding side"
+    ),
     # Modules and settings.
+    "a route of a missing module": Trap(
+        "router",
+        _set("router_config.json", structure={"query": ["query_9"], "document": ["document_0_Transformer"]}),
+        r"router_config\.json: the route 'query' names 'query_9'",
+    ),
+    "a route of no modules": Trap(
+        "router",
+        _set("router_config.json", structure={"query": [], "document": ["document_0_Transformer"]}),
+        r"router_config\.json: the route 'query' has no modules",
+    ),
+    "a default route that is none": Trap(
+        "router",
+        _set("router_config.json", parameters={"default_route": "other"}),
+        r"router_config\.json: the default route 'other' is none of its routes query, document",
+    ),
+    "routes without a structure": Trap(
+        "router",
+        _set("router_config.json", structure=None),
+        r"router_config\.json needs the objects 'structure'",
+    ),
+    "more dimensions in the pooling than in the network": Trap(
+        "bert",
+        _set("1_Pooling/config.json", embedding_dimension=64),
+        warned="vectors have 64 dimensions, and they have 32",
+    ),
+    "an activation of no name": Trap(
+        "bert", _set("config.json", hidden_act="foo"), r"config\.json has the unknown hidden_act 'foo'"
+    ),
+    "a dtype of no name": Trap(
+        "bert", _set("config.json", dtype="float12"), r"config\.json has the unknown dtype 'float12'"
+    ),
+    "no dimensions at all": Trap(
+        "bert", _set("config_sentence_transformers.json", truncate_dim=0), "has truncate_dim=0"
+    ),
+    "quantized by nothing": Trap(
+        "bert", _set("config.json", quantization_config={"bits": 4}), "needs an object with quant_method"
+    ),
+    "quantized by a list": Trap("bert", _set("config.json", quantization_config=[4]), "with quant_method"),
+    "an adapter that does not name its base": Trap(
+        "bert", _write("adapter_config.json", '{"base_model_name_or_path": null}'), "is an adapter"
+    ),
     "a whole pipeline": Trap("projected", _nothing),
     "the pooling folder is missing": Trap("bert", _remove("1_Pooling"), r"1_Pooling/config\.json is missing"),
     "a Dense folder is missing": Trap("projected", _remove("3_Dense"), r"3_Dense/config\.json is missing"),
@@ -368,6 +433,11 @@ TRAPS: dict[str, Trap] = {
         "router",
         _edit("router_config.json", lambda data: data.replace(b"query_0_", b"query\\\\0_")),
         "write it with '/'",
+    ),
+    "two modules of one name": Trap(
+        "bert",
+        _edit("modules.json", lambda data: data.replace(b'"name": "1"', b'"name": "0"')),
+        "two modules",
     ),
     "a slash behind the name": Trap("bert", _set_path(1, "./1_Pooling/")),
     "a byte order mark": Trap(

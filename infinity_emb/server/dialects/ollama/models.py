@@ -5,6 +5,7 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 
 from starlette.responses import Response
@@ -12,10 +13,12 @@ from starlette.responses import Response
 from infinity_emb._version import __version__
 from infinity_emb.engine.array import DEFAULT_TAG
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
+from infinity_emb.errors import ModelNotDeployedError
 from infinity_emb.server.dialects.ollama.errors import ERRORS, READING_ERRORS
 from infinity_emb.server.dialects.ollama.names import find_served_name, resolve_name
 from infinity_emb.server.dialects.ollama.schemas import (
     OLLAMA_SHOW_EXAMPLES,
+    OllamaGenerateRequest,
     OllamaRunning,
     OllamaShow,
     OllamaShowRequest,
@@ -77,6 +80,13 @@ def _check_name(name: str | None, call: Call) -> None:
     """Raise UnknownModel for a name that is not served, also where one model is served."""
     if name is not None and find_served_name(call.models.array, name) is None:
         call.models.find(name)
+
+
+async def ollama_generate(body: OllamaGenerateRequest, call: Call) -> Response:
+    """Refuse to generate, in the words of Ollama about a model that embeds."""
+    task = call.request.url.path.rpartition("/")[2]
+    _check_name(body.model, call)
+    raise ModelNotDeployedError(f"{json.dumps(body.model or 'the model')} does not support {task}")
 
 
 async def ollama_version(call: Call) -> Response:
@@ -148,5 +158,14 @@ ENDPOINTS = [
             ("/api/show", ollama_show, OllamaShow),
             ("/api/pull", ollama_pull, OllamaStatus),
         )
+    ),
+    *(
+        Endpoint(
+            path,
+            [Form(ollama_generate, OllamaGenerateRequest, None, errors=ERRORS, needs_content_type=False)],
+            is_at_v1=False,
+            is_documented=False,
+        )
+        for path in ("/api/generate", "/api/chat")
     ),
 ]

@@ -8,13 +8,14 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainValidator,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
-from infinity_emb.server.schemas.common import TaskRequest, Truncate
+from infinity_emb.server.schemas.common import JsonBody, TaskRequest, Truncate
 from infinity_emb.server.schemas.inputs import parse_inputs
 from infinity_emb.types import MAX_MODEL_NAME_CHARS
 
@@ -105,6 +106,16 @@ class OllamaShowRequest(TaskRequest):
         max_length=MAX_MODEL_NAME_CHARS,
         validation_alias=AliasChoices("model", "name"),
         description="Served name or alias. Alias of the field: `name`.",
+    )
+
+
+class OllamaGenerateRequest(JsonBody):
+    """A text to continue, which no model of this server does; other members are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(
+        None, max_length=MAX_MODEL_NAME_CHARS, validation_alias=AliasChoices("model", "name")
     )
 
 
