@@ -83,7 +83,8 @@ def test_a_pickle_that_would_run_code_is_refused(
             if file.is_file():
                 (path / file.name).write_bytes(file.read_bytes())
         first = json.loads((bert / "modules.json").read_text())[0]
-        modules = [first, *({**each, "idx": each["idx"] + 1} for each in modules)]
+        later = ({**each, "idx": each["idx"] + 1, "name": str(each["idx"] + 1)} for each in modules)
+        modules = [first, *later]
         (path / "modules.json").write_text(json.dumps(modules))
         (path / "1_Dense" / "model.safetensors").unlink()
     else:

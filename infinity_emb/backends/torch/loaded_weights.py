@@ -134,7 +134,7 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
     reach them nevertheless, its request fails.
     """
     if not allow_missing:
-        _check_numbers(model)
+        _check_numbers(model, loadings)
     for loading in loadings:
         _check_shapes(loading)
         _warn_of_dropped_layers(loading)
@@ -157,18 +157,24 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
             )
 
 
-def _check_numbers(model: BaseModel) -> None:
+@torch.no_grad()
+def _check_numbers(model: BaseModel, loadings: Sequence[Loading]) -> None:
     """Raise StartupError for a weight with NaN, which a kernel of attention may turn into a wrong number.
 
-    Embeddings of single tokens may be NaN: texts without these tokens are computed.
+    Embeddings of single tokens may be NaN: texts without these tokens are computed. Networks that were built
+    without weights, as another engine computes them, have any numbers.
     """
+    loaded = {id(loading.network) for loading in loadings}
+    unloaded = [each.model for each in find_transformers(model) if id(each.model) not in loaded]
+    unread = {id(weights) for network in unloaded for weights in network.parameters()}
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding):
             continue
         for name, weights in module.named_parameters(prefix=path, recurse=False):
+            if id(weights) in unread or weights.dtype not in _SUMMABLE:
+                continue
             # The sum of half a model needs no memory, as a mask of all its values does.
-            may_be_nan = weights.dtype in _SUMMABLE and weights.sum(dtype=torch.float32).isnan()
-            if may_be_nan and weights.isnan().any():
+            if weights.sum(dtype=torch.float32).isnan() and weights.isnan().any():
                 raise StartupError(
                     f"weight {name!r} is NaN in the file, which is damaged; download or save it again, or"
                     " serve it nevertheless with --allow-missing-weights"

@@ -503,7 +503,7 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     [
         ({"default_prompt_name": "absent"}, "names 'absent' as default prompt"),
         ({"truncate_dim": 0}, "truncate_dim=0"),
-        ({"truncate_dim": "8"}, "truncate_dim='8'"),
+        ({"truncate_dim": "8"}, 'truncate_dim="8"'),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
