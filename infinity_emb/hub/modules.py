@@ -20,14 +20,15 @@ class ModuleFolder(NamedTuple):
 
 def list_modules(folder: Path) -> list[ModuleFolder]:
     """Return the modules in order; [] without a `modules.json`. Raises StartupError for a wrong file."""
-    modules, names = [], set()
+    source, modules, given = folder / "modules.json", [], []
     for module in read_modules(folder):
-        if str(module.get("name")) in names:  # sentence-transformers would leave out the first of them
-            raise StartupError(
-                f"{folder / 'modules.json'} has two modules named {module['name']!r}; give each its own name"
-            )
-        names |= {str(module["name"])} if "name" in module else set()
-        name, path = _read_module(module, folder / "modules.json")
+        if "name" in module:
+            if str(module["name"]) in given:  # sentence-transformers would leave out the first of them
+                raise StartupError(
+                    f"{source} has two modules named {module['name']!r}; give each its own name"
+                )
+            given.append(str(module["name"]))
+        name, path = _read_module(module, source)
         modules.append(ModuleFolder(name, folder / path))
         if name in _ROUTERS:
             modules += _list_routed_modules(folder / path)
