@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from benchmarks.peers.environments import AIPERF
 from benchmarks.rounds import Row, report
 from benchmarks.serve import Server
 from benchmarks.texts import bundled_model_folder, load_texts
+from benchmarks.wrk import is_installed, run_wrk
 
 MODEL = "all-MiniLM-L6-v2"
 SERVER_OPTIONS = {
@@ -93,7 +93,7 @@ class Bench:
             "infinity_emb bench": self._run_ours,
             "AIPerf": self._run_aiperf,
         }
-        if shutil.which("wrk"):
+        if is_installed():
             self._generators["wrk"] = self._run_wrk
         self.rows = {
             f"{name}_{field}": Row(f"{field}, infinity_emb bench / {name}", "0.9 to 1.1")
@@ -174,10 +174,7 @@ class Bench:
         script = self._folder / "requests.lua"
         script.write_text(WRK_SCRIPT.replace("BODIES", str(self._folder / "bodies.jsonl")))
         for seconds in (WARM_UP_S, self._load.duration_s):
-            options = {"-t": 1, "-c": self._load.num_clients, "-d": seconds, "-s": script, "--timeout": 60}
-            printed = _run(["wrk", *_list_words(options), self._url], seconds)
-        if "Non-2xx" in printed:
-            raise RuntimeError(f"the server refused requests:\n{printed}")
+            printed = run_wrk(self._url, script, num_clients=self._load.num_clients, seconds=seconds)
         return Figures(*map(float, re.findall(r"FIGURES (\S+) (\S+) (\S+) (\S+)", printed)[0]))
 
 

@@ -14,7 +14,6 @@ import argparse
 import heapq
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.rounds import Row, report
+from benchmarks.wrk import is_installed, run_wrk
 
 NUM_CONNECTIONS = 32
 MODEL = "debug?dimension=1024"
@@ -128,33 +128,15 @@ class Bench:
     def _load(self, subject: Subject, workload: str) -> tuple[float, float, float]:
         """Return requests per second, and the processor time of each in the main process and the others."""
         before = subject.read_cpu_s()
-        done = subprocess.run(
-            [
-                "wrk",
-                "-t1",
-                f"-c{NUM_CONNECTIONS}",
-                f"-d{self._seconds}s",
-                "-s",
-                self._script(workload),
-                subject.url,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=self._seconds + 60,
-        )
+        script = Path(self._folder.name, workload)
+        printed = run_wrk(subject.url, script, num_clients=NUM_CONNECTIONS, seconds=self._seconds)
         after = subject.read_cpu_s()
-        if "Non-2xx" in done.stdout:
-            raise RuntimeError(f"the server refused requests:\n{done.stdout}")
-        number = int(re.findall(r"(\d+) requests in", done.stdout)[0])
-        rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", done.stdout)[0])
+        number = int(re.findall(r"(\d+) requests in", printed)[0])
+        rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", printed)[0])
         main_us, others_us = (
             1e6 * (late - early) / number for early, late in zip(before, after, strict=True)
         )
         return rate, main_us, others_us
-
-    def _script(self, workload: str) -> str:
-        return str(Path(self._folder.name, workload))
 
     def close(self) -> None:
         for subject in self.subjects:
@@ -191,7 +173,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
+    if not is_installed():
         print("skipped: wrk is not installed (Debian: apt-get install wrk)")
         return 0
     about = f"{NUM_CONNECTIONS} connections of wrk, {options.seconds} s each"

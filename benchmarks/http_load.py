@@ -5,11 +5,20 @@ On a small machine the clients compete with the server for the cores, so their w
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 
 from infinity_emb.cli.bench.connections import Target, build_request
 from infinity_emb.cli.bench.load import Result, Span, iterate_evenly, run_closed, run_open
 from infinity_emb.cli.remote_server import RemoteServer
+
+
+def find_free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def make_requests(texts: list[str], *, per_request: int, port: int, encoding_format: str) -> list[bytes]:

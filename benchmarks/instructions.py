@@ -106,18 +106,16 @@ def count_instructions(checkout: Path) -> Mapping[str, float]:
             timeout=1200,
         )
         # A dump has what was counted since the one before: every second one has a workload.
-        totals = [
-            int(
-                re.findall(
-                    r"^(?:summary|totals): (\d+)", Path(folder, f"counts.{number}").read_text(), re.MULTILINE
-                )[-1]
-            )
-            for number in range(2, 2 * len(WORKLOADS) + 1, 2)
-        ]
+        dumps = [Path(folder, f"counts.{2 * number}") for number in range(1, len(WORKLOADS) + 1)]
+        totals = [_read_total(dump.read_text()) for dump in dumps]
     return {
         name: total / workload.num_requests / 1000
         for (name, workload), total in zip(WORKLOADS.items(), totals, strict=True)
     }
+
+
+def _read_total(dump: str) -> int:
+    return int(re.findall(r"^(?:summary|totals): (\d+)", dump, re.MULTILINE)[-1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.http_load import find_free_port
 from benchmarks.rounds import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -94,9 +94,7 @@ def time_command(command: Sequence[str], environ: Mapping[str, str]) -> float:
 
 def start_server(checkout: Path, environ: Mapping[str, str]) -> Start:
     """Serve by `make run` until the README's curl has its vectors."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(find_free_port())
     curl = read_curl(checkout).replace(PORT_OF_THE_README, port)
     arguments = f"ARGS=--host 127.0.0.1 --port {port} --log-format json"
     log = checkout.parent / "log"

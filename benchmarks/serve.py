@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import make_requests, median_ms, run_load
+from benchmarks.http_load import find_free_port, make_requests, median_ms, run_load
 from benchmarks.matmul import count_matmul_flops_per_token, measure_matmul_flops_per_s
 from benchmarks.rounds import Row, describe_machine, print_rows, run_rounds, summarize_rows
 from benchmarks.subjects import Peer, measure_resident_mib
@@ -41,9 +40,7 @@ class Server:
         log: file descriptor for its log; None for the stderr of this process.
         module: takes the command line.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = find_free_port()
         command = [sys.executable, "-m", module, "v2", "--host", "127.0.0.1"]
         started_s = time.perf_counter()
         self._process = subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.http_load import find_free_port
 from benchmarks.peers.environments import PEERS
 from benchmarks.texts import bundled_model_folder
 from scripts.environments import RegistryTooSlow
@@ -52,9 +52,7 @@ class PeerServer:
 
         folder: for the files of this peer alone.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = find_free_port()
         try:
             python = PEERS.find_python(name)
         except (subprocess.CalledProcessError, RegistryTooSlow, OSError) as exc:
