@@ -23,6 +23,7 @@ from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.probes import as_inputs, passages, short_texts
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.cpu_threads import SharedCores
+from infinity_emb.backends.torch.cpu_weights import store_input_major
 from infinity_emb.backends.torch.device import (
     Choice,
     choose_devices,
@@ -139,6 +140,8 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
         model, dtype = keep_half_if_faster(model, kind, dtype, lambda: load("float32"))
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
+    if is_cpu(devices[0]):
+        store_input_major(model)
     return open_model(args, files, devices, ModelOnDevice(model, kind, dtype, str(devices[0])))
 
 
