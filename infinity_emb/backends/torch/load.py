@@ -140,8 +140,7 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
         model, dtype = keep_half_if_faster(model, kind, dtype, lambda: load("float32"))
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
-    if is_cpu(devices[0]):
-        store_input_major(model)
+    store_input_major(model)
     return open_model(args, files, devices, ModelOnDevice(model, kind, dtype, str(devices[0])))
 
 

@@ -1,0 +1,89 @@
+"""Measure the linear layers of one short text in turn: weights stored as in files, and as on a CPU.
+
+    python -m benchmarks.few_rows --rounds 9                              # all-MiniLM-L6
+    python -m benchmarks.few_rows --hidden-size 768 --num-layers 12       # BERT-base
+
+Each ratio is the time on one core with weights as in files over the time of its row; above 1 is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.rounds import Row, report
+
+NUM_TOKENS = (6, 17, 32, 64, 256)
+# The cores of a server have been idle before a lone query comes.
+_PAUSE_S = 0.003
+
+
+class FewRows:
+    """Compute all products of a network by weights of both orders, on one core and on all."""
+
+    def __init__(self, hidden_size: int, num_layers: int) -> None:
+        shapes = [(hidden_size, hidden_size)] * 4
+        shapes += [(4 * hidden_size, hidden_size), (hidden_size, 4 * hidden_size)]
+        as_in_files = [torch.randn(shape) for shape in shapes * num_layers]
+        by_input = [weight.t().contiguous().t() for weight in as_in_files]
+        self._weights = {"as in files": as_in_files, "by input": by_input}
+        self._num_cores = torch.get_num_threads()
+        self._cases = [("as in files", self._num_cores), ("by input", 1), ("by input", self._num_cores)]
+        self.rows = {
+            _name(num_tokens, order, num_cores): Row(_name(num_tokens, order, num_cores), "")
+            for num_tokens in NUM_TOKENS
+            for order, num_cores in self._cases
+        }
+
+    def measure(self) -> dict[str, float]:
+        """Return the speed of each case as a ratio to weights as in files on one core."""
+        figures = {}
+        for num_tokens in NUM_TOKENS:
+            base_s = self._time(num_tokens, "as in files", 1)
+            for order, num_cores in self._cases:
+                figures[_name(num_tokens, order, num_cores)] = base_s / self._time(
+                    num_tokens, order, num_cores
+                )
+        return figures
+
+    def close(self) -> None:
+        torch.set_num_threads(self._num_cores)
+
+    def _time(self, num_tokens: int, order: str, num_cores: int) -> float:
+        torch.set_num_threads(num_cores)
+        weights = self._weights[order]
+        inputs = {weight.shape[1]: torch.randn(num_tokens, weight.shape[1]) for weight in weights}
+        _multiply(inputs, weights)
+        return min(_multiply(inputs, weights) for _ in range(6))
+
+
+def _name(num_tokens: int, order: str, num_cores: int) -> str:
+    return f"{num_tokens} tokens, weights {order}, cores: {num_cores}"
+
+
+def _multiply(inputs: dict[int, Tensor], weights: Sequence[Tensor]) -> float:
+    time.sleep(_PAUSE_S)
+    with torch.inference_mode():
+        started_s = time.perf_counter()
+        for weight in weights:
+            linear(inputs[weight.shape[1]], weight)
+        return time.perf_counter() - started_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--hidden-size", type=int, default=384)
+    parser.add_argument("--num-layers", type=int, default=6)
+    options = parser.parse_args()
+    bench = FewRows(options.hidden_size, options.num_layers)
+    report(bench, options.rounds, about=f"{options.num_layers} layers of size {options.hidden_size}")
+
+
+if __name__ == "__main__":
+    main()
