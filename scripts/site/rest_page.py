@@ -17,10 +17,10 @@ _INTRODUCTION = """\
 
 Generated from the OpenAPI document, which a running server has at `/openapi.json`; its page `/docs` lets
 you try each route. The routes of the first section also answer under `/v1`. [Requests](../requests.md)
-explains what the members do, with examples, and [clients](../clients.md) which client uses which route.
+explains the fields with examples, and [clients](../clients.md) says which client uses which route.
 
-`null` stands for a member that is left out. Unknown members are ignored, but one that would change the
-result, and a misspelt one, are refused by name. [Requests](../requests.md#errors) describes errors.
+`null` is the same as leaving a field out. Unknown fields are ignored, except that a misspelt field, and one
+that would change the result, are refused by name. [Requests](../requests.md#errors) describes errors.
 """
 
 Schema = Mapping[str, Any]
