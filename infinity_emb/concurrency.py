@@ -11,16 +11,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from infinity_emb.errors import DeadlineExceeded, EngineNotReady
+from infinity_emb.errors import DeadlineExceeded
 
 logger = logging.getLogger("infinity_emb")
 
 ResultT = TypeVar("ResultT")
+
+_CHILD_NICENESS = 5
 
 
 def open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
@@ -95,62 +97,6 @@ class ProcessMark:
         return self._process_id != os.getpid()
 
 
-class ThreadPool:
-    """Run blocking functions off the event loop, until the pool is closed."""
-
-    def __init__(self, num_threads: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
-
-    async def run(
-        self, function: Callable[[], ResultT], *, on_ended: Callable[[], None] = lambda: None
-    ) -> ResultT:
-        """Return the function's result. Raises EngineNotReady when the pool is closed before it starts.
-
-        on_ended: called once, when the function has returned or will not start; the function may outlast a
-        caller that is cancelled. On the event loop, unless that was closed.
-        """
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def end() -> None:
-            on_ended()
-            if not ended.done():
-                ended.set_result(None)
-
-        def announce(_: object) -> None:
-            try:
-                loop.call_soon_threadsafe(end)
-            except RuntimeError:  # the loop was closed
-                on_ended()
-
-        try:
-            started = self._executor.submit(function)
-        except RuntimeError as exc:  # the executor accepts no more work
-            on_ended()
-            raise pool_closed() from exc
-        started.add_done_callback(announce)
-        try:
-            # Unlike `asyncio.wrap_future`, this tells a closed pool from a cancelled caller.
-            await ended
-        finally:
-            started.cancel()
-        if started.cancelled():
-            raise pool_closed()
-        try:
-            return started.result()
-        finally:
-            del started  # an error refers to this frame, and it to the error
-
-    def close(self) -> None:
-        """Drop queued functions; running ones finish in the background."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def pool_closed() -> EngineNotReady:
-    """Return the error for work that will not start."""
-    return EngineNotReady("the engine is shutting down")
-
-
 class ExclusiveTask(Generic[ResultT]):
     """Run one coroutine at a time, as a task that goes on when those who wait for it are cancelled."""
 
@@ -211,6 +157,38 @@ def start_isolated_python(program: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server, which ends its children
     )
+
+
+def prepare_isolated_child() -> int:
+    """Prepare this process, a child of `start_isolated_python`; return the descriptor of its answers.
+
+    It gets a lower priority than the server, which serves others meanwhile, and dumps no core.
+    """
+    answers = os.dup(1)
+    os.dup2(2, 1)  # libraries may write to standard output
+    if sys.platform != "win32":
+        import resource
+
+        os.nice(_CHILD_NICENESS)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return answers
+
+
+class KillTimer(threading.Timer):
+    """Call `kill` on another thread after a timeout, unless cancelled before.
+
+    has_fired: whether `kill` was called.
+    """
+
+    def __init__(self, timeout_s: float, kill: Callable[[], object]) -> None:
+        super().__init__(timeout_s, self._fire)
+        self.daemon = True
+        self.has_fired = False
+        self._kill = kill
+
+    def _fire(self) -> None:
+        self.has_fired = True
+        self._kill()
 
 
 class _TimeIsUp(BaseException):

@@ -1,4 +1,4 @@
-"""Load a model as the child process of `load_trial.py`, with limits that the server's process cannot have."""
+"""Load a model in the child process of `load_trial.py`, under limits that the server cannot have."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from pathlib import Path
 
 from infinity_emb.backends.load_trial import STARTS_READING, no_memory
 from infinity_emb.backends.registry import load_model
+from infinity_emb.concurrency import prepare_isolated_child
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError
 from infinity_emb.storage.load_progress import LoadProgress, listen
 
-# Added to the priority of the server's process, which serves other models meanwhile.
-NICENESS = 5
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def main() -> None:
     """Load the model that standard input describes, and write `{}` or the error to standard output."""
-    answers = os.dup(1)  # stays open until the process ends
-    os.dup2(2, 1)  # libraries may write to standard output
+    answers = prepare_isolated_child()
     job = json.load(sys.stdin)
     _limit_process(job["max_memory_bytes"])
     # The server writes the same lines when it loads the model.
@@ -43,13 +41,11 @@ def _limit_process(max_memory_bytes: int | None) -> None:
         return
     import resource
 
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if max_memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (max_memory_bytes, max_memory_bytes))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the server
-        with contextlib.suppress(OSError):  # where memory runs out, end this process and no other
+        with contextlib.suppress(OSError):  # if memory runs out, the system kills this process first
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 

@@ -1,7 +1,7 @@
 """Load a model in a child process first, which can be killed and whose memory is bounded.
 
-Nothing else ends work in C, and a library that aborts ends its process. The child runs `load_child.py`; both
-talk in lines of JSON.
+Native code can be stopped only by killing its process, and a library that aborts ends its process. The child
+runs `load_child.py`; the processes exchange lines of JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from typing import Any
 
-from infinity_emb.concurrency import start_isolated_python
+from infinity_emb.concurrency import KillTimer, start_isolated_python
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import DeviceFailed, ModelTooLarge, StartupError
 from infinity_emb.hardware import free_memory_bytes
@@ -26,8 +25,8 @@ from infinity_emb.types import InferenceEngine
 MAX_ANSWER_BYTES = 2**16
 _PROGRAM = "from infinity_emb.backends.load_child import main; main()"
 _ERRORS = {error.__name__: error for error in (StartupError, ModelTooLarge, DeviceFailed)}
-STARTS_READING = b"\n"  # all before, downloads included, has no deadline
-# What was loaded in a trial, and needs none when it is loaded again after it was unloaded.
+STARTS_READING = b"\n"  # the deadline counts from here, so that it does not include downloads
+# Models that were loaded in a trial; they need none when they are loaded again after an unload.
 _passed: set[tuple[LoadOptions, str | None]] = set()
 
 
@@ -56,14 +55,7 @@ def _await_success(child: subprocess.Popen[bytes], args: LoadOptions) -> None:
     warms_up = args.model_warmup and args.engine is InferenceEngine.auto
     tried = dataclasses.replace(args, needs_trial=False, model_warmup=warms_up)
     job = {"options": dataclasses.asdict(tried), "max_memory_bytes": free_memory_bytes()}
-    is_late = threading.Event()
-
-    def end() -> None:
-        is_late.set()
-        _kill_all(child)
-
-    timer = threading.Timer(args.load_timeout_s, end)
-    timer.daemon = True
+    timer = KillTimer(args.load_timeout_s, lambda: _kill_all(child))
     with contextlib.suppress(BrokenPipeError), stdin:
         stdin.write(json.dumps(job).encode())
     try:
@@ -75,7 +67,7 @@ def _await_success(child: subprocess.Popen[bytes], args: LoadOptions) -> None:
     finally:
         timer.cancel()
     if not answer:
-        raise _explain_end(child, args, is_late=is_late.is_set())
+        raise _explain_end(child, args, is_late=timer.has_fired)
     result = json.loads(answer)
     if "error" in result:
         raise _ERRORS.get(result["error"], StartupError)(str(result["reason"]))
@@ -88,7 +80,7 @@ def _explain_end(child: subprocess.Popen[bytes], args: LoadOptions, *, is_late: 
             f"model {name!r} was not loaded in time: took longer than {args.load_timeout_s} s;"
             " raise --load-timeout-s if its files are right"
         )
-    _kill_all(child)  # changes no status: an end of the stream comes after the end of the process
+    _kill_all(child)  # does not change the child's status: it has ended, as its stream has
     status = child.wait()
     if -status == getattr(signal, "SIGKILL", None):  # by the system
         return no_memory(name)
@@ -105,7 +97,7 @@ def no_memory(name: str) -> ModelTooLarge:
 
 
 def _kill_all(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child, and the processes that it has started, unless it has been waited for."""
+    """Kill the child and the processes that it has started, unless it was waited for."""
     if child.returncode is not None:
         return
     if sys.platform == "win32":

@@ -9,23 +9,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from infinity_emb.concurrency import ThreadPool, pool_closed
 from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.preprocessing.media.decoder import Decoder, DecoderProcess
 from infinity_emb.scheduling.fair_semaphore import FairSemaphore
 from infinity_emb.scheduling.request_context import current_request
+from infinity_emb.scheduling.thread_pool import ThreadPool, pool_closed
 
 ResultT = TypeVar("ResultT")
 
 MAX_DECODERS = 4
-# Downloads that are under way or wait to be decoded, of 32 MB each at most, and look-ups, of which each
-# occupies a thread until the system gives it up.
+# Downloads that are running or waiting to be decoded, at most 32 MB each; and look-ups, each of which
+# occupies a thread until the operating system gives up on it.
 MAX_FETCHES, MAX_FETCHES_PER_CLIENT = 24, 6
 MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT = 32, 4
 
 
 class MediaWorkers:
-    """Share the decoders and downloads of one model: a client alone leaves a decoder to others."""
+    """Share the decoders and downloads of one model: a single client always leaves a decoder for others."""
 
     def __init__(self, num_decoders: int = 0) -> None:
         num_decoders = num_decoders or max(2, min(MAX_DECODERS, num_usable_cpus()))
@@ -43,7 +43,7 @@ class MediaWorkers:
         return current_request().client
 
     async def decode(self, function: Callable[[Decoder], ResultT]) -> ResultT:
-        """Call a function with a decoder, on a thread. When the caller is cancelled, the decoder is killed.
+        """Call a function with a decoder, on a thread. If the caller is cancelled, the decoder is killed.
 
         Raises EngineNotReady when the workers are closed before the function starts.
         """
@@ -80,7 +80,7 @@ class MediaWorkers:
             self._fetching.release(flow)
 
     def close(self) -> None:
-        """End the decoders; what they decode is refused."""
+        """Stop the decoders; files that are being decoded are refused."""
         for semaphore in (self._decoding, self._fetching):
             semaphore.close(pool_closed)
         self._threads.close()
@@ -92,7 +92,7 @@ class MediaWorkers:
 
 
 class HostResolver:
-    """Resolve host names on threads of its own; a name server that does not answer holds up one client."""
+    """Resolve host names on separate threads, so that a silent name server holds up one client only."""
 
     def __init__(self) -> None:
         self._threads = ThreadPool(MAX_LOOKUPS, "infinity-resolver")

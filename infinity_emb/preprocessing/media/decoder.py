@@ -1,7 +1,7 @@
-"""Decode media in a process that can be killed, as nothing else ends work in C.
+"""Decode media in a child process, since native code can be stopped only by killing its process.
 
-The processes talk in lines of JSON and bytes, not in pickles: a file that takes over the decoder must not
-take over the server. The child runs `main`.
+The processes exchange lines of JSON and bytes, not pickles: a file that takes over the decoder must not take
+over the server. The child runs `main`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.concurrency import start_isolated_python
+from infinity_emb.concurrency import KillTimer, prepare_isolated_child, start_isolated_python
 from infinity_emb.errors import (
     AudioCorruption,
     BadInput,
@@ -30,8 +29,6 @@ from infinity_emb.preprocessing.media.decode import Samples, decode_audio, decod
 
 DECODE_TIMEOUT_S = 10.0
 MAX_MEMORY_BYTES = 4 * 2**30
-# Added to the priority of the server's process, whose work is for texts.
-NICENESS = 5
 
 Pixels = npt.NDArray[np.uint8]
 Reserve = Callable[[float], None]
@@ -51,9 +48,9 @@ class Decoder(Protocol):
 
 
 class DecoderProcess:
-    """A decoder in a process that starts with the first file, and again after it was killed.
+    """A decoder in a child process that starts with the first file, and again after it was killed.
 
-    For one thread at a time, except for `kill`.
+    Used by one thread at a time, except for `kill`.
     """
 
     def __init__(self, timeout_s: float = DECODE_TIMEOUT_S) -> None:
@@ -73,20 +70,20 @@ class DecoderProcess:
         return samples
 
     def kill(self) -> None:
-        """End the process, also while a file is decoded, which then raises BadInput."""
+        """Kill the process, even while it decodes a file; decoding then raises BadInput."""
         self._is_killed = True
         if (process := self._process) is not None:
             process.kill()
 
     def close(self) -> None:
-        """End the process and wait for that."""
+        """Kill the process and wait for its end."""
         if (process := self._process) is not None:
             self._process = None
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
                 assert stream is not None
-                with contextlib.suppress(OSError):  # what was not written yet
+                with contextlib.suppress(OSError):  # flushes what was not written yet
                     stream.close()
 
     def _decode(
@@ -96,21 +93,14 @@ class DecoderProcess:
             self.close()
             self._is_killed = False
         process = self._process = self._process or start_isolated_python(_PROGRAM)
-        is_late = threading.Event()
-
-        def end() -> None:
-            is_late.set()
-            process.kill()
-
-        timer = threading.Timer(self._timeout_s, end)
-        timer.daemon = True
+        timer = KillTimer(self._timeout_s, process.kill)
         timer.start()
         try:
             return _exchange(process, job, data, reserve)
         except (OSError, json.JSONDecodeError) as exc:  # the process has ended
             self.close()
             reason = (
-                f"decoding takes over {self._timeout_s:g} s" if is_late.is_set() else "its decoder crashed"
+                f"decoding takes over {self._timeout_s:g} s" if timer.has_fired else "its decoder crashed"
             )
             raise error_type(f"cannot be decoded: {reason}; send a smaller or simpler file") from exc
         finally:
@@ -120,7 +110,7 @@ class DecoderProcess:
 def _exchange(
     process: subprocess.Popen[bytes], job: Mapping[str, object], data: bytes, reserve: Reserve
 ) -> npt.NDArray[Any]:
-    """Send a file and return what it is decoded to. Raises OSError or JSONDecodeError if the process ends."""
+    """Send a file and return its decoded values. Raises OSError or JSONDecodeError if the process ends."""
     stdin: Any = process.stdin
     stdout: Any = process.stdout
     _write_line(stdin, {**job, "num_bytes": len(data)})
@@ -156,23 +146,15 @@ def _read_line(stream: IO[bytes]) -> dict[str, Any]:
 
 def main() -> None:
     """Decode files from standard input until it ends."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries may write to standard output
-    _limit_process()
+    replies = os.fdopen(prepare_isolated_child(), "wb")
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     files = sys.stdin.buffer
     while line := files.readline():
         _serve(json.loads(line), files, replies)
         replies.flush()
-
-
-def _limit_process() -> None:
-    if sys.platform == "win32":
-        return
-    import resource
-
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _serve(job: dict[str, Any], files: IO[bytes], replies: IO[bytes]) -> None:
