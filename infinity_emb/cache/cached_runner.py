@@ -32,7 +32,7 @@ from infinity_emb.storage.files import cache_dir
 # All models share one file, so that its size limit applies to their sum. The number is its format's version.
 FILE_NAME = "vectors-1.sqlite3"
 _MEGABYTE = 2**20
-# Hashing is so much faster than tokenizing.
+# How many characters are hashed in the time it takes to tokenize one.
 _CHARS_HASHED_PER_TOKENIZED = 100
 
 
@@ -91,7 +91,7 @@ class CachedRunner:
         found = await self._find(keys)
         if (stages := current_request().stages) is not None:
             stages.add("cache", started_s)
-        # Outputs that are not computed count towards the token budget of the request, too.
+        # Cached outputs count towards the token budget of the request, too.
         count_tokens(sum(found[key].num_tokens for key in keys if key in found))
         if missing := [key for key in dict.fromkeys(keys) if key not in found]:
             request = _Request(inputs, keys, options)
@@ -102,7 +102,7 @@ class CachedRunner:
             self.stats.num_shared += len(shared)
             count_tokens(sum(shared[key].num_tokens for key in keys if key in shared))
             found |= computed | shared
-            # What another request failed to compute.
+            # Those that another request failed to compute.
             found |= await self._compute(request, [key for key in missing if key not in found])
         num_bytes = sum(found[key].count_bytes() for key in keys)
         take_memory(num_bytes)

@@ -1,7 +1,7 @@
-"""Store outputs on disk, on a reader's and a writer's thread: no request waits for a write.
+"""Store outputs on disk, with a reader and a writer thread, so that no request waits for a write.
 
-Trouble with the disk never fails a request: what cannot be read is computed, what cannot be written is not
-kept, and both are counted.
+Disk errors never fail a request: an output that cannot be read is computed, one that cannot be written is
+dropped, and both are counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DiskTier:
         self._max_waiting_bytes = max_waiting_bytes
         self._can_write = True
         self._is_closed = False
-        self._lock = threading.Lock()  # for the next two, which the threads and the loop change, and counters
+        self._lock = threading.Lock()  # for counters and the next two, which threads and the loop change
         self._waiting: dict[bytes, ItemOutput | None] = {}  # to be written, in order; None: to be deleted
         self._waiting_bytes = 0
         self._being_written: dict[bytes, ItemOutput | None] = {}
@@ -82,7 +82,7 @@ class DiskTier:
             self._timer = asyncio.get_running_loop().call_later(_WRITE_DELAY_S, self._write_now)
 
     async def close(self) -> None:
-        """Write what is waiting and end the threads; from now on nothing is found or kept."""
+        """Write what is waiting and end the threads; from then on nothing is found or kept."""
         self._is_closed = True
         self._write_now()
         for thread in (self._writer, self._reader):
@@ -105,7 +105,7 @@ class DiskTier:
         return {key: output for key, output in outputs.items() if output is not None}
 
     def _write_waiting(self) -> None:
-        """Write on the writer's thread. After one failure the rest is given up, as it would fail too."""
+        """Write on the writer's thread. After a failure the rest is dropped, as it would fail, too."""
         with self._lock:
             self._being_written, self._waiting = self._waiting, {}
             self._waiting_bytes = 0
@@ -117,7 +117,7 @@ class DiskTier:
             self._being_written = {}
 
     def _write(self, outputs: Sequence[tuple[bytes, ItemOutput | None]], store: SqliteStore) -> int:
-        """Write the first outputs, as many as fit into one transaction; return their number."""
+        """Write as many of the first outputs as fit into one transaction; return their number."""
         values: dict[bytes, bytes | None] = {}
         size_bytes = 0
         for key, output in outputs:
@@ -134,7 +134,7 @@ class DiskTier:
         self._stats.disk_bytes = store.measure_size_bytes()
 
     def _run_guarded(self, thread: _StoreThread, action: Callable[[SqliteStore], ResultT]) -> ResultT | None:
-        """Return what `action` returns; None where the file is corrupt or locked, or the disk fails."""
+        """Return what `action` returns; None if the file is corrupt or locked, or the disk fails."""
         try:
             return action(thread.open_store())
         except sqlite3.OperationalError as exc:
@@ -170,7 +170,7 @@ class _StoreThread:
         self.submit = self._executor.submit
 
     def open_store(self) -> SqliteStore:
-        """Return the connection, to a new file where it was replaced. Raises sqlite3.Error and OSError."""
+        """Return the connection, reopened if the file was replaced. Raises sqlite3.Error and OSError."""
         if self._store is not None and not self._store.is_current():
             self._close_store()
         if self._store is None:

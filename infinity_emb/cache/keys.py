@@ -1,6 +1,6 @@
 """Compute cache keys: 16 bytes that identify the model's version, the options and the exact input.
 
-Equal keys mean equal outputs, and clients choose the texts, so the hash is a cryptographic one.
+Equal keys mean equal outputs, and clients choose the texts, so the hash is cryptographic.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _hash(content: bytes) -> bytes:
 
 
 def _to_bytes(value: Input) -> bytes:
-    """Return different bytes for different inputs, also for texts with lone surrogates."""
+    """Return different bytes for different inputs, even for texts with lone surrogates."""
     if isinstance(value, Pair):
         query = value.query.encode("utf-8", "surrogatepass")
         return b"pair %d " % len(query) + query + value.document.encode("utf-8", "surrogatepass")

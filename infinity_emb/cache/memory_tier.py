@@ -1,4 +1,4 @@
-"""Hold the most recently used outputs in memory, up to a number of bytes."""
+"""Keep the most recently used outputs in memory, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from infinity_emb.errors import StartupError
 from infinity_emb.items import ItemOutput, SparseVector
 
-# Memory of a key, an entry and its arrays besides their numbers, roughly.
+# Approximate memory of a key, an entry and its arrays, apart from their values.
 _OVERHEAD_BYTES = 400
 
 
 class MemoryTier:
-    """A bounded store of outputs. Not thread-safe. Raises StartupError where cachetools is missing."""
+    """A bounded store of outputs. Not thread-safe. Raises StartupError if cachetools is not installed."""
 
     def __init__(self, max_bytes: int) -> None:
         try:
@@ -25,11 +25,11 @@ class MemoryTier:
 
     @property
     def size_bytes(self) -> int:
-        """Return the memory in use, roughly."""
+        """Return the approximate memory in use."""
         return int(self._outputs.currsize)
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, ItemOutput]:
-        """Return the outputs that are here."""
+        """Return the outputs that are stored."""
         return {key: output for key in keys if (output := self._outputs.get(key)) is not None}
 
     def keep(self, outputs: Mapping[bytes, ItemOutput]) -> None:

@@ -24,10 +24,10 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (id INTEGER PRIMARY KEY, key BLOB 
 
 
 class SqliteStore:
-    """A connection to the file, for one thread; the file is created where it is missing."""
+    """A connection to the file, for one thread; the file is created if it does not exist."""
 
     def __init__(self, path: Path, max_bytes: int, busy_timeout_s: float) -> None:
-        """Open the file. Raises sqlite3.Error, and OSError where the folder cannot be created.
+        """Open the file. Raises sqlite3.Error, and OSError if the folder cannot be created.
 
         max_bytes: limit of the file and its log together; the oldest entries are evicted first.
         busy_timeout_s: how long to wait for a process that is writing.
@@ -38,8 +38,8 @@ class SqliteStore:
         self._max_bytes = max_bytes - self._max_log_bytes
         self._num_rows_to_evict = max(16, min(1024, max_bytes // 2**21))  # many at once fill the log
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # sqlite3 says what is wrong
-            os.close(os.open(path, os.O_CREAT, 0o600))  # for this user alone; the log gets the same mode
+        with contextlib.suppress(OSError):  # sqlite3 reports what is wrong
+            os.close(os.open(path, os.O_CREAT, 0o600))  # for this user only; the log gets the same mode
         self._connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
         try:
             self._prepare()
@@ -50,13 +50,13 @@ class SqliteStore:
 
     @property
     def max_write_bytes(self) -> int:
-        """Return how much to write at once, so that the log stays small."""
+        """Return how much to write per transaction, so that the log stays small."""
         return self._max_log_bytes // 4
 
     def _prepare(self) -> None:
         run = self._connection.execute
         if not run("SELECT count(*) FROM sqlite_master WHERE name = 'vectors'").fetchone()[0]:
-            # Before the table and the log exist, as the page size cannot change afterwards.
+            # Set before the table and the log exist, as the page size cannot change afterwards.
             for pragma in (f"page_size = {_PAGE_BYTES}", "auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
                 run(f"PRAGMA {pragma}").fetchall()
             run(_SCHEMA)
@@ -68,7 +68,7 @@ class SqliteStore:
             run(f"PRAGMA {pragma}").fetchall()
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the values that exist. Raises sqlite3.Error."""
+        """Return the values that are stored. Raises sqlite3.Error."""
         found: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _MAX_KEYS_PER_SELECT):
             part = keys[start : start + _MAX_KEYS_PER_SELECT]
@@ -122,7 +122,7 @@ class SqliteStore:
             raise
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Evict the oldest entries until there is room; return false when there never will be."""
+        """Evict the oldest entries until there is room; return false if there cannot be enough."""
         if num_bytes > self._max_bytes:
             return False
         while self._used_bytes() + num_bytes > self._max_bytes:
@@ -151,7 +151,7 @@ class SqliteStore:
 
 
 def delete_store(path: Path) -> None:
-    """Delete a corrupt file and its log; processes that have it open keep the deleted file."""
+    """Delete a corrupt file and its log; processes that have it open keep using the deleted file."""
     for file in _list_paths(path):
         with contextlib.suppress(OSError):
             file.unlink()

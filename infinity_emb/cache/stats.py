@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counters of inputs, and sizes. Those of the disk are updated by its threads."""
+    """Counters of inputs, and sizes. The threads of the disk tier update theirs."""
 
     num_memory_hits: int = 0
     num_disk_hits: int = 0

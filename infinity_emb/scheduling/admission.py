@@ -25,20 +25,20 @@ from infinity_emb.scheduling.throughput import Progress, Throughput
 from infinity_emb.types import Lane
 
 MAX_RETRY_AFTER_S = 60
-# Size of the reserve, relative to the limit, and at least.
+# Size of the reserve: a fraction of the limit, but at least MIN_RESERVE inputs.
 RESERVE_FRACTION = 1 / 8
 MIN_RESERVE = 64
-# Flows whose next request is checked before it is read.
+# Refused flows that are remembered, so that their next request is checked before its body is read.
 _MAX_REFUSED_FLOWS = 1024
-_NEWCOMER = Flow()
+_DEFAULT_FLOW = Flow()
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """The tokens that are queued.
 
-    num_flow_tokens: of the flow that asks.
-    num_taken_tokens, num_taken_bulk_tokens: that have left the queue since it was made.
+    num_flow_tokens: queued tokens of the flow whose request is being admitted.
+    num_taken_tokens, num_taken_bulk_tokens: tokens that have left the queue since it was created.
     """
 
     num_tokens: int
@@ -73,7 +73,7 @@ class Admission:
     num_refused: int = 0
     _num_held: dict[Flow, int] = field(default_factory=dict)  # admitted inputs of flows that have any
     _num_flows: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANE_WEIGHTS, 0))
-    _refused: set[Flow] = field(default_factory=set)  # since there was room for them
+    _refused: set[Flow] = field(default_factory=set)  # and not seen to have room since
     _throughput: Throughput = field(default_factory=Throughput)
 
     @property
@@ -108,13 +108,13 @@ class Admission:
     def check_capacity(self, flow: Flow) -> None:
         """Raise Overloaded, and count a refusal, if any request of the flow would be refused now.
 
-        Free of cost unless a request of it was refused since there was capacity.
+        Costs nothing unless a request of the flow was refused and there has been no capacity since.
         """
         if flow in self._refused:
             self._check(1, flow)
             self._refused.discard(flow)
 
-    def is_full(self, flow: Flow = _NEWCOMER) -> bool:
+    def is_full(self, flow: Flow = _DEFAULT_FLOW) -> bool:
         """Tell whether any request of the flow would be refused now."""
         backlog = self._measure(flow)
         return self._refusal_reason(1, flow, backlog, self._expected_wait_s(1, flow, backlog)) is not None
@@ -122,8 +122,8 @@ class Admission:
     def estimated_wait_s(self, lane: Lane) -> float:
         """Estimate how long all that is queued in a lane will take; 0 while the throughput is unknown.
 
-        Bulk work shares the devices with interactive requests that come later; they get less than their share
-        where few of them come.
+        Bulk work shares the devices with interactive requests that arrive later; if few arrive, these use
+        less than their share.
         """
         return self._lane_wait_s(lane, self._measure(Flow(lane=lane)))
 
@@ -133,9 +133,9 @@ class Admission:
             share = 1 + LANE_WEIGHTS["bulk"] / LANE_WEIGHTS["interactive"]
             items = min(items, math.ceil(share * self.num_items["interactive"]))
             tokens = min(tokens, math.ceil(share * backlog.num_interactive_tokens))
-            return self._throughput.seconds(items, tokens)
-        bulk_s = self._throughput.seconds(self.num_items["bulk"], backlog.num_lane_tokens("bulk"))
-        return max(self._throughput.seconds(items, tokens), bulk_s / self._throughput.bulk_share)
+            return self._throughput.estimate_s(items, tokens)
+        bulk_s = self._throughput.estimate_s(self.num_items["bulk"], backlog.num_lane_tokens("bulk"))
+        return max(self._throughput.estimate_s(items, tokens), bulk_s / self._throughput.bulk_share)
 
     def _measure(self, flow: Flow) -> Backlog:
         backlog = self.backlog(flow)
@@ -143,9 +143,9 @@ class Admission:
         return backlog
 
     def _expected_wait_s(self, num_items: int, flow: Flow, backlog: Backlog) -> float:
-        """Return how long inputs of a flow will wait: for what the lane holds, or less for the flow's share.
+        """Return how long new inputs of a flow will wait: until the lane is empty, or less for a small flow.
 
-        While the flow gets through what it has and the new inputs, each other flow gets as much.
+        By the time they are computed, each other flow has had as many inputs computed as this one.
         """
         lane_wait_s, num_lane_items = self._lane_wait_s(flow.lane, backlog), self.num_items[flow.lane]
         if not num_lane_items:
@@ -155,7 +155,7 @@ class Admission:
         return lane_wait_s * min(1.0, (num_held + num_items) * num_flows / num_lane_items)
 
     def _check(self, num_items: int, flow: Flow) -> None:
-        """Raise Overloaded, and count a refusal, where there is no room."""
+        """Raise Overloaded, and count a refusal, if there is no room."""
         backlog = self._measure(flow)
         wait_s = self._expected_wait_s(num_items, flow, backlog)
         reason = self._refusal_reason(num_items, flow, backlog, wait_s)
@@ -165,7 +165,7 @@ class Admission:
         if len(self._refused) >= _MAX_REFUSED_FLOWS:
             self._refused.clear()
         self._refused.add(flow)
-        # Half of the queue is done when the client may retry.
+        # By then about half of what is queued has been computed.
         raise Overloaded(
             f"model {self.name} is currently overloaded: {reason}; try again later",
             retry_after_s=max(1, min(MAX_RETRY_AFTER_S, math.ceil(wait_s / 2))),

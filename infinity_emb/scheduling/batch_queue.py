@@ -20,7 +20,7 @@ from infinity_emb.scheduling.fair_queue import FairQueue, FlowItem, Tagged
 
 # Items that may be passed over while a batch is filled; bounds the work per batch.
 MAX_PASSED_OVER = 64
-# Successful batches after which a token budget that shrank to nothing is back at its configured value.
+# Full batches after which a token budget that shrank to almost nothing is back at its configured value.
 RECOVERY_STEPS = 64
 # Batches are not made smaller than this in order to compute two at a time.
 MIN_SHARED_TOKENS = 192
@@ -39,7 +39,7 @@ ItemT = TypeVar("ItemT", bound=BatchItem)
 class BatchQueue(FairQueue[ItemT]):
     """A fair queue that forms batches.
 
-    max_batch_tokens: present token budget of a batch, at most the configured one.
+    max_batch_tokens: current token budget of a batch, at most the configured one.
     num_skipped: cancelled items that were removed instead of taken.
     """
 

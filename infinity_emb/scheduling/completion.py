@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from infinity_emb.scheduling.stages import ComputedBatch
 
 
 class WorkerStats(NamedTuple):
-    """Counters since the pool was made. No item is counted twice."""
+    """Counters since the pool was created. No item is counted twice."""
 
     num_batches: int = 0
     num_items: int = 0  # completed with a result
@@ -38,7 +39,6 @@ class Completer:
     """End items and the requests they belong to. Safe to call from any thread.
 
     stats: a frozen snapshot, replaced whenever something is counted.
-    histograms: of batches and of the waits for them.
     """
 
     def __init__(self, histograms: StageHistograms) -> None:
@@ -52,13 +52,11 @@ class Completer:
         with self.lock:
             ended = _mark_done(items)
             num_tokens = sum(item.num_tokens for item in ended)
-            counts: dict[PendingRequest, int] = {}
-            sizes: dict[PendingRequest, int] = {}
+            counts = Counter(item.request for item in ended)
+            sizes: Counter[PendingRequest] = Counter()
             for item in ended:
-                request = item.request
-                counts[request] = counts.get(request, 0) + 1
-                if request.on_outputs is not None:
-                    sizes[request] = sizes.get(request, 0) + request.count_bytes(item.index)
+                if item.request.on_outputs is not None:
+                    sizes[item.request] += item.request.count_bytes(item.index)
             compute_s = stored_s - launched.started_s
             self._observe(launched, ended, num_tokens, compute_s)
             if any(request.stages is not None for request in counts):
@@ -80,11 +78,8 @@ class Completer:
     def _observe(
         self, launched: LaunchedBatch, items: Sequence[Item], num_tokens: int, compute_s: float
     ) -> None:
-        # Inputs that were encoded together have waited equally long.
-        numbers: dict[float, int] = {}
-        for item in items:
-            numbers[item.queued_s] = numbers.get(item.queued_s, 0) + 1
-        for queued_s, number in numbers.items():
+        # Inputs that were encoded together were queued at the same time.
+        for queued_s, number in Counter(item.queued_s for item in items).items():
             self._histograms.queue_s.observe(max(0.0, launched.started_s - queued_s), number)
         self._histograms.batch_s.observe(compute_s)
         self._histograms.forward_s.observe(launched.computed_s - launched.started_s)
@@ -137,5 +132,5 @@ def _mark_done(items: Iterable[Item]) -> list[Item]:
 
 
 def _locate(error: Exception, item: Item) -> Exception:
-    """Name the input that is to blame, where there is one."""
+    """Add the position of the input to an error that is about one."""
     return error.at_position(item.encoded.position) if isinstance(error, BackendFailed | BadInput) else error

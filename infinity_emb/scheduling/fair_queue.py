@@ -1,13 +1,13 @@
 """Start-time fair queueing: clients and lanes share a device by the tokens that they compute.
 
 Each item gets a start tag when it is queued: the tokens that its flow (one client in one lane) has queued
-before, divided by the weight of its lane, counted from the present virtual time. Items leave in the order of
+before, divided by the weight of its lane, counted from the current virtual time. Items leave in the order of
 their tags, and the virtual time is the tag of the last item that left. Three properties follow, each checked
 by a test:
 
 1. Items of one flow leave in the order in which they were queued.
-2. Flows that both have queued items get tokens in the ratio of their weights, within one item each, no matter
-   how many items either has. So a query leaves before thousands of passages that were queued earlier.
+2. Two flows with queued items get tokens in the ratio of their weights, within one item each, no matter how
+   many items either has. So a query leaves before thousands of passages that were queued earlier.
 3. A tag never changes and the virtual time never decreases, so no flow starves.
 
 Source: Goyal, Vin and Cheng 1996, "Start-time fair queuing", https://doi.org/10.1145/248157.248171
@@ -23,7 +23,7 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from infinity_emb.types import Lane
 
-# A token of an interactive request counts an eighth of a bulk request's token.
+# A token of an interactive request counts for an eighth of a bulk request's token.
 LANE_WEIGHTS: dict[Lane, float] = {"interactive": 8.0, "bulk": 1.0}
 # Flows that are remembered before those without queued items are pruned.
 _MIN_FLOWS_TO_PRUNE = 256
@@ -63,7 +63,7 @@ class FairQueue(Generic[ItemT]):
         self._num_tokens: dict[Lane, int] = dict.fromkeys(LANE_WEIGHTS, 0)
         self._num_flow_tokens: dict[Flow, int] = {}
         self._num_added_tokens: dict[Lane, int] = dict.fromkeys(LANE_WEIGHTS, 0)
-        self._finish_tags: dict[Flow, float] = {}  # start tag of a flow's next item, unless it is in the past
+        self._finish_tags: dict[Flow, float] = {}  # start tag of a flow's next item, if not in the past
         self._virtual_time = 0.0
         self._num_added = 0
         self._num_flows_to_prune = _MIN_FLOWS_TO_PRUNE

@@ -14,7 +14,7 @@ class _Waiter:
     """A caller that waits for a permit.
 
     num_tokens: its cost, by which the fair queue shares the permits.
-    turn: done when the caller holds a permit, or must not have one.
+    turn: done when the caller holds a permit or is refused one.
     """
 
     flow: Flow
@@ -38,11 +38,11 @@ class FairSemaphore:
     async def acquire(self, flow: Flow, cost: int) -> None:
         """Wait for a permit, which `release` must return. Raises the error of `close`.
 
-        cost: of the work that the permit is for; flows get permits so that their costs are shared by weight.
+        cost: of the work that the permit is for. Permits are granted so that flows share the cost by weight.
         """
         if self._make_error is not None:
             raise self._make_error()
-        if self._has_permit(flow.client):
+        if self._can_acquire(flow.client):
             self._take(flow.client)
             return
         waiter = _Waiter(flow, cost, asyncio.get_running_loop().create_future())
@@ -65,7 +65,7 @@ class FairSemaphore:
             start_tag, _, waiter = tagged = self._waiters.pop()
             if waiter.turn.done():
                 continue
-            if self._has_permit(waiter.flow.client):
+            if self._can_acquire(waiter.flow.client):
                 self._take(waiter.flow.client)
                 self._waiters.advance(start_tag)
                 waiter.turn.set_result(None)
@@ -73,7 +73,7 @@ class FairSemaphore:
                 passed_over.append(tagged)
         self._waiters.put_back(passed_over)
 
-    def _has_permit(self, client: str) -> bool:
+    def _can_acquire(self, client: str) -> bool:
         return self._num_free > 0 and self._num_held.get(client, 0) < self._max_per_client
 
     def _take(self, client: str) -> None:
@@ -81,7 +81,7 @@ class FairSemaphore:
         self._num_held[client] = self._num_held.get(client, 0) + 1
 
     def close(self, make_error: Callable[[], Exception]) -> None:
-        """Raise an error in every caller that waits, or will."""
+        """Raise an error in every caller that waits now or later."""
         self._make_error = make_error
         for waiter in self._waiters.take_all():
             if not waiter.turn.done():

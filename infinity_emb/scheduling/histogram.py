@@ -55,7 +55,7 @@ class StageHistograms:
     encode_s: of each chunk of a request's inputs, waiting for a thread included.
     queue_s: of each input, from the queue to the launch of the batch that completed it.
     batch_s: of each successful batch, from launch to stored outputs.
-    forward_s: of that, until the device had computed.
+    forward_s: the part of it until the device had finished.
     batch_tokens, batch_items: of each successful batch.
     """
 

@@ -1,4 +1,4 @@
-"""A batch on its way through the device."""
+"""A batch that was launched on the device and is not collected yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infinity_emb.scheduling.requests import Item
 class LaunchedBatch:
     """The items of a batch, and the backend's handle to it or the exception of a failed launch.
 
-    computed_s: when its outputs came from the device, as `time.monotonic` counts, like started_s.
+    started_s, computed_s: when it was launched and when its outputs arrived, by `time.monotonic`.
     """
 
     __slots__ = ("_handle", "computed_s", "items", "started_s")
@@ -30,8 +30,8 @@ class LaunchedBatch:
     def collect(self, lock: AbstractContextManager[Any]) -> npt.NDArray[np.bool_] | Exception:
         """Wait for the outputs and store those that are finite.
 
-        Returns (B,) bool, which items have their outputs; or the exception of a failed batch. It is not
-        raised: in an `except` block, a retry would run while the failed batch still has memory.
+        Returns (B,) bool, true for items whose outputs are stored; or the exception of a failed batch. It is
+        not raised: in an `except` block, a retry would run while the failed batch still holds memory.
         """
         handle, self._handle = self._handle, None
         assert handle is not None, "a batch is collected once"

@@ -1,4 +1,4 @@
-"""Recovery from failed batches: halves, full precision, and exceptions translated for the client."""
+"""Recover from failed batches: split them, recompute in float32, and translate exceptions for clients."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def split_batch(batch: list[ItemT]) -> tuple[list[ItemT], list[ItemT]]:
     return batch[:middle], batch[middle:]
 
 
-def is_out_of_memory(failure: Exception) -> bool:
-    """Tell whether a smaller batch may succeed."""
+def ran_out_of_memory(failure: Exception) -> bool:
+    """Return whether a smaller batch may succeed."""
     return isinstance(failure, (DeviceOutOfMemory, MemoryError))
 
 
@@ -39,7 +39,7 @@ def translate_failure(failure: Exception) -> Exception:
 def retry_in_full_precision(backend: Backend, items: list[Item], completer: Completer) -> None:
     """Recompute items whose outputs were not finite, each alone and in float32, and end them.
 
-    One launch for all, as each may copy the model; the backend computes the items one by one.
+    All share one launch, as each launch may copy the model; the backend computes the items one by one.
     """
     items = unfinished_items(items)
     if not items:

@@ -1,7 +1,7 @@
 """A backend and the worker thread that drives it.
 
-A failed batch is computed again in halves, so that only the input to blame fails. After a crash the thread
-restarts and computes what it held again, each item alone, so that the item that crashes it fails alone.
+A failed batch is recomputed in halves, so that only the input to blame fails. After a crash the thread
+restarts and recomputes the items it held one by one, so that only the item that crashes it fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infinity_emb.errors import BackendFailed
 from infinity_emb.scheduling.completion import Completer, WorkerStats
 from infinity_emb.scheduling.launched_batch import LaunchedBatch, launch
 from infinity_emb.scheduling.recovery import (
-    is_out_of_memory,
+    ran_out_of_memory,
     retry_in_full_precision,
     split_batch,
     translate_failure,
@@ -30,7 +30,7 @@ logger = logging.getLogger("infinity_emb")
 class Replica:
     """One worker thread: launches and collects batches from the queue, and restarts after a crash.
 
-    give_up: called when the thread crashed too often.
+    give_up: called when the thread has crashed too often.
     busy_since_s: when the latest batch was launched; None while idle.
     """
 
@@ -58,21 +58,21 @@ class Replica:
         self._consecutive_crashes = 0
 
     def run(self, on_ended: Callable[[], None]) -> None:
-        """Compute batches until the queue is closed and empty, or the thread crashed too often.
+        """Compute batches until the queue is closed and empty, or the thread has crashed too often.
 
         on_ended: called once, when nothing more will be computed.
         """
-        goes_on = True
+        is_running = True
         try:
-            while goes_on:
+            while is_running:
                 try:
                     self.backend.prepare_thread()
                     self._compute_interrupted()
                     while self._compute_next():
                         pass
-                    goes_on = False
+                    is_running = False
                 except BaseException as exc:  # noqa: BLE001 - a crash must not leave a request waiting
-                    goes_on = self._restart(exc)
+                    is_running = self._restart(exc)
         finally:
             on_ended()
 
@@ -93,14 +93,14 @@ class Replica:
         return True
 
     def _compute_interrupted(self) -> None:
-        """Compute each item alone: together, one item would crash the thread with all others again."""
+        """Compute each item alone: in one batch, the item that crashed the thread would do so again."""
         while self._interrupted:
             self._computing = [self._interrupted.pop(0)]
             self._completer.count(WorkerStats(num_retried_items=1))
             self._compute(unfinished_items(self._computing))
 
     def _compute(self, batch: list[Item]) -> None:
-        """Compute one batch to its end, beside those in flight."""
+        """Launch and collect one batch, while those in flight stay so."""
         if batch:
             self.busy_since_s = time.monotonic()
             self._collect(launch(self.backend, batch))
@@ -118,8 +118,8 @@ class Replica:
         self._consecutive_crashes = 0
 
     def _recover(self, batch: list[Item], failure: Exception) -> None:
-        """Compute a failed batch in halves until the item that is to blame fails alone."""
-        if is_out_of_memory(failure):
+        """Compute a failed batch in halves until the item to blame fails alone."""
+        if ran_out_of_memory(failure):
             self._free_memory(batch)
         if len(batch) == 1:
             self._completer.fail(batch, translate_failure(failure))
@@ -146,15 +146,15 @@ class Replica:
         pause_s = self._first_restart_pause_s * 2 ** (self._consecutive_crashes - 1)
         logger.error("worker thread crashed: %r; restarting in %g s", crash, pause_s, exc_info=crash)
         self.busy_since_s = None
-        self._blame_or_retry(crash)
+        self._fail_or_retry(crash)
         self._completer.count(WorkerStats(num_restarts=1))
         self.is_restarting = True
         self._queue.wait_until_refusing(pause_s)
         self.is_restarting = False
         return True
 
-    def _blame_or_retry(self, crash: BaseException) -> None:
-        """Fail an item that was computed alone; set several aside to compute each alone."""
+    def _fail_or_retry(self, crash: BaseException) -> None:
+        """Fail an item that was computed alone; set several aside, to compute each alone."""
         interrupted = unfinished_items(self._computing)
         self._computing = []
         self._in_flight.clear()

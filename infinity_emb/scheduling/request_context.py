@@ -1,7 +1,7 @@
 """Context of a request: its client, lane, time limit, record of stages, token budget and memory.
 
-They are context variables, so that no method of any task has to pass them on. They reach the tasks that a
-request starts, and no other request.
+They are context variables, so that methods need not pass them on. The tasks that a request starts inherit
+them; other requests do not see them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_INTERACTIVE_INPUTS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestContext:
-    """Properties of a request that the client sets, and what observes it.
+    """Properties of a request that the client sets, and the record of its stages.
 
     request_id: for the log.
     client: whose share of the device it uses; requests that name none share one.
     lane: None to decide by the number of inputs.
     timeout_s: time limit of the request; None for the limit of the model.
-    stages: records when each stage of the request ended; None if nobody asks.
+    stages: records when each stage of the request ended; None if no record is wanted.
     """
 
     request_id: str = ""
@@ -39,7 +39,7 @@ class RequestContext:
     stages: RequestStages | None = None
 
     def flow(self, num_inputs: int) -> Flow:
-        """Return the flow in which a request of so many inputs is queued."""
+        """Return the flow in which a request with this many inputs is queued."""
         default: Lane = "interactive" if num_inputs <= MAX_INTERACTIVE_INPUTS else "bulk"
         return Flow(self.client, self.lane or default)
 
@@ -89,7 +89,7 @@ _NO_BUDGET = nullcontext()
 def token_budget(limit: int) -> AbstractContextManager[None]:
     """Return a context that limits the tokens of one request, however many parts it is tokenized in.
 
-    limit: 0 sets none, also inside another budget.
+    limit: 0 means none, even inside another budget.
     """
     if not limit and _budget.get() is None:
         return _NO_BUDGET
@@ -102,7 +102,7 @@ def _set_budget(budget: _TokenBudget | None) -> Iterator[None]:
     try:
         yield
     finally:
-        # An event loop that is closed during a request ends it in another context, where nothing was set.
+        # If the event loop is closed during a request, this runs in another context, where nothing was set.
         with suppress(ValueError):
             _budget.reset(token)
 
@@ -124,14 +124,14 @@ class Memory(Protocol):
     """The memory that one request may take."""
 
     def take(self, num_bytes: int) -> bool:
-        """Count bytes until the response is sent and return true, if there is room for them."""
+        """Reserve bytes until the response is sent; return false if there is no room for them."""
 
     def make_error(self) -> Exception:
-        """Return the error for a request for which there is no room."""
+        """Return the error for a request that does not fit."""
 
 
 class _UnlimitedMemory:
-    """The memory of calls of the Python API."""
+    """The memory of calls through the Python API."""
 
     def take(self, num_bytes: int) -> bool:
         return True
@@ -145,17 +145,17 @@ _memory: ContextVar[Memory] = ContextVar("infinity_memory", default=_UNLIMITED)
 
 
 def current_memory() -> Memory:
-    """Return where the calling task counts the bytes of what it computes."""
+    """Return the memory from which the calling task takes bytes."""
     return _memory.get()
 
 
 def set_memory(memory: Memory) -> None:
-    """Set it for the rest of this task and for the tasks that it starts."""
+    """Set the memory for the rest of this task and for the tasks that it starts."""
     _memory.set(memory)
 
 
 def take_memory(num_bytes: int) -> None:
-    """Count bytes in the memory of the calling request. Raises its error when there is no room for them."""
+    """Take bytes from the memory of the calling request. Raises its error if there is no room for them."""
     memory = _memory.get()
     if not memory.take(num_bytes):
         raise memory.make_error()

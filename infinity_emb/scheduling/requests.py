@@ -27,12 +27,12 @@ class PendingRequest:
     """The outputs of one request while they are being computed.
 
     on_done: called once, on the thread that ends the request, after the last output or the first error; it
-        must not raise. A cancelled request is not announced.
-    on_progress: called with the number of items that one batch completed.
-    on_outputs: called with the bytes of their outputs.
-    on_cancel: called when the request is cancelled, by whoever cancels it.
-    stages: records when each stage of the request ended, if anybody asks.
-    outputs: for each output one entry per item, complete once the request is done and `error` is None.
+        must not raise. Not called for a cancelled request.
+    on_progress: called with the number of items that a batch has completed.
+    on_outputs: called with the size of their outputs in bytes.
+    on_cancel: called when the request is cancelled, in the thread that cancels it.
+    stages: records when each stage of the request ended; None if no record is wanted.
+    outputs: one entry per item for each output name; complete once the request is done and `error` is None.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class PendingRequest:
         self._num_missing = num_items
 
     def cancel(self) -> None:
-        """Skip the items that are still queued. `on_done` is not called, unless that call has begun."""
+        """Skip the items that are still queued. `on_done` is not called, unless it is already running."""
         self.is_cancelled = True
         if self.on_cancel is not None:
             self.on_cancel(self)
@@ -97,8 +97,8 @@ class Item:
     """One encoded input that waits to be computed.
 
     index: of its entry in the outputs of its request.
-    queued_s: when it was encoded, as `time.monotonic` counts.
-    is_done: whether it ended, with a result or an error; set once, under the completer's lock.
+    queued_s: when it was encoded, by `time.monotonic`.
+    is_done: whether it has ended, with a result or an error; set once, under the completer's lock.
     """
 
     encoded: Encoded
@@ -138,7 +138,7 @@ class Item:
                         f"got {output.shape[1]} values from the backend after {target.shape[1]}"
                     )
                 target[self.index] = output[row]
-            else:  # an entry may be a view, which would keep the memory of its whole batch
+            else:  # an entry may be a view, which would keep the memory of the whole batch alive
                 target[self.index] = copy_value(output[row])
 
 
@@ -153,7 +153,7 @@ def select_items(items: Sequence[Item], mask: npt.NDArray[np.bool_]) -> list[Ite
 
 
 def _allocate(output: Output, num_items: int) -> Any:
-    """Make room for one output of a whole request, shaped as in one batch."""
+    """Allocate one output for all items of a request, with the width that it has in a batch."""
     if isinstance(output, np.ndarray):
         return np.empty((num_items, output.shape[1]), dtype=np.float32)
     return [None] * num_items

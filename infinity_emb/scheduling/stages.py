@@ -1,6 +1,6 @@
 """Record when each stage of one request began and ended, for `Server-Timing`, traces and `profile`.
 
-Only requests that one of them asks for have a record; for all others nothing is measured but the histograms.
+A request has a record only if one of them is on; all requests count in the histograms.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-# In this order, but for a request of several chunks, whose stages overlap.
+# In order of time; the stages of a request of several chunks overlap.
 Stage: TypeAlias = Literal["parse", "cache", "tokenize", "queue", "batch", "forward", "wake", "encode"]
 
 
 class Interval(NamedTuple):
-    """A part of a request in one stage; times as `time.monotonic` counts."""
+    """A part of a request in one stage; times by `time.monotonic`."""
 
     stage: Stage
     started_s: float
@@ -23,10 +23,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComputedBatch:
-    """One successful batch; times as `time.monotonic` counts.
+    """One successful batch; times by `time.monotonic`.
 
-    computed_s: when its outputs came from the device; stored_s: when the requests had them.
-    requests: the records that have added themselves; a trace links them.
+    computed_s: when its outputs arrived from the device; stored_s: when the requests had them.
+    requests: records of requests with items in the batch; a trace links them.
     """
 
     launched_s: float
@@ -44,7 +44,7 @@ class RequestStages:
     cache: look the inputs up in the cache, or wait for another request that computes them.
     tokenize: encode a chunk of the inputs, waiting for a thread included.
     queue: from the first input of a request in a batch until the batch was launched.
-    batch: from the launch to stored outputs; forward: of that, until the device had computed.
+    batch: from the launch to stored outputs; forward: the part of it until the device had finished.
     wake: until the event loop ran the request again.
     encode: shape the vectors and write the body of the response.
     """
@@ -59,17 +59,17 @@ class RequestStages:
         return max((interval.ended_s for interval in self.intervals), default=self.started_s)
 
     def add(self, stage: Stage, started_s: float, ended_s: float | None = None) -> None:
-        """Add a part of the request that ended now, or then."""
+        """Add a part of the request. It ends now unless `ended_s` is given."""
         self.intervals.append(Interval(stage, started_s, time.monotonic() if ended_s is None else ended_s))
 
     def add_batch(self, batch: ComputedBatch, queued_s: float) -> None:
-        """Add the request's part of a batch, whose first input was queued then."""
+        """Add the request's part of a batch. queued_s: when its first input in the batch was queued."""
         self.add("queue", queued_s, batch.launched_s)
         self.add("batch", batch.launched_s, batch.stored_s)
         self.add("forward", batch.launched_s, batch.computed_s)
 
     def measure(self) -> dict[Stage, float]:
-        """Return for how many seconds any part of the request was in each stage, first stage first."""
+        """Return how many seconds any part of the request spent in each stage, in order of their start."""
         seconds: dict[Stage, float] = {}
         reached: dict[Stage, float] = {}
         for stage, started_s, ended_s in sorted(self.intervals, key=lambda each: each.started_s):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from infinity_emb.scheduling.fair_queue import LANE_WEIGHTS
 
-# Weight of a new measurement in the moving average, and the least compute time that makes one.
+# Weight of a new measurement in the moving average, and the least compute time between two measurements.
 _SMOOTHING = 0.3
 _MIN_MEASURED_S = 0.25
-# What bulk work gets of the devices while interactive requests never end.
+# Share of the devices that bulk work gets while there are always interactive requests.
 _LEAST_BULK_SHARE = LANE_WEIGHTS["bulk"] / sum(LANE_WEIGHTS.values())
 
 
@@ -30,7 +30,7 @@ class Progress:
 class Throughput:
     """Moving averages of items and tokens per second; infinite until enough was computed.
 
-    bulk_share: the part of the devices that bulk work can have beside the interactive requests that come.
+    bulk_share: the share of the devices that interactive requests leave to bulk work.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Throughput:
     def update(self, progress: Progress, num_taken_tokens: int, num_taken_bulk_tokens: int) -> None:
         """Take a measurement if enough was computed since the last one.
 
-        num_taken_tokens, num_taken_bulk_tokens: taken to be computed since the start.
+        num_taken_tokens, num_taken_bulk_tokens: tokens taken from the queue since it was created.
         """
         compute_s = (progress.compute_s - self._measured.compute_s) / progress.num_parallel
         if compute_s < _MIN_MEASURED_S:
@@ -58,10 +58,10 @@ class Throughput:
         self._measured = progress
         self._num_taken, self._num_taken_bulk = num_taken_tokens, num_taken_bulk_tokens
 
-    def seconds(self, num_items: int, num_tokens: int) -> float:
-        """Return how long the devices take for so much; 0 while that is unknown.
+    def estimate_s(self, num_items: int, num_tokens: int) -> float:
+        """Estimate how long the devices take for this much work; 0 while that is unknown.
 
-        Admitted inputs may still be tokenized, so the queued tokens alone would underestimate it.
+        Some admitted inputs are not tokenized yet, so the queued tokens alone would underestimate it.
         """
         return max(num_items / self.items_per_s, num_tokens / self.tokens_per_s)
 

@@ -1,4 +1,4 @@
-"""Detection of work that never returns.
+"""Detect work that never returns.
 
 Time during which the whole process was suspended (a paused container, a sleeping machine) does not count.
 """
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 WorkerT = TypeVar("WorkerT")
 
-# A thread that wakes up this much too late was suspended together with the whole process.
+# A thread that wakes up later than this was suspended together with the whole process.
 MAX_LATE_S = 0.5
 # A suspension between two checks goes unnoticed, so there are several per timeout.
 _CHECKS_PER_TIMEOUT = 8

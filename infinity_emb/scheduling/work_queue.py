@@ -37,7 +37,7 @@ class WorkQueue:
         return self._queue.num_tokens
 
     def backlog(self, flow: Flow) -> Backlog:
-        """Return the tokens that are queued and taken, as far as the admission of a flow depends on them."""
+        """Return the counts of queued and taken tokens by which a request of a flow is admitted."""
         queue = self._queue
         num_taken_bulk_tokens = queue.num_taken_tokens("bulk")
         return Backlog(
@@ -55,7 +55,7 @@ class WorkQueue:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Present limit of a batch; lower than configured after a batch ran out of memory."""
+        """Current token budget of a batch; lower than configured after a batch ran out of memory."""
         return self._queue.max_batch_tokens
 
     @property
@@ -110,7 +110,7 @@ class WorkQueue:
     ) -> list[Item]:
         """Wait for a batch. Returns [] when none is queued and one is in flight, or when the queue ends.
 
-        in_flight: what the replica still holds; it counts as finished with everything else.
+        in_flight: items of batches that the replica has not finished; all others that it took are finished.
         shares_device: whether the batches of other replicas compete with this one's.
         """
         with self._changed:
@@ -137,13 +137,13 @@ class WorkQueue:
         with self._changed:
             return self._queue.take_all()
 
-    def held_by(self, replica: Hashable) -> list[Item]:
+    def list_held_items(self, replica: Hashable) -> list[Item]:
         """Return what a replica has taken and not finished."""
         with self._changed:
             return [item for item in self._held.get(replica, ()) if not item.is_done]
 
     def wait_until_refusing(self, timeout_s: float) -> None:
-        """Return when the queue accepts no items any more, or after the timeout."""
+        """Wait until the queue no longer accepts items, or until the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: not self.is_accepting, timeout_s)
 

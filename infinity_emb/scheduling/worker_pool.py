@@ -26,7 +26,7 @@ logger = logging.getLogger("infinity_emb")
 class WorkerPool:
     """The queue of one engine and the replicas that compute what it holds.
 
-    histograms: of all batches since the pool was made.
+    histograms: of all batches since the pool was created.
     queue: takes items from any thread, between `start` and `close`.
     batch_timeout_s: how long a batch may take before its worker thread is considered hung.
     max_consecutive_crashes: a worker thread that crashes more often, without completing a batch in between,
@@ -81,7 +81,7 @@ class WorkerPool:
         return len(self._replicas)
 
     def describe_state(self) -> dict[str, object]:
-        """Return what helps to find out why the pool is slow or stuck."""
+        """Return details that help to find out why the pool is slow or stuck."""
         return {
             "waiting": f"{len(self.queue)} items of {self.queue.num_tokens} tokens",
             "batches": f"at most {self.queue.max_batch_tokens} tokens",
@@ -92,7 +92,7 @@ class WorkerPool:
     def start(self, backends: Sequence[Backend] = ()) -> None:
         """Start one thread per replica. Raises EngineNotReady while a thread of an earlier start still runs.
 
-        backends: replace those that the pool has.
+        backends: replace the current ones, unless empty.
         """
         with self._lock:
             if self._num_running:
@@ -126,7 +126,7 @@ class WorkerPool:
             if self._num_running:
                 return False
             for replica in self._replicas:
-                del replica.backend  # a thread in its last lines still refers to its replica
+                del replica.backend  # a thread that is about to end still refers to its replica
             self._replicas = []
         return True
 
@@ -153,11 +153,11 @@ class WorkerPool:
         A batch cannot be recalled from its device: its outputs are dropped when they arrive.
         """
         num_queued = self.fail_queued()
-        taken = [item for replica in self._replicas for item in self.queue.held_by(replica)]
+        taken = [item for replica in self._replicas for item in self.queue.list_held_items(replica)]
         return num_queued + self._completer.fail(taken, unfinished())
 
     def end_threads(self, timeout_s: float) -> None:
-        """Fail all items and wait for the worker threads, unless they are given up."""
+        """Fail all items and wait for the worker threads, unless the pool has given up on them."""
         self.fail_all()
         deadline_s = time.monotonic() + timeout_s
         for thread in [] if self.queue.has_failed else self._threads:
@@ -186,7 +186,7 @@ class WorkerPool:
     def _give_up(self, replica: Replica, failure: BaseException) -> None:
         """Stop computing for good, except for what other replicas have taken."""
         is_first = self.queue.fail(failure)
-        items = self.queue.held_by(replica) + self.queue.take_all()
+        items = self.queue.list_held_items(replica) + self.queue.take_all()
         self._completer.fail(items, self.queue.not_ready())
         if is_first:
             self._on_give_up()
@@ -203,7 +203,7 @@ class WorkerPool:
         self._give_up(replica, failure)
 
     def _describe_replica(self, replica: Replica) -> str:
-        state = f"{len(self.queue.held_by(replica))} items under way"
+        state = f"{len(self.queue.list_held_items(replica))} items under way"
         if replica.busy_since_s is not None:
             state += f" for {time.monotonic() - replica.busy_since_s:.1f} s"
         return state + (", restarting" if replica.is_restarting else "")

@@ -1,4 +1,4 @@
-"""Folders that an engine makes of a model before it can compute it, cached for each revision."""
+"""Cache the folders that an engine converts a model into, one for each revision."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from infinity_emb.errors import DeviceFailed, StartupError, one_line
-from infinity_emb.storage.files import cache_dir
+from infinity_emb.storage.files import cache_dir, name_draft
 from infinity_emb.storage.load_progress import report_stage
 
 T = TypeVar("T")
@@ -23,7 +22,7 @@ T = TypeVar("T")
 logger = logging.getLogger("infinity_emb")
 
 _DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")
-# No draft takes that long: the process that began an older one was killed.
+# No conversion takes that long: the process that began an older draft was killed.
 _MAX_DRAFT_AGE_S = 24 * 3600
 
 
@@ -33,7 +32,7 @@ def artifact_dir(engine: str) -> Path:
 
 
 def file_stats(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Return path, size and time of each file that exists, by which to see that it has changed."""
+    """Return path, size and modification time of each file that exists, to detect changes."""
     found = [(path, path.stat()) for path in paths if path.is_file()]
     return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
@@ -42,7 +41,7 @@ def file_stats(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 def reuse_or_fill(folder: Path) -> Iterator[Path]:
     """Yield the folder if it exists, else a draft that takes its place at the end.
 
-    Of processes that fill it together, the first one wins. Raises OSError if a draft cannot be made.
+    If several processes fill it, the first one wins. Raises OSError if a draft cannot be created.
     """
     if folder.exists():
         yield folder
@@ -58,10 +57,10 @@ def _draft_beside(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, and remove it at the end if it was not moved.
 
     Each process has a draft with another name. Drafts of killed processes are removed first.
-    Raises OSError if it cannot be made.
+    Raises OSError if it cannot be created.
     """
     _remove_abandoned_drafts(folder.parent)
-    draft = _name_draft(folder)
+    draft = name_draft(folder)
     try:
         draft.mkdir(parents=True)
         yield draft
@@ -69,12 +68,8 @@ def _draft_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _name_draft(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.draft")
-
-
 def _remove_abandoned_drafts(parent: Path) -> None:
-    """Remove them whatever they were for: names change with each version of a model or a library."""
+    """Remove old drafts of any folder: names change with each version of a model or a library."""
     oldest_s = time.time() - _MAX_DRAFT_AGE_S
     with contextlib.suppress(OSError):  # no folder yet, or another process has removed them
         for path in parent.iterdir():
@@ -84,11 +79,11 @@ def _remove_abandoned_drafts(parent: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedArtifact:
-    """A folder of files that are made of a model.
+    """A folder of files that are generated from a model.
 
     action: how it is made, for messages: `exporting org/model to ONNX`.
-    main_file: the one of the files that is opened.
-    make: writes all files into the empty folder that it gets.
+    main_file: the file that is opened.
+    make: write all files into the empty folder that is passed.
     """
 
     action: str
@@ -104,7 +99,7 @@ class CachedArtifact:
     def ensure(self) -> Path:
         """Return the path of the main file; make it first if it does not exist.
 
-        Processes that start together each make a whole folder, and the first one wins.
+        Processes that start together each make a complete folder, and the first one wins.
         Raises StartupError if it cannot be made or written.
         """
         if not self.path.exists():
@@ -113,10 +108,10 @@ class CachedArtifact:
         return self.path
 
     def open_or_rebuild(self, open_it: Callable[[Path], T]) -> T:
-        """Return what `open_it` makes of the main file; one from the cache that it refuses is made again.
+        """Return what `open_it` returns for the main file; a cached file that it refuses is made again.
 
         open_it: raises StartupError to refuse a file, DeviceFailed if the file is not to blame.
-        Raises what it raises, and what `ensure` does.
+        Raises what `open_it` and `ensure` raise.
         """
         was_cached = self.path.exists()
         try:
@@ -131,7 +126,7 @@ class CachedArtifact:
         return open_it(self.path)
 
     def _make(self, *, replace: bool = False) -> None:
-        """Keep what is there until the new folder is complete."""
+        """Make the folder; an old one is kept until the new one is complete."""
         report_stage("converting")
         try:
             with _draft_beside(self.folder) as draft:
@@ -155,15 +150,15 @@ class CachedArtifact:
     def _move_into_place(self, draft: Path) -> None:
         try:
             os.replace(draft, self.folder)
-        except OSError:  # the folder is not empty: another process was first
+        except OSError:  # the folder is not empty: another process was first, or the main file was deleted
             if self.path.exists():
                 return
-            self._discard()  # or a part of it was deleted
+            self._discard()
             os.replace(draft, self.folder)
 
     def _discard(self) -> None:
         """Remove the folder in one step, so that no other process finds half of it."""
-        away = _name_draft(self.folder)
+        discarded = name_draft(self.folder)
         with contextlib.suppress(OSError):  # another process has discarded it, or it is read-only
-            os.replace(self.folder, away)
-        shutil.rmtree(away, ignore_errors=True)
+            os.replace(self.folder, discarded)
+        shutil.rmtree(discarded, ignore_errors=True)

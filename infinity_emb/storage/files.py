@@ -1,6 +1,6 @@
-"""The cache folder and how a file is put there.
+"""Find the cache folder, and write files such that no reader sees part of one.
 
-Calibration, cached vectors, exported graphs and choices of engines have a subfolder each.
+Calibration, cached vectors, exported graphs and choices of engines each have a subfolder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
     Source: https://specifications.freedesktop.org/basedir-spec/latest/ for XDG_CACHE_HOME
     """
     home = environ.get("HOME") or os.path.expanduser("~")
-    if home == "~":  # a user id without a name, as some clusters give to containers
+    if home == "~":  # a user id without a name, as containers of some clusters have
         home = os.sep
     candidates = (
         environ.get("INFINITY_HOME"),
@@ -38,8 +38,7 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Create or replace a file, with its parent folders. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: two containers on one volume may both be number 1.
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    draft = name_draft(path)
     try:
         draft.write_bytes(content)
         os.replace(draft, path)
@@ -47,8 +46,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def name_draft(path: Path) -> Path:
+    """Return a unique name beside `path`, to write to before renaming."""
+    # Without the process id: two containers on one volume may both be number 1.
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{DRAFT_SUFFIX}")
+
+
 def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Create or replace a file that one process writes: it is on disk before it has its name.
+    """Create or replace a file that one process writes: its content is on disk before it has its name.
 
     Raises OSError; a killed process leaves a file with DRAFT_SUFFIX behind.
     """
@@ -67,7 +72,7 @@ def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
     """Create a folder that one process writes: its files are on disk before it has its name.
 
-    write: makes the folder at the path that it gets.
+    write: create the folder at the path that is passed.
     Raises OSError; a killed process leaves a folder with DRAFT_SUFFIX behind, which the next call removes.
     """
     draft = path.with_name(path.name + DRAFT_SUFFIX)
@@ -85,7 +90,7 @@ def write_folder_durably(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, of which a kill leaves nothing under its name. Raises OSError."""
+    """Remove a folder; a killed process leaves no part of it under its name. Raises OSError."""
     draft = path.with_name(path.name + DRAFT_SUFFIX)
     shutil.rmtree(draft, ignore_errors=True)
     os.replace(path, draft)

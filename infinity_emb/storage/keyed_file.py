@@ -1,4 +1,4 @@
-"""Keep a value in a file from one start to the next, under a key of all that it depends on."""
+"""Keep a value in a file from one start to the next, under a key of everything it depends on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def keyed_name(name: str, *key: object) -> str:
 class KeyedFile:
     """A value on disk; a file that is damaged, or that was written for another key, counts as absent.
 
-    The content is followed by a line with the SHA-256 of key and content. Nothing is locked: processes that
-    start together each put a whole file in place, and the last one stays.
+    The content is followed by a line with the SHA-256 of key and content. There is no lock: processes that
+    start together each put a complete file in place, and the last one wins.
 
     purpose: what the file is, for log messages.
     name: the readable part of the file name.
@@ -45,7 +45,7 @@ class KeyedFile:
         return self.folder / f"{keyed_name(self.name, self.key)}{self.suffix}"
 
     def read(self) -> bytes | None:
-        """Return what was written for this key, or None; a file that cannot be used is logged."""
+        """Return the content that was written for this key, or None; a file that cannot be used is logged."""
         try:
             stored = self.path.read_bytes()
         except FileNotFoundError:

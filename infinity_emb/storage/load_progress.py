@@ -1,4 +1,4 @@
-"""Report what the load of a model is doing, to a listener that the caller has set.
+"""Report the progress of loading a model to a listener that the caller has set.
 
 Without a listener, a report costs nothing and a library's own progress bars stay as they are.
 """
@@ -45,7 +45,7 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 def get_listener() -> Listener | None:
-    """Return the listener, for reports from threads that have another context."""
+    """Return the listener, to report from threads that have another context."""
     return _listener.get()
 
 

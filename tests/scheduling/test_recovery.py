@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infinity_emb.errors import BackendFailed, DeviceOutOfMemory, InputTooLong
-from infinity_emb.scheduling.recovery import is_out_of_memory, split_batch, translate_failure
+from infinity_emb.scheduling.recovery import ran_out_of_memory, split_batch, translate_failure
 
 
 @given(st.lists(st.integers(), min_size=2))
@@ -19,8 +19,8 @@ def test_a_failed_batch_is_split_into_two_halves_that_are_not_empty(batch: list[
 
 @pytest.mark.parametrize("failure", [MemoryError(), DeviceOutOfMemory("does not fit")])
 def test_memory_errors_of_host_and_device_are_out_of_memory(failure: Exception) -> None:
-    assert is_out_of_memory(failure)
-    assert not is_out_of_memory(RuntimeError("out of memory"))
+    assert ran_out_of_memory(failure)
+    assert not ran_out_of_memory(RuntimeError("out of memory"))
 
 
 def test_an_error_of_this_package_is_not_translated() -> None:
