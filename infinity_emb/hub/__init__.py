@@ -1,1 +1,1 @@
-"""Resolve a model id to files, and detect what kind of model they are."""
+"""Resolve a model id to files, and detect the kind of model."""

@@ -1,4 +1,4 @@
-"""List the models in the cache of the hub, without network access."""
+"""List the models in the hub's cache, without network access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class CachedModel:
     """One model on this machine.
 
-    kind: None where the files do not tell.
+    kind: None if the files do not tell.
     problem: what its latest revision lacks, or "".
     """
 
@@ -37,7 +37,7 @@ class CachedModel:
 
 @dataclass(frozen=True, slots=True)
 class CacheListing:
-    """The models of a cache, the last used first; and what in it cannot be read."""
+    """The models of a cache, most recently used first, and warnings about what cannot be read."""
 
     folder: Path
     models: list[CachedModel]
@@ -53,7 +53,7 @@ def list_cached_models() -> CacheListing:
     try:
         cache = scan_cache_dir(folder)
         models = [_describe(each) for each in cache.repos if each.repo_type == "model"]
-        # Libraries keep files of their own beside the models, such as transformers' version.txt.
+        # Libraries keep other files beside the models, such as transformers' version.txt.
         found = [one_line(each) for each in cache.warnings]
         warnings = [each for each in found if "path is not a directory" not in each]
     except CacheNotFound:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 
 class ConfigField(NamedTuple):
-    """One value that is neither an object nor a list, and where it stands.
+    """One value that is neither an object nor a list, and its location.
 
-    keys: of the objects around it, outermost first; elements of a list have the keys of the list.
+    keys: path of keys to it, outermost first; elements of a list have the keys of the list.
     """
 
     path: Path
@@ -31,7 +31,7 @@ def is_config(name: str) -> bool:
 
 
 def find_configs(folder: Path) -> Iterator[Path]:
-    """Return the configurations in a folder and its subfolders, through links too, each folder once."""
+    """Return the configurations in a folder and its subfolders, following links, each folder once."""
     seen = set()
     for current, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(current)

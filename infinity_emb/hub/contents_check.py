@@ -1,6 +1,6 @@
-"""Refuse a model's folder that is not whole, before a library stumbles over it or fills the gap by itself.
+"""Refuse an incomplete model folder, before a library fails on it or fills the gaps with defaults.
 
-Only files that are read for the model are looked at.
+Only files that are read to load the model are checked.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from infinity_emb.types import ModelKind
 
 _LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 _BOM = b"\xef\xbb\xbf"
-# Text files that the libraries read; others, such as results of an evaluation, may be broken.
+# Text files that the libraries read; others, such as evaluation results, may be broken.
 _READ_TEXTS = re.compile(
     r"modules\.json|config_sentence_transformers\.json|(?!generation_)(\w+[_-])*config\.json"
     r"|tokenizer\.json|vocab\.(json|txt)|merges\.txt|(special_tokens_map|added_tokens|idf)\.json"
     r"|.*\.index\.json"
 )
-# Not read where the file that comes first is here.
+# Files that are not read if the one that comes first exists.
 _READ_INSTEAD = {
     "tokenizer.json": ("vocab.json", "vocab.txt", "merges.txt"),
     "model.safetensors": ("model.safetensors.index.json",),
@@ -41,7 +41,7 @@ _LIMITS = (
 
 
 def check_contents(folder: Path, *, is_pooling_given: bool = False) -> None:
-    """Raise StartupError naming the first file that is missing, unreadable or wrong, and the way out.
+    """Raise StartupError naming the first file that is missing, unreadable or wrong, and the remedy.
 
     is_pooling_given: an option says how token vectors are pooled, so that the files need not.
     """
@@ -60,7 +60,7 @@ def check_contents(folder: Path, *, is_pooling_given: bool = False) -> None:
 
 
 def explain_unreadable_weights(folder: Path) -> str:
-    """Return what is wrong with a weight file that a library could not read, with the way out, or ""."""
+    """Return what is wrong with a weight file that a library could not read, and the remedy, or ""."""
     folders = [folder, *(module.path for module in list_modules(folder))]
     for path in filter(lambda each: is_weights(each.name), _list_files(folders)):
         problem = explain_broken_weights(path)
@@ -70,7 +70,7 @@ def explain_unreadable_weights(folder: Path) -> str:
 
 
 def _list_files(folders: list[Path]) -> Iterator[Path]:
-    """Return the files of the folders that torch reads, without those in folders below."""
+    """Return the files in the folders that torch reads, without those in subfolders."""
     for folder in dict.fromkeys(folders):
         if not folder.is_dir():
             continue
@@ -101,31 +101,32 @@ def _check_file(path: Path) -> None:
         )
     if path.suffix in (".json", ".txt") and beginning.startswith(_BOM):
         raise StartupError(
-            f"{path} begins with a byte order mark, which the libraries do not read; save it as UTF-8 without"
+            f"{path} begins with a byte order mark, which the libraries do not read; save it as UTF-8"
+            " without one"
         )
     if path.suffix in (".json", ".txt") and not beginning:
         raise StartupError(f"{path} is empty; copy or download it again")
 
 
 def _check_shards(folder: Path) -> None:
-    wholes = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
-    for whole in wholes:  # the first one that is here is read
-        if whole.exists():
+    unsharded = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    for path in unsharded:  # libraries read the first one that exists
+        if path.exists():
             return
-        if (index := _get_index(whole)).is_file():
+        if (index := _get_index(path)).is_file():
             _check_index(index)
             return
-    for whole in wholes:
-        shards = sorted(folder.glob(f"{whole.stem}-*-of-*{whole.suffix}"))
+    for path in unsharded:
+        shards = sorted(folder.glob(f"{path.stem}-*-of-*{path.suffix}"))
         if shards:
             raise StartupError(
-                f"{_get_index(whole)} is missing, without which {shards[0].name} and the other parts of the"
+                f"{_get_index(path)} is missing, without which {shards[0].name} and the other parts of the"
                 " weights are not read; copy or download it, too"
             )
 
 
-def _get_index(whole: Path) -> Path:
-    return whole.with_name(f"{whole.name}.index.json")
+def _get_index(weights: Path) -> Path:
+    return weights.with_name(f"{weights.name}.index.json")
 
 
 def _check_index(index: Path) -> None:
@@ -140,8 +141,8 @@ def _check_index(index: Path) -> None:
     missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
     if missing:
         raise StartupError(
-            f"{index.parent / missing[0]} is missing ({len(missing)} of {len(names)} parts that {index.name}"
-            " names are); copy or download the model again"
+            f"{index.parent / missing[0]} is missing ({len(missing)} of the {len(names)} parts that"
+            f" {index.name} lists are); copy or download the model again"
         )
 
 
@@ -193,7 +194,7 @@ def _check_quantization(folder: Path) -> None:
 
 
 def _is_limit(value: object) -> bool:
-    """Return true for what both libraries take as a number of tokens; 1e30 stands for no limit."""
+    """Return true for values that both libraries accept as a number of tokens; 1e30 means no limit."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return value > 0 if isinstance(value, int) else value > 10**9

@@ -15,14 +15,14 @@ from infinity_emb.errors import StartupError
 from infinity_emb.hub.file_selection import has_weights
 from infinity_emb.types import ModelKind
 
-_OF_MODEL_TYPE = {
+_KINDS_BY_MODEL_TYPE = {
     "SentenceTransformer": ModelKind.embedder,
     "CrossEncoder": ModelKind.reranker,
     "SparseEncoder": ModelKind.sparse,
     "MultiVectorEncoder": ModelKind.multivector,
     "ColBERT": ModelKind.multivector,  # as PyLate saves it
 }
-_OF_MODULE = {
+_KINDS_BY_MODULE = {
     "LogitScore": ModelKind.reranker,
     "SpladePooling": ModelKind.sparse,
     "SparseStaticEmbedding": ModelKind.sparse,
@@ -32,7 +32,7 @@ _OF_MODULE = {
 
 
 def choose_kind(options: ModelOptions, folder: Path) -> ModelKind:
-    """Return the kind of the options, else that of the model's files. Raise StartupError."""
+    """Return the kind that the options name, else detect it from the model's files. Raise StartupError."""
     return (
         detect_kind(folder, options.model_name_or_path)
         if options.model_kind is ModelKind.auto
@@ -52,11 +52,11 @@ def detect_kind(folder: Path, name: str = "") -> ModelKind:
     stated = read_object(folder / "config_sentence_transformers.json").get("model_type")
     if stated == "CrossEncoder" or (stated is None and _is_classifier(folder, architectures)):
         return ModelKind.classifier if _num_labels(config, architectures) > 1 else ModelKind.reranker
-    if isinstance(stated, str) and stated in _OF_MODEL_TYPE and stated != "SentenceTransformer":
-        return _OF_MODEL_TYPE[stated]
+    if isinstance(stated, str) and stated in _KINDS_BY_MODEL_TYPE and stated != "SentenceTransformer":
+        return _KINDS_BY_MODEL_TYPE[stated]
     for module in module_names(folder):
-        if module in _OF_MODULE:
-            return _OF_MODULE[module]
+        if module in _KINDS_BY_MODULE:
+            return _KINDS_BY_MODULE[module]
     if _is_late_interaction(folder, architectures):
         return ModelKind.multivector
     is_plain_decoder = not module_names(folder) and any(
@@ -83,7 +83,7 @@ def lacks_weights(folder: Path) -> bool:
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
-    """Return what `modules.json` says of each module, [] without the file. Raises StartupError."""
+    """Return the entries of `modules.json`, [] if there is no such file. Raises StartupError."""
     path = folder / "modules.json"
     if not path.exists():
         return []
@@ -115,7 +115,7 @@ def _num_labels(config: dict[str, Any], architectures: list[str]) -> int:
 
 
 def _is_late_interaction(folder: Path, architectures: list[str]) -> bool:
-    """Return true for Stanford's ColBERT, and for models of transformers with a vector per image patch."""
+    """Return true for Stanford's ColBERT, and for transformers' models with a vector per image patch."""
     has_stanford_file = (folder / "artifact.metadata").exists()
     return has_stanford_file or any("ForRetrieval" in each or "ColBERT" in each for each in architectures)
 

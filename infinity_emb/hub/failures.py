@@ -1,4 +1,4 @@
-"""Say in one line why the hub did not deliver a model, and what to do about it."""
+"""Explain in one line why a model could not be downloaded, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 
 
 def list_failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a hub that refuses or cannot be reached."""
+    """Return the exceptions that are raised if the hub refuses or cannot be reached."""
     from huggingface_hub import errors
 
-    # errors holds the HTTPError of its own HTTP library, which is httpx in huggingface_hub 1 and httpx2 in 2.
+    # `errors.HTTPError` is that of the HTTP library: httpx in huggingface_hub 1, httpx2 in 2.
     # JSONDecodeError: the response came from something else, such as the login page of a network.
     return (errors.HTTPError, OSError, json.JSONDecodeError)  # type: ignore[attr-defined]
 
@@ -26,12 +26,12 @@ def name_model(model_id: str, revision: str | None) -> str:
 
 
 def explain_invalid_id(model_id: str) -> str:
-    """Say that this can be no model."""
+    """Return the message for an id that cannot name a model."""
     return f"{model_id!r} is neither a local folder nor a hub id (namespace/name); check the spelling"
 
 
 def explain_offline(model_id: str, revision: str | None) -> str:
-    """Say that the hub must not be asked, and what to do about it."""
+    """Return the message for a model that offline mode forbids to download."""
     from huggingface_hub import constants
 
     return (
@@ -48,7 +48,7 @@ def _suggest_bundle(model_id: str) -> str:
 
 
 def explain_failure(model_id: str, revision: str | None, error: Exception) -> str:
-    """Say in one line why the hub did not deliver and what to do about it."""
+    """Explain in one line why a download failed and what to do about it."""
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
@@ -63,7 +63,7 @@ def explain_failure(model_id: str, revision: str | None, error: Exception) -> st
         return (
             f"{model_id!r} has no revision {revision!r} on {hub}; give one of its branches, tags or commits"
         )
-    # Some hubs have no page for an id of one part, and do not say what is unknown.
+    # For an id without a namespace, some hubs answer 404 and do not say what is unknown.
     is_unknown = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 404
     if isinstance(error, errors.RepositoryNotFoundError) or (is_unknown and "/" not in model_id):
         return (

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 # .model, .tiktoken and .codes are tokenizers (sentencepiece, Qwen, PhoBERT); .jinja is a chat template.
 _NEEDED_SUFFIXES = (".json", ".txt", ".py", ".model", ".tiktoken", ".codes", ".jinja", ".safetensors")
-# BGE-M3's two further heads, and what Stanford's ColBERT says of itself.
+# BGE-M3's two additional heads, and the metadata of Stanford's ColBERT.
 _NEEDED_NAMES = ("sparse_linear.pt", "colbert_linear.pt", "artifact.metadata")
 _GRAPH_SUFFIXES = (".onnx", ".xml")  # of OpenVINO
 # Folders whose json, txt or safetensors belong to another runtime, to a data set or to a training run.
@@ -23,8 +23,8 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
 
     names: paths of all files of a repository, separated by "/".
 
-    Returns the paths to download, sorted: configs, tokenizers, code, weights and BGE-M3's heads. Of weights
-    it takes safetensors, and `pytorch_model*.bin` only in folders that have no safetensors.
+    Returns the paths to download, sorted: configs, tokenizers, code, weights and BGE-M3's heads. Weights are
+    safetensors files, and `pytorch_model*.bin` only in folders without safetensors.
     """
     own = sorted(name for name in names if not _is_foreign(name))
     safe_folders = {posixpath.dirname(name) for name in own if name.endswith(".safetensors")}
@@ -50,11 +50,12 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 def is_graph(name: str) -> bool:
     """Return true for a graph that libraries other than torch compute."""
-    return name.endswith(_GRAPH_SUFFIXES) and not name.endswith("tokenizer.xml")  # OpenVINO's, a graph too
+    # OpenVINO's tokenizers are graphs, too.
+    return name.endswith(_GRAPH_SUFFIXES) and not name.endswith("tokenizer.xml")
 
 
 def name_missing_part(names: Iterable[str], graph_suffices: bool) -> str | None:
-    """Say what these files of a repository lack to be a model that can be loaded; None if nothing.
+    """Name what is missing in a repository with these files to load a model; None if nothing is.
 
     graph_suffices: whether a graph of ONNX or OpenVINO may take the place of weights.
     """

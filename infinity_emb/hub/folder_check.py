@@ -1,6 +1,6 @@
-"""Refuse a model folder that reaches out of itself, or that could not be read in a bounded time.
+"""Refuse a model folder that links to files outside it, or that would take unbounded time to read.
 
-Only names, links and sizes are looked at, so no file can block the check.
+Except for configurations, only names, links and sizes are read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from infinity_emb.errors import StartupError
 from infinity_emb.hub.config_files import is_config, walk_fields
 
 MAX_FILES = 100_000
-MAX_CONFIG_BYTES = 128 * 2**20  # some hold the vocabulary of a model of words
+MAX_CONFIG_BYTES = 128 * 2**20  # some contain the vocabulary of a word-based model
 MAX_TEXT_BYTES = 2**30
 _TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-# Each is a loop in Python while the network is built.
+# Building a network takes a Python loop over each of them.
 MAX_LAYERS = 2_000
 MAX_LABELS = 1_000_000
 _REPEATED_PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|stages?|depths?|repeats|codebooks)$")
@@ -30,7 +30,9 @@ def check_folder(folder: Path) -> None:
     inside = _list_trusted_folders(folder)
     for number, path in enumerate(_walk_entries(folder), 1):
         if number > MAX_FILES:
-            raise StartupError(f"folder {str(folder)!r} has more than {MAX_FILES} files; give it the model's")
+            raise StartupError(
+                f"folder {str(folder)!r} has more than {MAX_FILES} files; give one with a model's files only"
+            )
         _check_entry(path, inside)
     for field in walk_fields(folder):
         limit = MAX_LABELS if field.key == _LABELS else MAX_LAYERS
@@ -42,7 +44,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _list_trusted_folders(folder: Path) -> tuple[str, ...]:
-    """Return the folder, and where the hub's cache keeps the files that its snapshots link to.
+    """Return the folder and, for a snapshot in the hub's cache, the folder of the files it links to.
 
     Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
@@ -67,7 +69,7 @@ def _check_entry(path: Path, inside: tuple[str, ...]) -> None:
             )
     try:
         status = path.stat()
-    except OSError:  # a dangling link, or one to itself: the libraries say what they miss
+    except OSError:  # a dangling link, or one to itself: the libraries report a missing file
         return
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise StartupError(f"{str(path)!r} is neither a file nor a folder; remove it from the model's folder")

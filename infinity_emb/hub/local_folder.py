@@ -11,7 +11,7 @@ from infinity_emb.errors import StartupError
 
 logger = logging.getLogger("infinity_emb")
 
-_MARKS = ("config.json", "modules.json", "adapter_config.json")
+_MARKER_FILES = ("config.json", "modules.json", "adapter_config.json")
 _CACHE_PREFIX = "models--"  # of folders in the cache of the hub
 _MAX_SHOWN = 5
 
@@ -19,7 +19,7 @@ _MAX_SHOWN = 5
 def find_folder(model_id: str) -> Path | None:
     """Return the folder that the id names; None if it can only be a name on the hub.
 
-    A model's folder in the cache of the hub stands for its snapshot. Raises StartupError.
+    For a model's folder in the hub's cache, that is its snapshot. Raises StartupError.
     """
     if not model_id.strip():
         raise StartupError("the model id is empty; give a model id of the hub or a local folder")
@@ -47,7 +47,7 @@ def _check_utf8(path: Path) -> None:
 
 def is_model_folder(path: Path) -> bool:
     """Return true for a folder with the configuration of a model or of an adapter."""
-    return any((path / name).is_file() for name in _MARKS)
+    return any((path / name).is_file() for name in _MARKER_FILES)
 
 
 def _find_in(path: Path) -> Path:
@@ -55,7 +55,7 @@ def _find_in(path: Path) -> Path:
         return path
     snapshot = next(filter(is_model_folder, _list_snapshots(path)), None)
     if snapshot is None:
-        raise StartupError(f"folder {str(path)!r} is no model: {_explain_no_model(path)}")
+        raise StartupError(f"folder {str(path)!r} is not a model: {_explain_no_model(path)}")
     logger.info("%s is a folder in the cache of the hub; using its snapshot %s", path, snapshot.name)
     return snapshot
 

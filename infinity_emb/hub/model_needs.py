@@ -1,4 +1,4 @@
-"""Tell what serving a model takes, from its file list and its configuration: no weights are downloaded."""
+"""Find out what serving a model takes, from its file list and configurations, without downloading weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from infinity_emb.hub.resolve import Listing, ModelFiles, find_on_this_machine, 
 from infinity_emb.hub.weight_files import count_parameters
 from infinity_emb.types import ModelKind
 
-_MAX_CONFIG_BYTES = 2**20  # of a configuration that is fetched to be looked at
+_MAX_CONFIG_BYTES = 2**20  # larger configurations are not downloaded
 _ITEM_BYTES = {"float64": 8, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelNeeds:
-    """Describe what a model takes.
+    """Requirements of a model.
 
-    sizes: file that torch reads → bytes, also where a graph replaces the weights.
-    download_bytes: what is not on this machine yet.
+    sizes: file that torch reads → bytes, even if a graph replaces the weights.
+    download_bytes: size of what is not on this machine yet.
     num_parameters: of the weights that torch reads; 0 if there are none.
     is_static: a table of token vectors, which needs no torch.
     extras: of this package, besides `server`.
-    own_code: whether the repository names classes of its own, for --trust-remote-code.
+    own_code: whether the repository names its own classes, which need --trust-remote-code.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelNeeds:
 
 
 def find_needs(model_id: str, revision: str | None = None) -> ModelNeeds:
-    """Look at a model on this machine, or else ask the hub. Raises StartupError if there is none."""
+    """Inspect a model on this machine, or else on the hub. Raises StartupError if there is none."""
     found = find_on_this_machine(model_id, revision)
     return _read_needs(model_id, found) if found else _ask_hub(model_id, revision)
 
@@ -56,7 +56,7 @@ def _read_needs(model_id: str, files: ModelFiles) -> ModelNeeds:
     paths = {path.relative_to(files.path).as_posix(): path for path in files.path.rglob("*")}
     sizes = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
     if missing := name_missing_part(sizes, graph_suffices=True):
-        raise StartupError(f"{str(files.path)!r} is no model that can be served: it has no {missing}")
+        raise StartupError(f"{str(files.path)!r} is not a model that can be served: it has no {missing}")
     counts = [count_parameters(paths[name]) for name in select_needed_files(sizes) if is_weights(name)]
     known = [count for count in counts if count is not None]
     return _describe(

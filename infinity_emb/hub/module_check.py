@@ -17,7 +17,7 @@ logger = logging.getLogger("infinity_emb")
 _NUMBERED_MODULE = re.compile(r"\d+_[A-Z]\w*")
 _CONFIG = ("config.json",)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# By class: the files that a module needs, each with what may take its place.
+# By class: the files that a module needs, each with its alternatives.
 _NEEDED_FILES: Mapping[str, Sequence[Sequence[str]]] = {
     "Transformer": [("config.json", "adapter_config.json")],
     "MLMTransformer": [("config.json", "adapter_config.json")],
@@ -37,7 +37,7 @@ _NEEDED_FILES: Mapping[str, Sequence[Sequence[str]]] = {
     "StaticEmbedding": [("tokenizer.json",), _WEIGHTS],
     "SparseStaticEmbedding": [("tokenizer.json",)],
 }
-# Of a Transformer: one of several names.
+# The configuration of a Transformer, which has one of several names.
 _TRANSFORMER_CONFIGS = "sentence_*_config.json"
 
 
@@ -62,12 +62,12 @@ def check_modules(folder: Path, modules: Sequence[ModuleFolder], *, is_pooling_g
 
 def _list_needed_files(module: ModuleFolder, kind: ModelKind) -> Sequence[Sequence[str]]:
     if module.class_name == "Normalize" and kind is ModelKind.multivector:
-        return [_CONFIG]  # by default it normalizes the vector of a whole text
+        return [_CONFIG]  # without it, it would normalize the vector of a whole text
     return _NEEDED_FILES.get(module.class_name, ())
 
 
 def _check_no_modules(folder: Path, *, is_pooling_given: bool) -> None:
-    """Refuse module folders without the file that puts them in order."""
+    """Refuse module folders without the file that defines their order."""
     path = folder / "modules.json"
     if path.exists():
         raise StartupError(f"{path} lists no modules; download or save the model again")
@@ -82,9 +82,9 @@ def _check_no_modules(folder: Path, *, is_pooling_given: bool) -> None:
 
 
 def _report_transformer_config(folder: Path, missing: Path, kind: ModelKind) -> None:
-    """Refuse a model whose network depends on the file, and warn of one whose limit does.
+    """Refuse a model whose network depends on the missing file, and warn if only its limit does.
 
-    sentence-transformers always writes it; folders that were written by hand may do without it.
+    sentence-transformers always writes the file; a folder that was written by hand may do without it.
     """
     if not read_object(folder / "config_sentence_transformers.json").get("__version__"):
         return
@@ -94,7 +94,7 @@ def _report_transformer_config(folder: Path, missing: Path, kind: ModelKind) -> 
             " copy the whole folder"
         )
     logger.warning(
-        "%s is missing: texts are cut at the limit of the tokenizer, which may be another than the model's;"
-        " copy the whole folder",
+        "%s is missing: texts are cut at the limit of the tokenizer, which may differ from the model's; copy"
+        " the whole folder",
         missing,
     )

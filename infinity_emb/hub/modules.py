@@ -12,7 +12,7 @@ _ROUTERS = ("Router", "Asym")
 
 
 class ModuleFolder(NamedTuple):
-    """Class of a module, and the folder of its files, which need not exist."""
+    """Class of a module, and its folder, which need not exist."""
 
     class_name: str
     path: Path
@@ -61,7 +61,7 @@ def _list_routed_modules(folder: Path) -> list[ModuleFolder]:
 
 
 def _check_routes(config: dict[str, Any], types: dict[str, Any], source: Path) -> None:
-    """Raise StartupError for routes that are not lists of modules, and for a default route that is none."""
+    """Raise StartupError for routes that are not lists of modules, and for an unknown default route."""
     routes, parameters = config.get("structure"), config.get("parameters")
     if not isinstance(routes, dict) or not isinstance(parameters, dict):
         raise StartupError(f"{source} needs the objects 'structure' and 'parameters'; copy or save it again")

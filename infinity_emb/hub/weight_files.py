@@ -1,4 +1,4 @@
-"""Read the header of a weight file, to tell whether the file is whole and how many parameters it has.
+"""Read the header of a weight file, to check that the file is complete and to count its parameters.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -11,12 +11,12 @@ import zipfile
 from pathlib import Path
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-# The first bytes of what `torch.save` writes: an archive, and a bare pickle before torch 1.6.
+# The first bytes of what `torch.save` writes: an archive, or a bare pickle before torch 1.6.
 _ARCHIVE, _PICKLE = b"PK", b"\x80"
 
 
 def explain_broken_weights(path: Path) -> str | None:
-    """Say what is wrong with a file of weights, in words that follow its name; None if it seems whole."""
+    """Describe what is wrong with a weight file, as a phrase to follow its name; None if it seems whole."""
     if not path.stat().st_size:
         return "is empty"
     if path.suffix == ".safetensors":
@@ -29,21 +29,21 @@ def explain_broken_weights(path: Path) -> str | None:
 
 
 def explain_broken_safetensors(path: Path) -> str | None:
-    """Say what is wrong with a safetensors file, in words that follow its name; None if it is whole."""
+    """Describe what is wrong with a safetensors file, as a phrase to follow its name; None if complete."""
     if path.suffix != ".safetensors":
         return None
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > _MAX_HEADER_BYTES:
-            return "is no safetensors file"
+            return "is not a safetensors file"
         if 8 + header_size > num_bytes:
             return f"is cut off after {num_bytes} bytes, within its header"
         try:
             header = json.loads(file.read(header_size))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return "is no safetensors file"
+            return "is not a safetensors file"
     expected = 8 + header_size + max(ends, default=0)
     if num_bytes > expected:
         return f"has {num_bytes - expected} bytes more than its header describes"

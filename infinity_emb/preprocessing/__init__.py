@@ -1,1 +1,1 @@
-"""Turn texts, pairs, images and audio into encoded inputs."""
+"""Convert texts, pairs, images and audio to encoded inputs."""

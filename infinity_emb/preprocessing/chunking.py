@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from infinity_emb.errors import BadInput
 
-# Pieces of one request: each is computed as a text, however short it is.
+# Pieces of one request; each costs as much as a text, however short it is.
 MAX_PIECES = 2048
 
 

@@ -1,6 +1,6 @@
 """Tokenize texts and pairs with the `tokenizers` library, as sentence-transformers does.
 
-Each thread drives its own copy of the tokenizer. The wrapper in transformers changes a shared instance on
+Each thread uses its own copy of the tokenizer. The wrapper in transformers modifies a shared instance on
 every call, which is slow and fails under concurrency.
 """
 
@@ -38,13 +38,13 @@ from infinity_emb.types import Truncation
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# A piece of a text may have a few tokens more than the same range of the whole text: its first word has lost
-# the space before it, and byte-level tokens that crossed its ends are split.
+# A piece may have a few tokens more than the same range of the whole text: its first word loses the space
+# before it, and byte-level tokens that cross its ends are split.
 CUT_SLACK_TOKENS = 4
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """Read a file of the tokenizers library. Raises StartupError with what the library says."""
+    """Read a file of the tokenizers library. Raises StartupError with the library's message."""
     from tokenizers import Tokenizer
 
     try:
@@ -181,8 +181,8 @@ class FastTokenizer:
     ) -> list[Tokens]:
         """Encode each text without special tokens, a repeated query once, and join them by post-processing.
 
-        The library's own truncation is not used: it would keep every combination of what it cuts off one
-        text with what it cuts off the other, gigabytes if both are long.
+        The library's own truncation is not used: it keeps every combination of the parts that it cuts off the
+        two texts, which takes gigabytes if both are long.
         """
         tokenizer.no_truncation()
         queries = list(dict.fromkeys(query for query, _ in pairs))

@@ -19,7 +19,7 @@ def keep_first_tokens(text: str, max_tokens: int | None, vocabulary: Vocabulary)
     while not is_whole:
         is_whole = num_chars >= len(text)
         tokens = vocabulary.tokenize(text[:num_chars], add_special_tokens=False)
-        if len(tokens) >= max_tokens + CUT_MARGIN_TOKENS:  # those that are kept are far from the cut
+        if len(tokens) >= max_tokens + CUT_MARGIN_TOKENS:  # the kept tokens are far enough from the cut
             break
         num_chars *= 4
     if len(tokens) <= max_tokens:

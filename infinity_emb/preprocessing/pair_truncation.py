@@ -15,8 +15,8 @@ def divide_tokens(counts: Counts, num_kept: int, count_whole: Callable[[], Count
 
     If both texts are truncated, each keeps half, and the longer one keeps the odd token.
 
-    counts: tokens of each text, or of as much of its beginning as could be kept.
-    count_whole: return the tokens of the whole texts; called only if the odd token depends on them.
+    counts: tokens of each text, or of a beginning that is longer than what can be kept.
+    count_whole: return the token counts of the whole texts; called only if the odd token depends on them.
     """
     first, second = counts
     if 2 * min(counts) <= num_kept:

@@ -28,7 +28,7 @@ _OTHER_WORDS = frozenset(
 )
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
-# Limit of a prompt in a request, which is tokenized again with each input.
+# Limit of a prompt in a request; it is tokenized again with each input.
 MAX_PROMPT_CHARS = 100_000
 
 
@@ -49,8 +49,8 @@ def choose_prompt(
     """Choose the prompt of a request.
 
     prompt: the text itself; takes precedence, and "" means no prompt.
-    prompt_name: one of the model's prompts. Without either, the model's first prompt for the task, else its
-    default.
+    prompt_name: one of the model's prompts. If neither is given, the model's first prompt for the task is
+        used, else its default prompt.
     input_type: query or document, in any vendor's terms, or one of the model's tasks or prompts.
     Raises BadInput for an unknown name.
     """

@@ -31,7 +31,7 @@ class SlowTokenizer:
     def __call__(
         self, inputs: Sequence[RequestInput], *, prompt: str, truncation: Truncation, max_tokens: int | None
     ) -> list[Tokens]:
-        """Implement `Tokenize`; raises also what `check_truncated` raises."""
+        """Implement `Tokenize`; also raise what `check_truncated` raises."""
         if truncation not in ("model", "off", self.truncation_side):
             raise BadInput(
                 f"this model's texts can be cut on the {self.truncation_side} only, not on the {truncation}"
@@ -40,7 +40,7 @@ class SlowTokenizer:
         for value in values:
             check_readable([value] if isinstance(value, str) else value)
         tokens = []
-        for value in values:  # other threads get their turn in between
+        for value in values:  # the lock is released in between, so that other threads can proceed
             with self._lock:
                 tokens.append(self._encode(value, prompt))
         check_not_empty(tokens, inputs)
@@ -52,8 +52,8 @@ class SlowTokenizer:
 def check_truncated(num_tokens: int, max_tokens: int | None, truncation: Truncation, position: int) -> None:
     """Check a text that preprocessing has truncated at the model's limit against the request's limit.
 
-    Raises InputTooLong with truncation off, also if the text fills the limit: it may have been truncated.
-    Raises BadInput for a text above the limit, which cannot be truncated once more.
+    Raises InputTooLong with truncation off, even if the text just fills the limit: it may have been
+    truncated. Raises BadInput for a text above the limit, which cannot be truncated once more.
     """
     if max_tokens is None:
         return

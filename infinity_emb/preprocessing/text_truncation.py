@@ -1,7 +1,7 @@
 """Cut long texts before they are tokenized, so that a megabyte takes milliseconds.
 
-A text is cut to a multiple of the token limit, and the cut is moved on until the kept tokens no longer
-depend on it.
+A text is cut to a multiple of the token limit, and the cut is moved further right until the kept tokens no
+longer depend on it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from infinity_emb.preprocessing.tokens import MAX_CHARS_READ
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Characters per token of the limit to which an over-long text is cut at first.
+# A long text is first cut to this many characters per token of the limit.
 CHARS_PER_TOKEN = 16
 # Tokens of the cut text that must lie beyond the limit: a cut changes only tokens near it. The exceptions are
-# a word that WordPiece maps to the unknown token when it is whole, and one that Unigram splits from its end.
+# a word that WordPiece maps to the unknown token only if it is whole, and one that Unigram splits from its
+# end.
 CUT_MARGIN_TOKENS = 64
 
 
@@ -30,7 +31,7 @@ class Limit(NamedTuple):
 
     @property
     def max_chars(self) -> int | None:
-        """Return the number of characters of a text that are tokenized; None for all."""
+        """Return how many characters of a text are tokenized at first; None for all."""
         if self.max_tokens is None or not self.may_cut or self.side != "right":
             return None
         return min(self.max_tokens * CHARS_PER_TOKEN, MAX_CHARS_READ)
@@ -57,7 +58,7 @@ def encode_beginnings(
     encode: Callable[[list[str]], list[Encoding]],
     is_enough: Callable[[Encoding], bool],
 ) -> list[Part]:
-    """Encode as much of each text as decides its first tokens.
+    """Encode enough of each text to determine its first tokens.
 
     is_enough: return whether the kept tokens would be the same with more of the text.
     """
@@ -74,7 +75,7 @@ def encode_beginnings(
 
 
 def is_text_enough(encoding: Encoding, *, max_tokens: int, is_bpe: bool) -> bool:
-    """Return whether the kept tokens end so far before the cut that more text would not change them.
+    """Return whether the kept tokens end so long before the cut that more text would not change them.
 
     encoding: truncated by the library, which keeps the rest as `overflowing`.
     """
@@ -84,7 +85,7 @@ def is_text_enough(encoding: Encoding, *, max_tokens: int, is_bpe: bool) -> bool
 
 
 def is_part_enough(encoding: Encoding, *, max_tokens: int, is_bpe: bool) -> bool:
-    """Return the same for a text of a pair, which is not truncated yet."""
+    """Return the same for a text of a pair, which the library has not truncated."""
     if len(encoding.ids) < max_tokens + CUT_MARGIN_TOKENS:
         return False
     word = encoding.word_ids[max_tokens]
@@ -92,7 +93,7 @@ def is_part_enough(encoding: Encoding, *, max_tokens: int, is_bpe: bool) -> bool
 
 
 def count_uncut_tokens(encoding: Encoding) -> int:
-    """Return the tokens of a text before the library truncated it."""
+    """Count the tokens that a text had before the library truncated it."""
     num_special = sum(encoding.special_tokens_mask)
     return len(encoding.ids) + sum(len(rest.ids) - num_special for rest in encoding.overflowing)
 
@@ -103,7 +104,7 @@ def _last_word(encoding: Encoding) -> int:
 
 
 def _cut_at_space(text: str, num_chars: int) -> str:
-    """Return the first `num_chars` characters without a last word that the cut would break."""
+    """Return the first `num_chars` characters, without a last word that the cut would split."""
     if len(text) <= num_chars:
         return text
     end = text.rfind(" ", num_chars // 2, num_chars)

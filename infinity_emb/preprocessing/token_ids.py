@@ -23,7 +23,7 @@ ValueT = TypeVar("ValueT")
 class TokenIdReader:
     """Apply a model's policy for token ids.
 
-    vocabulary: not kept, since the model may be unloaded; `read` takes it again.
+    vocabulary: only checked, not kept, since the model may be unloaded; `read` takes it again.
     Raises StartupError if the policy needs a vocabulary or a library that is missing.
     """
 
@@ -110,8 +110,8 @@ def tokenize_with_ids(
 ) -> list[Tokens]:
     """Tokenize texts or pairs, and take inputs that are token ids as they are, up to the limit.
 
-    Ids are truncated on either side, whatever token is there. Raises as `Tokenize`, and BadInput for ids with
-    a prompt, which would have to be tokenized together with them.
+    Ids are truncated on either side, even if that removes special tokens. Raises what `Tokenize` raises, and
+    BadInput for ids with a prompt, which would have to be tokenized together with them.
     """
     texts = [item for item in inputs if not isinstance(item.value, TokenIdsInput)]
     tokens: list[Tokens] = []
@@ -131,7 +131,8 @@ def _truncate_ids(
 ) -> Tokens:
     if options.prompt:
         raise BadInput(
-            "is token ids, before which no prompt can go; ask for an empty prompt, or send the text itself",
+            "consists of token ids, which no prompt can precede; ask for an empty prompt, or send the text"
+            " itself",
             position=position,
         )
     ids = np.array(value.ids, dtype=np.int32)

@@ -9,7 +9,7 @@ from infinity_emb.errors import BadInput, InputTooLong
 from infinity_emb.items import RequestInput, TokenIds
 from infinity_emb.types import Truncation
 
-# The longest text that is tokenized whole: two seconds and 300 MB where every character is a token.
+# The longest text that is tokenized whole: it takes two seconds and 300 MB if every character is a token.
 MAX_CHARS_READ = 2**20
 
 
@@ -33,7 +33,7 @@ class Tokenize(Protocol):
     ) -> list[Tokens]:
         """Return the tokens of each input, in order.
 
-        inputs: all texts, or all pairs.
+        inputs: either texts or pairs.
         prompt: put before each text, or before the query of each pair.
         max_tokens: limit of each input, special tokens included; None means no limit.
         Raises InputTooLong if truncation is off and an input exceeds the limit, and BadInput for an input

@@ -27,7 +27,7 @@ class Vocabulary(Protocol):
 
     @property
     def size(self) -> int:
-        """Return the number of token ids: the model takes 0..size-1."""
+        """Return the number of token ids: the model accepts 0..size-1."""
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
         """Tokenize as a single text for the model. Raise BadInput for a text that is not valid Unicode."""

@@ -160,7 +160,7 @@ def test_show_of_a_model_on_this_machine_asks_nobody(
     ("model", "words"),
     [
         ("org/absent", ["no model named 'org/absent'", "check the spelling"]),
-        ("org/data", ["'org/data'", "is no model that can be served", "config.json"]),
+        ("org/data", ["'org/data'", "is not a model that can be served", "config.json"]),
         ("no/such/model", ["neither a local folder nor a hub id"]),
         ("./absent", ["no folder", "check the path"]),
     ],

@@ -75,9 +75,9 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path) -> None:
         (b"", "is empty"),
         (b"\x01", "is cut off after 1 bytes"),
         (struct.pack("<Q", 5000) + b"{}", "is cut off after 10 bytes"),
-        (struct.pack("<Q", 2**60) + b"{}", "is no safetensors file"),
-        (struct.pack("<Q", 2) + b"[]", "is no safetensors file"),
-        (struct.pack("<Q", 2) + b"{]", "is no safetensors file"),
+        (struct.pack("<Q", 2**60) + b"{}", "is not a safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "is not a safetensors file"),
+        (struct.pack("<Q", 2) + b"{]", "is not a safetensors file"),
     ],
 )
 def test_weights_that_are_not_whole_are_explained(content: bytes, expected: str, folder: Path) -> None:

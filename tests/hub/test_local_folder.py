@@ -1,4 +1,4 @@
-"""Which folder a path stands for, and what is said of one that is no model."""
+"""Which folder a path stands for, and what is said of one that is not a model."""
 
 from __future__ import annotations
 

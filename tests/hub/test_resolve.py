@@ -587,7 +587,7 @@ def test_revision_of_a_local_folder_is_ignored_with_a_warning(
 
 
 def test_folder_that_is_no_model_is_an_error(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(StartupError, match=r"is no model: it has neither config\.json nor modules\.json"):
+    with pytest.raises(StartupError, match=r"is not a model: it has neither config\.json nor modules\.json"):
         resolve_model_files(str(tmp_path))
 
 

@@ -66,7 +66,7 @@ def test_an_id_outside_of_the_vocabulary_is_refused_before_anything_is_computed(
 
 
 def test_no_prompt_goes_before_ids_unless_it_is_empty() -> None:
-    with pytest.raises(BadInput, match="input 1 is token ids, before which no prompt can go"):
+    with pytest.raises(BadInput, match="input 1 consists of token ids, which no prompt can precede"):
         first_values("a", TokenIdsInput((1,)), prompt="p: ")
     assert first_values("a", TokenIdsInput((1,)), prompt="") == [1, 1]
 

@@ -1,4 +1,4 @@
-"""Budgets for decoded media: one per request within one that all requests share.
+"""Budgets for decoded media: one per request, within one that all requests share.
 
 Small files can be large once decoded, so an amount is reserved before decoding.
 """
@@ -61,7 +61,7 @@ class RequestBudget:
             self._reserved += amount
 
     def close(self) -> None:
-        """Release all that was reserved."""
+        """Release everything that was reserved."""
         with self._lock:
             self._is_open = False
             self._shared.release(self._client, self._reserved)

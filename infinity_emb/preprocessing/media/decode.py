@@ -35,7 +35,8 @@ MAX_PIXELS = 64_000_000
 """Above the 50 megapixels of a phone's camera; 256 MB once decoded."""
 
 MAX_SIDE_PIXELS = 65_535
-"""That of JPEG; TIFF may store each row by itself."""
+"""The limit of JPEG; a TIFF file may store each row by itself, which is slow to decode."""
+
 MAX_SLOW_BYTES = 2**20
 
 MAX_SECONDS = 300.0
@@ -120,7 +121,7 @@ def decode_audio(
             samples = soxr.resample(mono, rate, sampling_rate, quality="HQ")  # (N,) float32
     except ServingError:
         raise
-    # As with images; with a forged header, the arithmetic on its numbers may fail too.
+    # As with images; arithmetic on the numbers of a forged header may fail, too.
     except Exception as exc:
         # libsndfile's own text, without soundfile's repr of the buffer.
         reason = getattr(exc, "error_string", None) or _describe_error(exc)

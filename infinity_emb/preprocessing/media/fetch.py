@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Resolves a host name and a port to IP addresses, best first. Raises OSError when there is none."""
+"""Resolve a host name and a port to IP addresses, best first. Raises OSError when there is none."""
 
 MAX_URL_CHARS = 2083
 MAX_REDIRECTS = 3
@@ -44,13 +44,14 @@ async def resolve_by_system(host: str, port: int) -> list[str]:
 
 
 class MediaFetcher:
-    """Fetches media; may be shared by tasks and event loops.
+    """Fetch media; may be shared by tasks and event loops.
 
-    max_bytes: maximum size of the content, wherever it is from.
+    max_bytes: maximum size of the content, wherever it comes from.
     timeout_s: for one whole fetch, redirects included.
     allow_private_addresses: connect to any address; for tests.
     is_allowed: whether to connect to a host; also applies to redirects.
-    resolve: called once per host and redirect. ssl_context: default: the system's trusted certificates.
+    resolve: called once per host and redirect.
+    ssl_context: by default, one with the system's trusted certificates.
     Proxies of the environment are not used: a proxy would resolve hosts again.
     """
 
@@ -167,7 +168,7 @@ class MediaFetcher:
             },
             extensions={
                 "sni_hostname": url.raw_host.decode(),
-                # Leaves time to try the next address; the whole fetch has its timeout too.
+                # Leaves time to try the next address; the whole fetch has its own timeout.
                 "timeout": httpx2.Timeout(None, connect=self._timeout_s / _MAX_ADDRESSES_TRIED).as_dict(),
             },
         )

@@ -1,6 +1,6 @@
-"""Count the parts of image files that cost decoders time, before any is decoded.
+"""Count the parts of an image file that take time to decode, before it is decoded.
 
-Small files may have thousands of scans, each of which visits every pixel, or millions of segments, which
+A small file may have thousands of scans, each of which visits every pixel, or millions of segments, which
 Pillow reads one by one in Python.
 """
 
@@ -16,19 +16,19 @@ MAX_SCANNED_PIXELS = 1_024_000_000
 MAX_SEGMENTS = 2**16
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Between scans' data, markers are all but stuffed zeros and restarts. Source: ITU-T T.81, B.1.1.
+# Any marker but stuffed zeros and restarts, which occur inside a scan's data. Source: ITU-T T.81, B.1.1.
 _JPEG_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = b"!,;"
 _NETPBM_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
-# Width and height, and for all but bitmaps the largest value.
+# Width and height and, except for bitmaps, the largest value.
 _NETPBM_HEADER = re.compile(rb"P[14](\s+\S+){2}\s|P\S+(\s+\S+){3}\s")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 _TIFF_LISTS = (273, 279, 324, 325)  # offsets and sizes of strips and of tiles
 
 
 def check_segments(data: bytes) -> int:
-    """Return the number of scans. Raise ImageCorruption for a file of too many segments."""
+    """Return the number of scans. Raise ImageCorruption for a file with too many segments."""
     num_segments = num_scans = 0
     if data.startswith(_PNG_SIGNATURE):
         num_segments = count_png_chunks(data)
@@ -66,7 +66,7 @@ def count_png_chunks(data: bytes) -> int:
 
 
 def count_gif_blocks(data: bytes) -> int:
-    """Count the blocks before the first image, and bytes that are none, up to one more than the limit."""
+    """Count the blocks before the first image, and stray bytes, up to one more than the limit."""
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
     num_blocks = 0
@@ -102,7 +102,7 @@ def count_tiff_strips(data: bytes) -> int:
         [start] = struct.unpack_from(order + offset_format, data, 8 if is_big else 4)
         [num_entries] = struct.unpack_from(order + count_format, data, start)
     except struct.error:
-        return 0  # Pillow says what is wrong
+        return 0  # Pillow reports the damage
     entry = struct.Struct(order + entry_format)
     position = start + struct.calcsize(order + count_format)
     most: int = num_entries
@@ -117,7 +117,7 @@ def count_tiff_strips(data: bytes) -> int:
 def count_jpeg_segments(data: bytes) -> tuple[int, int]:
     """Count segments, up to one more than the limit, and the scans among them; 0 for other files.
 
-    Before the first scan, Pillow skips what is no segment byte by byte.
+    Before the first scan, Pillow skips stray bytes one by one, so each counts as a segment.
     """
     num_segments = num_scans = position = 0
     if not data.startswith(b"\xff\xd8"):

@@ -1,4 +1,4 @@
-"""Read images and audio clips of a request: fetch and decode them concurrently, in turns of their clients."""
+"""Read the images and audio clips of a request: fetch and decode them concurrently, fairly among clients."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class MediaWorkers(Protocol):
 
 
 class MediaReader:
-    """Reads images and clips for one model.
+    """Read images and clips for one model.
 
-    sampling_rate: of the model's clips, in Hz; None when it takes no audio.
-    limits: hosts to fetch from, and what all requests may hold together until they are computed.
-    max_request_pixels, max_request_seconds: what one request may hold.
+    sampling_rate: of the model's clips, in Hz; None if it takes no audio.
+    limits: hosts to fetch from, and how much all requests may hold together until they are computed.
+    max_request_pixels, max_request_seconds: how much one request may hold.
     resolve: see `MediaFetcher`.
     """
 
@@ -127,9 +127,9 @@ class MediaReader:
 
     @asynccontextmanager
     async def _load(self, source: Any, workers: MediaWorkers) -> AsyncIterator[Callable[[], bytes]]:
-        """Give a function that returns the content, and takes time for data URIs.
+        """Yield a function that returns the content; for a data URI, it takes time.
 
-        A file that was downloaded counts as a download until it is decoded, as it is in memory.
+        A downloaded file counts as a download until it is decoded, since it is held in memory.
         """
         if not isinstance(source, (str, bytes)):
             raise BadInput(f"is {type(source).__name__}; give a URL, a data URI or the bytes of a file")
@@ -142,7 +142,7 @@ class MediaReader:
 
 
 def _read_pixels(image: Any) -> npt.NDArray[np.uint8]:
-    """Convert a PIL image to (H, W, 3) RGB; Pillow reads the file only now."""
+    """Convert a PIL image to (H, W, 3) RGB; Pillow reads the file only at this point."""
     try:
         return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as exc:

@@ -12,12 +12,13 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 NO_HOST = "none"
 
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is assigned to hosts of the internet
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # everything assigned to hosts on the internet
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NOT_PUBLIC = (
-    # Protocol assignments, which older versions of `ipaddress` know in part; includes a metadata service.
+    # Protocol assignments, which older versions of `ipaddress` know only in part; includes a metadata
+    # service.
     ipaddress.IPv4Network("192.0.0.0/24"),
-    # A public address that inside Azure belongs to the platform's service on the host of a virtual machine.
+    # A public address which, inside Azure, is a service of the platform on the virtual machine's host.
     ipaddress.IPv4Network("168.63.129.16/32"),
 )
 
@@ -38,7 +39,7 @@ def parse_hosts(text: str) -> Callable[[str], bool]:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address belongs to a single host of the internet.
+    """Return whether an address belongs to a single host on the internet.
 
     IPv6 addresses that embed an IPv4 address (mapped, 6to4, NAT64) are as public as that one.
     Source: the IANA special-purpose registries, as far as `ipaddress` knows them.

@@ -170,5 +170,5 @@ def test_the_library_is_named_with_its_version(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_loaded_is_a_start_up_error(tmp_path: Path) -> None:
     path = save_small_model(tmp_path, "bert")
     (path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(StartupError, match="is no safetensors file; copy or download it again"):
+    with pytest.raises(StartupError, match="is not a safetensors file; copy or download it again"):
         reference_of(path)
