@@ -14,9 +14,9 @@ import numpy as np
 
 from infinity_emb.items import Float32Array, SparseVector
 
-# reference: sentence-transformers in float32. engine: torch in float32. batching: the same network on each
-# input alone. weights: torch's network, only to tell whether other weights were used; vectors are centered.
-# quantization: the same model before it was quantized; scores are centered.
+# What outputs are compared with. reference: sentence-transformers in float32. engine: torch in float32.
+# batching: the same network on each input alone. weights: torch's network, only to detect weights of another
+# model; vectors are centered. quantization: the same model before it was quantized; scores are centered.
 Purpose: TypeAlias = Literal["reference", "engine", "batching", "weights", "quantization"]
 
 
@@ -39,7 +39,7 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """Limits on an `Accuracy`; a limit that is left out always holds.
+    """Limits on an `Accuracy`; by default each one always holds.
 
     max_difference applies to vectors, max_score_difference to scores.
     """
@@ -50,7 +50,7 @@ class Bound:
     max_score_difference: float = math.inf
 
     def find_violation(self, found: Accuracy) -> str:
-        """Name a limit that does not hold, in words that follow the name of the engine; "" if all hold."""
+        """Describe a limit that does not hold, as a phrase to follow the engine's name; "" if all hold."""
         limit = self.max_score_difference if found.mean_cosine is None else self.max_difference
         if not found.max_difference <= limit:
             return f"differs from torch by {found.max_difference:.0e}, the limit is {limit:.0e}"
@@ -78,7 +78,7 @@ def _bound_batching(cosine_distance: float, score_difference: float) -> Bound:
     return Bound(min_cosine=1 - cosine_distance, max_score_difference=score_difference)
 
 
-# In float32 this is what another library may add to torch's own rounding.
+# The float32 bound allows another library's rounding in addition to torch's own.
 _ENGINE = {
     "float32": _bound_all(0.9999, 1e-4),
     "float16": _bound_all(0.999, 2e-2),
@@ -87,11 +87,11 @@ _ENGINE = {
     "int8": _bound_all(0.995, 1e-1),
     "fp8": _bound_all(0.99, 1e-1),
 }
-# Quantizing changes every value, so these only tell whether the weights are the model's. Of
-# all-MiniLM-L6-v2, files of 8 bits have a mean cosine of 0.82 to 0.99, of 4 bits 0.84; its layers in another
+# Quantization changes every value, so these bounds only detect weights of another model. For
+# all-MiniLM-L6-v2, 8-bit files have a mean cosine of 0.82 to 0.99, 4-bit files 0.84; its layers in another
 # order have 0.31, and another network 0.01.
 _WEIGHTS = Bound(min_mean_cosine=0.95, max_score_difference=0.2)
-# Lower than for an engine that `--engine auto` chooses, as the user has asked for this dtype. A vector
+# Lower than for an engine that `--engine auto` chooses, since the user has requested this dtype. A vector
 # that is zero or not finite is refused however good the mean is.
 _QUANTIZATION = Bound(min_mean_cosine=0.99, min_cosine=1e-12)
 
@@ -129,19 +129,19 @@ def compare(
 ) -> Accuracy:
     """Compare each output with the expected one; the worst value counts, and the mean over all vectors.
 
-    outputs, expected: of each input, (D,) or (n, D) float32, or a sparse vector.
-    min_scale: a difference is relative to no less than this; 0 for scores that may all be small.
+    outputs, expected: for each input, (D,) or (n, D) float32, or a sparse vector.
+    min_scale: the least value that differences are relative to; 0 for scores that may all be small.
     """
-    pairs = [_to_dense(*pair) for pair in zip(outputs, expected, strict=True)]
-    difference = max((_max_difference(*pair, min_scale) for pair in pairs), default=0.0)
+    pairs = [to_dense_all(pair) for pair in zip(outputs, expected, strict=True)]
+    difference = max((_max_difference(a, b, min_scale) for a, b in pairs), default=0.0)
     if are_scores:
         return Accuracy(difference)
-    cosines = [cosine for pair in pairs for cosine in _cosines(*pair)] or [1.0]
+    cosines = [cosine for a, b in pairs for cosine in _cosines(a, b)] or [1.0]
     return Accuracy(difference, min(cosines), float(np.mean(cosines)))
 
 
 def center(vectors: Float32Array) -> Float32Array:
-    """Remove what all vectors share, and then each vector's mean, both of which say little of the weights.
+    """Remove the mean vector, and then each vector's mean, both of which reveal little about the weights.
 
     vectors: (T, D).
     """
@@ -156,16 +156,11 @@ def to_dense(vector: SparseVector, dimension: int) -> Float32Array:
     return values
 
 
-def _to_dense(
-    output: Float32Array | SparseVector, expected: Float32Array | SparseVector
-) -> tuple[Float32Array, Float32Array]:
-    """Give two sparse vectors the same width."""
-    if isinstance(output, SparseVector) and isinstance(expected, SparseVector):
-        width = 1 + max(int(vector.indices.max(initial=0)) for vector in (output, expected))
-        return to_dense(output, width), to_dense(expected, width)
-    assert not isinstance(output, SparseVector)
-    assert not isinstance(expected, SparseVector)
-    return output, expected
+def to_dense_all(outputs: Sequence[Float32Array | SparseVector], *, min_width: int = 1) -> list[Float32Array]:
+    """Return sparse vectors as dense ones of one width, and other outputs unchanged."""
+    sparse = [each for each in outputs if isinstance(each, SparseVector)]
+    width = max([min_width, *(1 + int(each.indices.max(initial=0)) for each in sparse)])
+    return [to_dense(each, width) if isinstance(each, SparseVector) else each for each in outputs]
 
 
 def _max_difference(output: Float32Array, expected: Float32Array, min_scale: float) -> float:

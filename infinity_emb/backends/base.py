@@ -1,4 +1,4 @@
-"""Interfaces between an engine and a backend, and the checks of a backend's outputs."""
+"""Define the interfaces between an engine and a backend, and check a backend's outputs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def identity_activation(scores: Float32Array) -> Float32Array:
 class NetworkTimer(Protocol):
     """Time a network in parts, while its only replica computes one batch at a time.
 
-    network_s: what the network took inside of `timing`; layers_s: of it, its transformers.
+    network_s: time of the network inside `timing`; layers_s: the part of it that its transformers took.
     """
 
     network_s: float
@@ -114,17 +114,17 @@ class NetworkTimer(Protocol):
         """Add the time of what is computed inside the block."""
 
     def recording(self) -> AbstractContextManager[None]:
-        """Note the matrix products that are computed inside the block."""
+        """Record the matrix products that are computed inside the block."""
 
     def time_products(self) -> float | None:
-        """Return how long the noted products take alone; None if there are none."""
+        """Return how long the recorded products take alone; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """The replicas of one model, its preprocessing and its description.
 
-    max_batch_tokens: the option's value, else measured, else a default.
+    max_batch_tokens: the value of the option, else the measured one, else a default.
     activate: (N, L) float32 raw scores → scores.
     split: None if texts cannot be split into pieces.
     vocabulary: None if the tokenizer cannot be inspected.
@@ -132,9 +132,9 @@ class LoadedModel:
     sampling_rate: of audio inputs, in Hz; None if the model takes none.
     free_memory: release cached device memory after the model has been unloaded.
     measure_memory: of the model's devices.
-    time_network: make a timer; None if the engine cannot be timed inside.
-    tasks: that have an encoder of texts of their own; None is the default task, which a router may lack.
-    prepares_inline: whether `encode` waits for no other thread, so that a few texts may be encoded on an
+    time_network: create a timer; None if the engine does not expose the parts of its network.
+    tasks: those with their own text encoder; None is the default task, which a router may lack.
+    prepares_inline: whether `encode` never waits for another thread, so that it may encode a few texts on an
     event loop.
     """
 

@@ -1,4 +1,4 @@
-"""Decide whether a faster way to compute a model may replace the present one without being asked for.
+"""Decide whether a faster way to compute a model may replace the current one unless the user objects.
 
 A cosine says nothing about decisions, so the rule looks at scores, and at the orders and labels that follow
 from them: those of the similarities between texts, of a query's documents, or of a text's labels.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from infinity_emb.backends.accuracy import to_dense
+from infinity_emb.backends.accuracy import to_dense_all
 from infinity_emb.items import Float32Array, SparseVector
 from infinity_emb.types import ModelKind
 
@@ -23,7 +23,7 @@ Outputs: TypeAlias = Sequence[Float32Array | SparseVector]
 
 # Absolute for scores up to 1, and relative to the largest for raw ones.
 MAX_SCORE_CHANGE = 0.02
-# Two libraries that compute the same in float32 move a score by up to this.
+# Two libraries that compute the same in float32 differ in a score by up to this.
 FLOAT32_NOISE = 1e-5
 _NUM_TOP = 10
 
@@ -34,7 +34,7 @@ class Scores:
 
     rows: (n,) each, compared within the row only: one text's similarities to the others, the scores of one
     query's documents, or the probabilities of one text's labels.
-    are_labels: whether only the highest of a row decides, instead of the order.
+    are_labels: whether only the highest score of a row matters, instead of the order.
     """
 
     rows: tuple[Float64Array, ...]
@@ -45,8 +45,8 @@ class Change(NamedTuple):
     """Difference between the scores of two ways to compute the same model.
 
     max_change, mean_change: of any score; infinite if one is not finite or missing.
-    num_reorders: pairs of a row whose order changed, or labels that did.
-    widest_margin: the largest difference, before, of two scores whose order changed.
+    num_reorders: pairs of scores whose order changed, or labels that changed.
+    widest_margin: the largest former difference of two scores whose order changed.
     mean_rank, lowest_rank: Spearman's correlation over the rows; 1 for labels that stayed, else 0.
     top_overlap: mean share of a row's ten highest that are still among the ten highest.
     """
@@ -81,10 +81,11 @@ def make_scores(
 
     outputs: for each text, (D,) or (n, D) or sparse vectors; raw scores (L,) of rerankers and classifiers.
     activate: (N, L) raw scores → scores.
-    num_outputs: outputs of several names follow each other; texts are compared within a name.
+    num_outputs: outputs of each text; all values of one name precede those of the next. Texts are compared
+        within a name.
     """
     if kind in (ModelKind.reranker, ModelKind.classifier):
-        values = activate(np.stack([np.ravel(_as_array(output)) for output in outputs])).astype(np.float64)
+        values = activate(np.stack([np.ravel(output) for output in to_dense_all(outputs)])).astype(np.float64)
         is_classifier = kind is ModelKind.classifier
         return Scores(tuple(values) if is_classifier else tuple(values.T), are_labels=is_classifier)
     num_texts = len(outputs) // num_outputs
@@ -94,7 +95,7 @@ def make_scores(
 
 def compare_texts(outputs: Outputs) -> tuple[Float64Array, ...]:
     """Return (N - 1,) for each text: its similarities to the others, by cosine or late interaction."""
-    vectors = [_normalize(_as_array(output)) for output in _widen(outputs)]
+    vectors = [_normalize(output) for output in to_dense_all(outputs)]
     if all(len(each) == 1 for each in vectors):
         table = np.concatenate(vectors)
         similarities = table @ table.T  # (N, N)
@@ -125,25 +126,25 @@ def measure_change(new: Scores, old: Scores) -> Change:
         widest_margin=max(margins, default=0.0),
         mean_rank=float(np.mean(ranks)),
         lowest_rank=min(ranks),
-        top_overlap=float(np.mean([_share_top(after, before) for after, before in pairs])),
+        top_overlap=float(np.mean([_measure_top_overlap(after, before) for after, before in pairs])),
     )
 
 
 def find_objection(new: Scores, old: Sequence[Scores], reference: Scores | None = None) -> str:
-    """Tell why a new way to compute may not replace the present one by itself; "" if it may.
+    """Return why a new way to compute must not replace the current one; "" if it may.
 
     It may if no score moves by more than 0.02 and every order or label that changes was within the noise of
-    the present way: neither score was further from the other than batches of other texts may move the two.
-    Or if it is at least as near to float32 as the present way.
+    the current way: the two scores were no further apart than other texts in a batch can move them. It also
+    may if it is at least as close to float32 as the current way.
 
-    old: scores of the present way in at least one batching, whose differences are its noise.
+    old: scores of the current way in one or more batchings, whose differences are its noise.
     reference: scores in float32; None if unknown.
     """
     noise = measure_noise(old)
     change = measure_change(new, old[0])
     if change.max_change <= MAX_SCORE_CHANGE and change.widest_margin <= 2 * noise:
         return ""
-    if reference is not None and _is_as_near(new, old, reference):
+    if reference is not None and _is_as_close(new, old, reference):
         return ""
     if not change.max_change <= MAX_SCORE_CHANGE:
         return f"moves a score by {change.max_change:.1e}, the limit is {MAX_SCORE_CHANGE}"
@@ -154,21 +155,21 @@ def find_objection(new: Scores, old: Sequence[Scores], reference: Scores | None 
 
 
 def measure_noise(batchings: Sequence[Scores]) -> float:
-    """Return how far the same scores are moved by the other texts of a batch, at least float32's rounding."""
+    """Return how far the other texts of a batch move a score, at least float32's rounding."""
     changes = [measure_change(each, batchings[0]).max_change for each in batchings[1:]]
     return max(FLOAT32_NOISE, *changes) if changes else FLOAT32_NOISE
 
 
-def _is_as_near(new: Scores, old: Sequence[Scores], reference: Scores) -> bool:
+def _is_as_close(new: Scores, old: Sequence[Scores], reference: Scores) -> bool:
     found = measure_change(new, reference)
-    present = [measure_change(each, reference) for each in old]
-    return found.max_change <= max(each.max_change for each in present) < math.inf and (
-        found.mean_change <= max(each.mean_change for each in present)
+    current = [measure_change(each, reference) for each in old]
+    return found.max_change <= max(each.max_change for each in current) < math.inf and (
+        found.mean_change <= max(each.mean_change for each in current)
     )
 
 
 def _find_order_margins(after: Float64Array, before: Float64Array) -> Iterator[float]:
-    """Yield the former difference of each two scores that changed their order or became equal."""
+    """Yield the former difference of each pair of scores that changed order or became equal."""
     first, second = np.triu_indices(len(before), 1)
     margins = before[first] - before[second]
     has_changed = (margins != 0) & (margins * (after[first] - after[second]) <= 0)
@@ -187,7 +188,7 @@ def _correlate(after: Float64Array, before: Float64Array, *, are_labels: bool) -
 
 
 def correlate_ranks(after: Float64Array, before: Float64Array) -> float:
-    """Return Spearman's correlation of two rows; equal values share a rank, and equal rows correlate by 1."""
+    """Return Spearman's correlation of two rows, 1 for equal rows; equal values share a rank."""
     ranks = [_rank(row) for row in (after, before)]
     if np.array_equal(ranks[0], ranks[1]):
         return 1.0
@@ -203,27 +204,14 @@ def _rank(row: Float64Array) -> Float64Array:
     return mean_ranks[inverse]
 
 
-def _share_top(after: Float64Array, before: Float64Array) -> float:
-    """Return the share of the ten highest that stay; among equals at the end any may count."""
+def _measure_top_overlap(after: Float64Array, before: Float64Array) -> float:
+    """Return the share of the ten highest scores that stay there; ties with the tenth count."""
     num_top = min(_NUM_TOP, len(before))
     chosen = np.argsort(-after, kind="stable")[:num_top]
     return float(np.mean(before[chosen] >= np.sort(before)[-num_top]))
 
 
-def _widen(outputs: Outputs) -> Outputs:
-    """Give sparse vectors a common width."""
-    sparse = [each for each in outputs if isinstance(each, SparseVector)]
-    if not sparse:
-        return outputs
-    width = 1 + max(int(each.indices.max(initial=0)) for each in sparse)
-    return [to_dense(each, width) for each in sparse]
-
-
-def _as_array(output: Any) -> npt.NDArray[Any]:
-    return np.asarray(output)
-
-
-def _normalize(vectors: npt.NDArray[Any]) -> Float64Array:
+def _normalize(vectors: Float32Array) -> Float64Array:
     """Return (n, D) with rows of length 1, or 0."""
     rows = np.atleast_2d(vectors).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,8 +1,7 @@
 """A backend without a model, for tests: each of 13 dimensions is the number of characters of the text.
 
-Select it with `--engine debugengine`. Its token ids are code points. The model name sets its kind and its
-faults: `debug?kind=reranker&delay_s=0.2&fail_on=poison&nan_on=nan`, and the length of dense vectors:
-`debug?dimension=1024`.
+Select it with `--engine debugengine`. Its token ids are code points. The model name sets its kind, its faults
+and the length of dense vectors: `debug?kind=reranker&delay_s=0.2&fail_on=poison`, `debug?dimension=1024`.
 """
 
 from __future__ import annotations
@@ -149,7 +148,7 @@ def encode(inputs: Sequence[RequestInput], options: InputOptions) -> list[Encode
     encoded = []
     for value, position in inputs:
         if isinstance(value, TokenIdsInput) and options.prompt:
-            raise BadInput("is token ids, before which no prompt can go", position=position)
+            raise BadInput("consists of token ids, which no prompt can precede", position=position)
         if isinstance(value, LateChunkingInput):
             encoded.append(_encode_passages(value, position, options, spec))
             continue
@@ -175,12 +174,12 @@ def split(text: str, *, prompt: str, max_tokens: int, is_alone: bool = True) -> 
 
 
 def halve_scores(scores: Float32Array) -> Float32Array:
-    """Return scores that differ from raw ones."""
+    """Activate scores such that they differ from the raw ones."""
     return scores * np.float32(0.5)
 
 
 def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedModel:
-    """Create the model. Raise StartupError for an unknown setting, or the injected fault."""
+    """Create the model. Raise StartupError for an unknown setting, or inject a fault of loading."""
     settings = dict(parse_qsl(args.model_name_or_path.partition("?")[2]))
     kind = _parse_kind(settings.pop("kind", str(args.model_kind)))
     dimension = int(settings.pop("dimension", EMBEDDING_DIMENSION))
@@ -228,7 +227,7 @@ def load_model(args: LoadOptions, files: ModelFiles | None = None) -> LoadedMode
 def _parse_kind(text: str) -> ModelKind:
     kinds = [str(kind) for kind in ModelKind]
     if text not in kinds:
-        raise StartupError(f"debugengine can be no {text!r}; it can be one of {kinds}")
+        raise StartupError(f"debugengine has no kind {text!r}; use one of {kinds}")
     return ModelKind(text)
 
 

@@ -34,7 +34,7 @@ def parse_faults(settings: dict[str, str]) -> Faults:
     known = Faults.__dataclass_fields__
     unknown = settings.keys() - known.keys()
     if unknown:
-        raise StartupError(f"debugengine knows no fault {sorted(unknown)}; it knows {sorted(known)}")
+        raise StartupError(f"debugengine has no fault {sorted(unknown)}; it has {sorted(known)}")
     delay_s, load_delay_s = (
         _parse_seconds(name, settings.pop(name, "0")) for name in ("delay_s", "load_delay_s")
     )
@@ -42,7 +42,7 @@ def parse_faults(settings: dict[str, str]) -> Faults:
 
 
 def fail_to_load(reason: str) -> NoReturn:
-    """Raise for lack of memory, end the process, never return, take all memory, or raise StartupError."""
+    """Raise MemoryError, abort the process, never return, take all memory, or raise StartupError."""
     if reason == "memory":
         raise MemoryError
     if reason == "abort":

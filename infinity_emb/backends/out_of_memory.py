@@ -1,4 +1,4 @@
-"""Recognise a full device memory in the errors of torch and of the libraries that compute in its place."""
+"""Recognize out-of-memory errors of torch and of the libraries that compute in its place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 
 from infinity_emb.errors import ServingError
 
-# Few libraries have an exception class for it, so that their messages are matched. No wider than needed:
-# OpenVINO also lacks registers, or "can't allocate memory for dynamic layout", while there is memory.
+# Few libraries have an exception class for it, so messages are matched. The patterns are narrow: OpenVINO
+# also runs out of registers, or "can't allocate memory for dynamic layout", while memory is free.
 _MESSAGES = re.compile(
     r"(?<![a-z])out[ _]of[ _]((host|device)[ _])?memory\b(?! bounds)"  # torch and onnxruntime on GPUs, OpenCL
     r"|DefaultCPUAllocator: (can't allocate|not enough) memory"  # torch on a CPU
@@ -24,7 +24,7 @@ _MESSAGES = re.compile(
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Return whether an exception, or one that it was raised from, reports that memory is full."""
+    """Return whether an exception, or one that caused it, reports a lack of memory."""
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError" or _has_message(exc):
         return True
     origin = exc.__cause__ or exc.__context__
@@ -34,6 +34,7 @@ def is_out_of_memory(exc: BaseException) -> bool:
 def _has_message(exc: BaseException) -> bool:
     if isinstance(exc, OSError):
         return exc.errno == errno.ENOMEM
-    # onnxruntime's classes have no common base. Our errors quote others, which are matched as their cause.
+    # onnxruntime's classes have no common base. Our own errors quote others, which are matched as their
+    # cause.
     is_of_library = isinstance(exc, RuntimeError) or type(exc).__module__.startswith("onnxruntime.")
     return is_of_library and not isinstance(exc, ServingError) and bool(_MESSAGES.search(str(exc)))

@@ -1,4 +1,4 @@
-"""Texts that a model is tried with while it loads, and the loops that measure its speed."""
+"""Provide texts to check and measure a model with while it loads, and the loops that measure its speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infinity_emb.items import Encoded, Input, Pair
 K = TypeVar("K")
 
 _LONGER_TEXT = "Größe, naïve café, 東京 and \U0001f600; snake_case() over two\nlines. " * 3
-# The last two are so near in length that they share a padded batch, and show whether padding matters.
+# The last two are so similar in length that they share a padded batch, which shows whether padding matters.
 PARITY_TEXTS = ("The quick brown fox: 3.14 EUR, isn't it?", _LONGER_TEXT, f"{_LONGER_TEXT}And more.")
 
 _NUM_WORDS = (12, 100, 25, 200, 50)
@@ -29,7 +29,7 @@ _QUERY = "Which of these texts is about rivers, trains or money?"
 
 def mixed_texts() -> list[str]:
     """Return a few texts of 12 to 200 words, short and long in turn."""
-    return [" ".join(itertools.islice(itertools.cycle(_WORDS), vocab_size)) for vocab_size in _NUM_WORDS]
+    return [" ".join(itertools.islice(itertools.cycle(_WORDS), num_words)) for num_words in _NUM_WORDS]
 
 
 def short_texts() -> list[str]:
@@ -68,8 +68,8 @@ def tokens_per_s(
 ) -> float:
     """Compute a batch over and over and return the rate.
 
-    num_in_flight: batches that are under way at once; at least as many are computed.
-    min_duration_s: a batch of a fast device is too short to be measured alone.
+    num_in_flight: batches in flight at once; at least as many are computed.
+    min_duration_s: least time to measure, since one batch on a fast device takes too little.
     """
     started_s = time.perf_counter()
     in_flight: deque[InFlightBatch] = deque()
@@ -94,9 +94,8 @@ def measure_rates(
 ) -> dict[K, float]:
     """Measure each candidate once per round and return the best rate of each.
 
-    Candidates take turns and the best turn counts, so that a moment in which the machine is slow decides
-    nothing.
-    deadline_s: as `time.monotonic` counts; no round starts after it, once there were `min_rounds`.
+    Candidates take turns and the best turn counts, so that a moment when the machine is slow has no effect.
+    deadline_s: by `time.monotonic`; no round starts after it, except for the first `min_rounds`.
     """
     rates = dict.fromkeys(candidates, 0.0)
     for number in range(max_rounds):

@@ -1,7 +1,7 @@
-"""Engine name → module that loads a model for it; each foreign library is imported only when asked for.
+"""Load a model with the module of its engine; a library is imported only when its engine is used.
 
 A static model needs no library, whichever engine is requested, so its files are read first.
-A module here has `load_model(args, files) -> LoadedModel`.
+Each engine's module has `load_model(args, files) -> LoadedModel`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ logger = logging.getLogger("infinity_emb")
 class _Engine(NamedTuple):
     """The module of an engine and what it needs.
 
-    extra: installs what the module imports.
-    library: computes in place of torch.
+    extra: of this package; it installs what the module imports.
+    library: the one that computes.
     """
 
     module: str
@@ -52,41 +52,40 @@ _ENGINES = {
     InferenceEngine.debugengine: _Engine("infinity_emb.backends.fake", None),
     InferenceEngine.auto: _Engine("infinity_emb.backends.auto.load", "torch"),
 }
-# What every engine reads texts with, also that of static models, and what all others build networks with.
-_TOKENIZER_LIBRARY = "tokenizers"
-_NETWORK_LIBRARIES = ("torch", "transformers", "sentence_transformers")
-# Those that need no torch weights where the repository has a graph.
+_TOKENIZER_LIBRARY = "tokenizers"  # needed for static models, too
+_NETWORK_LIBRARIES = ("torch", "transformers", "sentence_transformers")  # needed for all other models
+# Engines that need no torch weights if the repository has a graph.
 READ_GRAPHS = (InferenceEngine.optimum, InferenceEngine.openvino)
 _STATIC_MODULE = "infinity_emb.backends.static.load"
 
 
-def leave_threads() -> None:
-    """Use no threads of libraries from now on: a forked process has none of its parent's threads."""
+def use_one_thread() -> None:
+    """Let libraries compute on the calling thread: a forked process has none of its parent's threads."""
     if "torch" in sys.modules:
-        importlib.import_module("infinity_emb.backends.torch.cpu_threads").leave_threads()
+        importlib.import_module("infinity_emb.backends.torch.cpu_threads").use_one_thread()
 
 
 def load_model(args: LoadOptions) -> LoadedModel:
     """Load a model with the engine that `args` names.
 
     Raises StartupError for an engine that this version does not have or whose extra is not installed, for a
-    model that is nowhere to be found, and for everything that the engine refuses. Raises ModelTooLarge where
-    there is no memory for it.
+    model that cannot be found, and for whatever the engine refuses. Raises ModelTooLarge if there is not
+    enough memory.
     """
     if args.engine not in _ENGINES:
         available = ", ".join(_ENGINES)
         raise StartupError(f"--engine {args.engine} is not available in this version; use one of {available}")
     extra = _ENGINES[args.engine].extra
     if extra is None:
-        return _load_tried(args, None)
+        return _load_after_trial(args, None)
     check_libraries(args.engine, [_TOKENIZER_LIBRARY], extra)
     reads_graphs = args.engine in (*READ_GRAPHS, InferenceEngine.auto)
     if args.graph_file and not reads_graphs:
         logger.warning("--graph-file %s has no effect with --engine %s", args.graph_file, args.engine)
-    return _load_tried(args, _find_files(args, graph_suffices=reads_graphs))
+    return _load_after_trial(args, _find_files(args, graph_suffices=reads_graphs))
 
 
-def _load_tried(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
+def _load_after_trial(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
     if args.needs_trial:
         load_in_trial(args, files)
     return load_from(args, files)
@@ -120,7 +119,7 @@ def load_from(args: LoadOptions, files: ModelFiles | None) -> LoadedModel:
         ) from exc
     if model.info.engine:  # chosen by measurement
         return model
-    # A static table is computed without any library, whichever engine is requested.
+    # With `auto`, the model is static here, and no engine was measured: numpy computes it.
     engine = InferenceEngine.torch if args.engine is InferenceEngine.auto else args.engine
     return replace(model, info=replace(model.info, engine=str(engine)))
 

@@ -39,7 +39,7 @@ def check_outputs_differ(model: LoadedModel, name: str, *, may_be_wrong: bool = 
     """Raise StartupError if all outputs are NaN or infinite, zero, or the same for different texts.
 
     name: of the model, for the message.
-    may_be_wrong: whether they are only logged, as of a graph that the user has named.
+    may_be_wrong: log a fault instead, as for a graph that the user has named.
     """
     if _TEXT_CAPABILITIES.isdisjoint(model.info.capabilities):
         return
@@ -84,13 +84,13 @@ def _make_texts(vocabulary: Vocabulary) -> list[str]:
 
 
 def _find_fault(model: LoadedModel, batches: Sequence[Sequence[Encoded]]) -> str:
-    """Describe what is wrong with the outputs in float32, "" if they are right as computed."""
+    """Describe a fault that the outputs have in float32, too; "" if there is none."""
     replica = model.replicas[0]
     replica.prepare_thread()
     for batch in batches:
         for full_precision in (False, True):
             outputs = replica.launch(batch, full_precision=full_precision).result()
-            # Texts that are not made of the vocabulary may all be unknown words.
+            # Texts that are not made of the vocabulary may consist of unknown words, and so be the same.
             fault = _describe_faults(outputs, batch if model.vocabulary is not None else [])
             if not fault:
                 break
@@ -99,10 +99,11 @@ def _find_fault(model: LoadedModel, batches: Sequence[Sequence[Encoded]]) -> str
     return ""
 
 
-def _describe_faults(outputs: BatchOutputs, may_not_be_alike: Sequence[Encoded]) -> str:
+def _describe_faults(outputs: BatchOutputs, must_differ: Sequence[Encoded]) -> str:
+    """Describe a fault of any output; those of the items in `must_differ` must not all be the same."""
     for name, output in outputs.items():
         what = "output" if len(outputs) == 1 else f"{name} output"
-        fault = _describe_fault(_summarize(output), may_not_be_alike)
+        fault = _describe_fault(_summarize(output), must_differ)
         if fault:
             return fault.format(what=what)
     return ""
@@ -118,22 +119,22 @@ def _summarize(output: Output) -> list[Float32Array]:
     ]
 
 
-def _describe_fault(vectors: list[Float32Array], may_not_be_alike: Sequence[Encoded]) -> str:
+def _describe_fault(vectors: list[Float32Array], must_differ: Sequence[Encoded]) -> str:
     if not any(np.isfinite(vector).all() for vector in vectors):
         return "every {what} is NaN or infinite"
     if not any(vector.any() for vector in vectors):
         return "every {what} is zero"
-    groups = _group_by_length(may_not_be_alike, vectors)
+    groups = _group_by_length(must_differ, vectors)
     if groups and all(map(_are_alike, groups)):
         return "different texts have the same {what}"
     return ""
 
 
 def _group_by_length(batch: Sequence[Encoded], vectors: Sequence[Float32Array]) -> list[list[Float32Array]]:
-    """Return the vectors of different texts, those of equally many tokens together.
+    """Return the vectors of different texts, grouped by the number of tokens.
 
-    Where the words do not count, the number of tokens still may. Without two texts of equal length, all
-    vectors are one group.
+    A broken model may ignore the words and still depend on their number. Without two texts of equal length,
+    all vectors are one group.
     """
     different = {item.token_ids.tobytes(): vector for item, vector in zip(batch, vectors, strict=False)}
     by_length: dict[int, list[Float32Array]] = {}

@@ -18,7 +18,7 @@ from infinity_emb.items import InputOptions, number_inputs
 logger = logging.getLogger("infinity_emb")
 
 _TEXTS = ("Munich", "The sky is blue, and the grass is green.")
-# Vectors of bfloat16 networks are a few thousandths off.
+# Lengths of vectors of bfloat16 networks are a few thousandths off.
 _TOLERANCE = 0.01
 
 
@@ -32,7 +32,7 @@ def measure_vector_length(model: LoadedModel) -> LoadedModel:
     try:
         batch = model.encode(number_inputs(_TEXTS), InputOptions())
         outputs = model.replicas[0].launch(batch).result()
-    except (ServingError, RuntimeError):  # whatever is wrong with the model, this is not the place to say it
+    except (ServingError, RuntimeError):  # `startup_check` reports what is wrong with a model
         return model
     vectors = np.asarray(outputs["dense"], dtype=np.float32)  # (2, D)
     is_normalized = bool((np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _TOLERANCE).all())

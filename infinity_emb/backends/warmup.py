@@ -37,7 +37,7 @@ def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_ki
     samples: inputs to fill batches with, short and long in turn.
     device_kind: "cpu", "mps" or "cuda"; determines the sizes that are tried.
     Sizes are measured in turns and the best turn of each counts, so that a short disturbance has no effect.
-    Stops at a deadline, and at the first size that does not fit into memory.
+    Measuring stops at a deadline, and at the first size that does not fit into memory.
     """
     report_stage("warming up")
     deadline_s = time.monotonic() + _DEADLINE_S
@@ -58,7 +58,7 @@ def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_ki
 def _fitting_batches(
     backend: Backend, samples: Sequence[Encoded], device_kind: str, deadline_s: float
 ) -> dict[int, list[Encoded]]:
-    """Return the batches that were computed once before the deadline, at least one, by ascending size."""
+    """Compute a batch of each size once, up to the deadline; return those that fit, at least one, by size."""
     batches: dict[int, list[Encoded]] = {}
     for num_tokens in _CANDIDATES.get(device_kind, _CANDIDATES_GPU):
         batch = fill_batch(samples, num_tokens)

@@ -5,8 +5,8 @@ clock, no threads; callables report what the devices have computed and what is q
 client from closing the queue to others, each checked by a property-based test:
 
 1. Each lane has its own limits, so no interactive request is refused because of bulk work.
-2. A client alone may fill a lane up to its limit. A reserve on top of the limit is for clients that hold less
-   than the others: each may hold a number in proportion to what is left, so some is always left.
+2. A single client may fill a lane up to its limit. A reserve beyond the limit is for clients that hold
+   less than others: each may hold a number in proportion to the free part, so that part is never used up.
 3. The expected wait is that of the client's own share of the devices.
 
 Source: Choudhury and Hahne 1998, "Dynamic queue length thresholds for shared-memory packet switches",
@@ -120,7 +120,7 @@ class Admission:
         return self._refusal_reason(1, flow, backlog, self._expected_wait_s(1, flow, backlog)) is not None
 
     def estimated_wait_s(self, lane: Lane) -> float:
-        """Estimate how long all that is queued in a lane will take; 0 while the throughput is unknown.
+        """Estimate how long everything queued in a lane will take; 0 while the throughput is unknown.
 
         Bulk work shares the devices with interactive requests that arrive later; if few arrive, these use
         less than their share.

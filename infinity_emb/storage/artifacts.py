@@ -141,7 +141,7 @@ class CachedArtifact:
                 f"{self.action} failed: cannot write to {self.folder.parent} ({exc}); set INFINITY_HOME to a"
                 " writable folder with enough space"
             ) from exc
-        except Exception as exc:  # whatever an architecture makes the library raise
+        except Exception as exc:  # depending on the architecture, the library may raise anything
             reason = one_line(exc, 300)
             raise StartupError(
                 f"{self.action} failed ({type(exc).__name__}: {reason}); use --engine torch"

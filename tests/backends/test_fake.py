@@ -220,12 +220,12 @@ def test_it_can_be_told_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        ("?fail_always=x", r"knows no fault \['fail_always'\]; it knows .*'fail_on'"),
+        ("?fail_always=x", r"has no fault \['fail_always'\]; it has .*'fail_on'"),
         ("?delay_s=long", "delay_s='long'"),
         ("?delay_s=-1", "delay_s='-1'"),
         ("?delay_s=nan", "delay_s='nan'"),
         ("?delay_s=inf", "delay_s='inf'"),
-        ("?kind=poet", r"can be no 'poet'; it can be one of \['auto', 'embedder'"),
+        ("?kind=poet", r"has no kind 'poet'; use one of \['auto', 'embedder'"),
     ],
 )
 def test_a_fault_that_it_does_not_understand_is_no_start(faults: str, message: str) -> None:

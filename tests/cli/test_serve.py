@@ -242,7 +242,7 @@ def test_a_port_in_use_is_told_before_any_model_is_loaded() -> None:
             1,
             "error: --engine neuron is not available in this version",
         ),
-        ([*FAKE, "--model-id", "debug?typo=1"], 1, "error: debugengine knows no fault ['typo']"),
+        ([*FAKE, "--model-id", "debug?typo=1"], 1, "error: debugengine has no fault ['typo']"),
         (["--modle-id", "a"], 2, "--modle-id"),
     ],
 )

@@ -89,7 +89,7 @@ def engine_of(folder: Path, *, trust_remote_code: bool) -> AsyncEmbeddingEngine:
 
 def test_a_models_own_code_is_not_run_unless_trusted(folder: Path) -> None:
     (folder / "towers.py").write_text(f"open({str(folder / 'was_run')!r}, 'w')\n{CODE}")
-    with pytest.raises(StartupError, match="brings Python code of its own; --trust-remote-code"):
+    with pytest.raises(StartupError, match="comes with its own Python code; --trust-remote-code"):
         engine_of(folder, trust_remote_code=False)
     assert not (folder / "was_run").exists()
 

@@ -1,7 +1,7 @@
 """A loaded model whose speed and outputs are compared with those of another engine.
 
-It computes as it would for a busy server: all replicas at once, with as many batches in flight as a worker
-keeps. Tokenizing is left out: it is the same for all engines.
+It computes as on a busy server: all replicas at once, with as many batches in flight as a worker thread
+keeps. Tokenizing is left out, as it is the same for all engines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_ROUNDS = 16
 
 
 def can_measure(info: ModelInfo) -> bool:
-    """Tell whether a model takes texts, with which models are measured."""
+    """Tell whether a model takes texts, which are needed to measure it."""
     return bool({"embed", "rerank", "classify"}.intersection(info.capabilities))
 
 
@@ -58,7 +58,7 @@ class Candidate:
     def compute_outputs(self, *, are_alone: bool = False) -> list[Float32Array | SparseVector]:
         """Compute every short text and passage; return all values of one output, then those of the next.
 
-        are_alone: compute each in a batch of its own, which shows how much batches change outputs.
+        are_alone: compute each one in a separate batch, to show how much batching changes outputs.
         """
         outputs = self.model.info.outputs or ("dense",)
         items = [item for texts in (short_texts(), passages()) for item in self._encode(texts, outputs)]
@@ -76,7 +76,7 @@ class Candidate:
 
     @functools.cached_property
     def _batches(self) -> list[list[Encoded]]:
-        """One of short texts and one of passages, as large as the model takes."""
+        """One batch of short texts and one of passages, as large as the model takes."""
         outputs = (self.model.info.outputs or ("dense",))[:1]
         samples = [self._encode(texts, outputs) for texts in (short_texts(), passages())]
         return [fill_batch(each, self.model.max_batch_tokens) for each in samples]
@@ -102,8 +102,8 @@ def compare_speed(
 ) -> float:
     """Return the speed of the challenger relative to the best one so far.
 
-    max_duration_s: no round of turns starts after it, but for the first few.
-    min_turn_s: a batch of a fast device is too short to be measured alone.
+    max_duration_s: no round starts after it, except for the first few.
+    min_turn_s: least time of a turn, since one batch on a fast device takes too little to measure.
     """
     rates = measure_rates(
         {each: functools.partial(each.tokens_per_s, min_turn_s) for each in (best, challenger)},

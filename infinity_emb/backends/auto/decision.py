@@ -17,7 +17,7 @@ from infinity_emb.storage.files import cache_dir
 from infinity_emb.storage.keyed_file import KeyedFile
 from infinity_emb.types import InferenceEngine
 
-# Raised when engines are measured in another way, so that old decisions are measured again.
+# Raised when the way of measuring changes, so that engines are measured again.
 _MEASURE_VERSION = 3
 
 
@@ -40,7 +40,7 @@ def load_decision(file: KeyedFile) -> Decision | None:
 
 
 def save_decision(file: KeyedFile, decision: Decision) -> None:
-    """Keep a decision for the next start, with its key, for people to read."""
+    """Keep a decision for the next start, with its key for people who read the file."""
     content = {**asdict(decision), "key": json.loads(file.key)}
     file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
@@ -79,12 +79,12 @@ def find_decision_file(
 
 
 def find_version(library: str) -> str:
-    """Return the version of the package; for a module, the packages that bring it, with their versions.
+    """Return the version of the package; for a module, the packages that provide it, with their versions.
 
     onnxruntime has another package for each kind of GPU.
     """
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        packages = importlib.metadata.packages_distributions().get(library, ())  # reads all that is installed
+        packages = importlib.metadata.packages_distributions().get(library, ())  # slow: reads all metadata
         return ", ".join(sorted(f"{name} {importlib.metadata.version(name)}" for name in set(packages)))

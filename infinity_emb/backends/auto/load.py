@@ -27,10 +27,10 @@ logger = logging.getLogger("infinity_emb")
 
 
 def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
-    """Load with the engine that an earlier start has selected, else with the one that is the fastest now.
+    """Load with the engine that an earlier start has selected, else with the one that is fastest now.
 
-    Raises StartupError where no engine can serve the model, ModelTooLarge where one could with more memory,
-    and what torch raises if it is the only engine.
+    Raises StartupError if no engine can serve the model, ModelTooLarge if one could with more memory, and
+    what torch raises if it is the only engine.
     """
     libraries = registry.installed_engines()
     if args.graph_file:
@@ -57,7 +57,7 @@ def _load_graph(args: LoadOptions, files: ModelFiles, engines: Sequence[Inferenc
     for engine in sorted(engines, key=lambda each: each is not InferenceEngine.optimum):
         try:
             return _load(args, files, engine, "the repository has no torch weights to compare engines with")
-        except Exception as exc:  # noqa: BLE001 - whatever its library raises: another engine may do
+        except Exception as exc:  # noqa: BLE001 - whatever its library raises: another engine may work
             rejected.append(describe_failure(engine, exc))
     raise _refuse(
         args,
@@ -68,7 +68,7 @@ def _load_graph(args: LoadOptions, files: ModelFiles, engines: Sequence[Inferenc
 
 
 def _load_remembered(args: LoadOptions, files: ModelFiles, file: KeyedFile) -> LoadedModel | None:
-    """Load with the engine that an earlier start has selected; None where it has not, or it fails now.
+    """Load with the engine that an earlier start has selected; None if there is none, or it fails now.
 
     Raises ModelTooLarge: measuring again would need the memory of two models.
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from infinity_emb.backends.accuracy import Accuracy
 from infinity_emb.types import InferenceEngine
 
-# An engine must be that much faster to replace the best so far. torch comes first and so wins a tie: nothing
-# is exported for it, and it computes every model.
+# An engine must be this much faster to replace the best so far. torch comes first and so wins a tie: it needs
+# no export and computes every model.
 WORTHWHILE_GAIN = 1.05
 
 
@@ -17,10 +17,10 @@ WORTHWHILE_GAIN = 1.05
 class Measurement:
     """The result of trying one engine.
 
-    speed: relative to the first engine that could be measured, which is torch where it computes.
+    speed: relative to the first engine that could be measured, which is torch if it can load the model.
     accuracy: compared with torch in float32; None for that reference.
-    rejection_reason: why the engine cannot be selected; empty where it can.
-    lacks_memory: whether it is rejected for lack of memory, which unloading other models may mend.
+    rejection_reason: why the engine cannot be selected; empty if it can.
+    lacks_memory: whether it is rejected for lack of memory, which unloading other models may fix.
     """
 
     engine: InferenceEngine
@@ -38,7 +38,7 @@ class Measurement:
 
 
 def select_fastest(measurements: Iterable[Measurement]) -> Measurement | None:
-    """Return the best one, given in the order of measuring; None where all are rejected."""
+    """Return the best measurement, None if all are rejected. They are given in the order of measuring."""
     best: Measurement | None = None
     for measurement in measurements:
         is_accepted = not measurement.rejection_reason
@@ -48,7 +48,7 @@ def select_fastest(measurements: Iterable[Measurement]) -> Measurement | None:
 
 
 def format_table(measurements: Sequence[Measurement]) -> list[str]:
-    """Return a line for each engine; the line of the selected one says so."""
+    """Return a line for each engine, with the selected one marked."""
     selected = select_fastest(measurements)
     return [f"{each}; selected" if each is selected else str(each) for each in measurements]
 

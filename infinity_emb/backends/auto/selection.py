@@ -37,22 +37,22 @@ class EngineSelection:
         self._files = files
         self._best: Candidate | None = None
         self._expected: list[Float32Array | SparseVector] | None = None  # torch's outputs in float32
-        self._torch_scores: list[Scores] = []  # in the dtype that it serves, in batches and alone
-        self._default_dtype = ""  # which torch takes if the user names none
+        self._torch_scores: list[Scores] = []  # in the dtype that torch serves, in batches and alone
+        self._default_dtype = ""  # that torch chooses if the user names none
 
     def try_engine(self, engine: InferenceEngine) -> None:
-        """Load, compare and measure one engine, and free it or the best one before it."""
+        """Load, compare and measure one engine; then free its model, or that of the former best one."""
         candidate: Candidate | None = None
         try:
             candidate = Candidate(self._load(engine))
             measurement = self._measure(engine, candidate)
-        except Exception as exc:  # noqa: BLE001 - whatever its library raises: other engines may do
+        except Exception as exc:  # noqa: BLE001 - whatever its library raises: other engines may work
             measurement = describe_failure(engine, exc)
         self.measurements.append(measurement)
         if select_fastest(self.measurements) is measurement:
             self._best, candidate = candidate, self._best
         if candidate is None:
-            gc.collect()  # what a failed load leaves
+            gc.collect()  # frees what a failed load leaves
         else:
             candidate.close()
             free_memory = candidate.model.free_memory
@@ -60,7 +60,7 @@ class EngineSelection:
             _collect_garbage(free_memory)
 
     def take_fastest(self) -> tuple[InferenceEngine, LoadedModel] | None:
-        """Return the fastest engine and its model, or None where every engine is rejected."""
+        """Return the fastest engine and its model, or None if every engine is rejected."""
         fastest = select_fastest(self.measurements)
         if self._best is None or fastest is None:
             return None
@@ -98,7 +98,8 @@ class EngineSelection:
     ) -> tuple[Accuracy, str]:
         """Compare outputs with torch's in float32; return the accuracy, and why the engine is rejected.
 
-        Torch itself only has to keep the bound of its dtype: the rule is for what would replace it.
+        Torch itself only has to meet the bound of its dtype; an engine that would replace it must also pass
+        `find_objection`.
         """
         if self._expected is None:
             self._expected = self._compute_expected()
@@ -115,7 +116,7 @@ class EngineSelection:
         return accuracy, find_objection(new, self._torch_scores, reference)
 
     def _compute_expected(self) -> list[Float32Array | SparseVector]:
-        """Load torch in float32; on the CPU where the device lacks memory or is not one of torch's."""
+        """Compute with torch in float32; on the CPU if the device lacks memory or is not torch's."""
         try:
             return self._compute_with_torch(device_id=self._args.device_id[:1])
         except StartupError as exc:
@@ -139,7 +140,7 @@ def find_engine_bound(named: Dtype, default_dtype: str) -> Bound:
 
 
 def describe_failure(engine: InferenceEngine, exc: Exception) -> Measurement:
-    """Return the rejection of an engine; its reason leaves out the remedy, which is for this engine alone."""
+    """Return the rejection of an engine; its reason omits the remedy, which applies to this engine only."""
     logger.debug("engine %s is rejected", engine, exc_info=exc)
     reason = str(exc) if isinstance(exc, StartupError) else f"{type(exc).__name__}: {exc}"
     return Measurement(

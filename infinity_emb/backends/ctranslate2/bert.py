@@ -25,9 +25,9 @@ class _Layer(NamedTuple):
 
 
 class BertEncoder(NamedTuple):
-    """Parts of an encoder that architectures call by different names.
+    """Parts of an encoder, which have different names in each architecture.
 
-    tables: token embeddings, and segment embeddings if the network has them; both are added.
+    tables: token embeddings, and segment embeddings if the network has them; they are added.
     positions: (P, H), the first row being that of the first token.
     """
 
@@ -67,8 +67,8 @@ def _bert_layers(network: Any) -> Iterator[_Layer]:
 def read_roberta(network: Any) -> BertEncoder:
     """Read a RoBERTa encoder, whose positions count from the padding token's id plus 1.
 
-    A padding token in a text has its id as position. So the S segments are followed by S x P further ones:
-    each replaces one of the positions, which CTranslate2 adds, by the position of that token.
+    The position of a padding token inside a text is its id. CTranslate2 adds the position of the place in any
+    case, so the S segments are followed by S x P more: each replaces one place's position by that of padding.
     """
     encoder = read_bert(network)
     words, segments = encoder.tables  # (W, H), (S, H)
@@ -104,7 +104,7 @@ def _distilbert_layers(network: Any) -> Iterator[_Layer]:
         )
 
 
-def bert_spec(encoder: BertEncoder, activation: Activation) -> TransformerEncoderSpec:
+def make_bert_spec(encoder: BertEncoder, activation: Activation) -> TransformerEncoderSpec:
     """Return the specification with all weights, for layers with post-normalization."""
     spec = TransformerEncoderSpec(
         len(encoder.layers),
@@ -125,10 +125,10 @@ def bert_spec(encoder: BertEncoder, activation: Activation) -> TransformerEncode
 
 
 def _fill_layer(spec: TransformerEncoderLayerSpec, layer: _Layer) -> None:
-    together, after = spec.self_attention.linear
-    together.weight = torch.cat([layer.query.weight, layer.key.weight, layer.value.weight])  # (3 H, H)
-    together.bias = torch.cat([layer.query.bias, layer.key.bias, layer.value.bias])
-    _fill_linear(after, layer.attention_output)
+    qkv, output = spec.self_attention.linear
+    qkv.weight = torch.cat([layer.query.weight, layer.key.weight, layer.value.weight])  # (3 H, H)
+    qkv.bias = torch.cat([layer.query.bias, layer.key.bias, layer.value.bias])
+    _fill_linear(output, layer.attention_output)
     _fill_norm(spec.self_attention.layer_norm, layer.attention_norm)
     _fill_linear(spec.ffn.linear_0, layer.inner)
     _fill_linear(spec.ffn.linear_1, layer.outer)

@@ -1,6 +1,6 @@
-"""A model's network → a folder that CTranslate2 opens, made once for each revision.
+"""Convert a model's network to a folder that CTranslate2 opens, once for each revision.
 
-In float32: CTranslate2 makes every other format of it when it opens it.
+The weights are stored in float32; CTranslate2 converts them to other formats when it opens the folder.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from infinity_emb.storage.keyed_file import keyed_name
 _CONVERSION_VERSION = 2
 
 
-def conversion(encoder: PreTrainedModel, args: LoadOptions, files: ModelFiles) -> CachedArtifact:
-    """Return the converted network, which is made when it is first opened.
+def get_conversion(encoder: PreTrainedModel, args: LoadOptions, files: ModelFiles) -> CachedArtifact:
+    """Return the converted network, which is created when it is first opened.
 
     encoder: the network without its head, on the CPU, in float32.
     """
     name = keyed_name(
         args.model_name_or_path,
         files.version,
-        # A model with code of its own may be another network than transformers' of the same type.
+        # A model with its own code may differ from transformers' network of the same type.
         args.trust_remote_code,
         _CONVERSION_VERSION,
         type(encoder).__name__,

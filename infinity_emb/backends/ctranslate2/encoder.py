@@ -1,4 +1,4 @@
-"""An encoder of CTranslate2: on which device, in which number format, with how many threads."""
+"""Choose device, number format and threads of a CTranslate2 encoder, and open it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
     device: `cpu` or `cuda`.
     device_index: which of the GPUs; 0 for a CPU.
-    num_replicas: how many batches it may compute at once; on a CPU they share the weights.
+    num_replicas: number of batches computed concurrently; on a CPU they share the weights.
     compute_type: CTranslate2's name for `dtype`.
     """
 
@@ -55,7 +55,7 @@ def choose_target(args: LoadOptions) -> Target:
         )
     num_devices = ctranslate2.get_cuda_device_count()
     if ids[0] >= num_devices:
-        raise StartupError(f"--device-id {ids[0]} is not here: there are {num_devices} devices, from 0")
+        raise StartupError(f"--device-id {ids[0]} does not exist: there are {num_devices} devices, from 0")
     return Target(device, ids[0], 1, *_choose_format(args, device, ids[0]))
 
 
@@ -84,20 +84,20 @@ def _choose_format(args: LoadOptions, device: str, index: int) -> tuple[Dtype, s
                 return dtype, compute_type
     available = [dtype for dtype, names in _COMPUTE_TYPES.items() if supported.intersection(names)]
     raise StartupError(
-        f"--dtype {args.dtype} is not what CTranslate2 {ctranslate2.__version__} computes on this {device};"
+        f"--dtype {args.dtype} is not supported by CTranslate2 {ctranslate2.__version__} on this {device};"
         f" use {', '.join(map(str, available))}"
     )
 
 
 def num_threads(args: LoadOptions, num_replicas: int) -> int:
-    """Return the threads of each batch. CTranslate2 fixes them at start: replicas divide the cores evenly."""
+    """Return the threads per batch. CTranslate2 fixes them at start, so replicas divide the cores evenly."""
     return max(1, (args.threads or num_usable_cpus()) // num_replicas)
 
 
 def open_encoder(folder: Path, target: Target, args: LoadOptions) -> ctranslate2.Encoder:
     """Load a converted network.
 
-    Raises StartupError where it cannot be loaded, and MemoryError.
+    Raises StartupError if it cannot be loaded, and MemoryError.
     """
     try:
         return ctranslate2.Encoder(

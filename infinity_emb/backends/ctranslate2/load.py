@@ -1,8 +1,8 @@
 """Load a model whose network CTranslate2 computes, converted once from torch's.
 
-What is around the network is the torch engine's: tokenizing, padded groups of similar length, and the
-modules that pool, project and normalise; so are the heads of rerankers, classifiers and sparse models. A
-float32 network is compared with torch at every start.
+Everything around the network is the torch engine's: tokenizing, padded groups of similar length, the modules
+that pool, project and normalize, and the heads of rerankers, classifiers and sparse models. A float32 network
+is compared with torch at every start.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from sentence_transformers.base.modules import Transformer
 
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.ctranslate2.convert import conversion
+from infinity_emb.backends.ctranslate2.convert import get_conversion
 from infinity_emb.backends.ctranslate2.encoder import Target, choose_target, open_encoder
 from infinity_emb.backends.ctranslate2.network import Ct2Network
 from infinity_emb.backends.ctranslate2.spec import explain_unsupported
-from infinity_emb.backends.external.load import difference_to_torch, load_with_external_network
+from infinity_emb.backends.external.load import describe_difference, load_with_external_network
 from infinity_emb.backends.external.network import NUMBER_FORMATS
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.backends.torch.device import Choice
@@ -33,9 +33,9 @@ logger = logging.getLogger("infinity_emb")
 
 
 def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
-    """Load, compare and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
+    """Load, compare and warm up a model. Raises StartupError if it cannot be served, and ModelTooLarge."""
     target = choose_target(args)
-    devices = [_device_beside(target)] * target.num_replicas
+    devices = [_choose_module_device(target)] * target.num_replicas
 
     def load() -> LoadedModel:
         return load_with_external_network(
@@ -49,7 +49,7 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
     return load_within_memory(args, files, devices[0], load)
 
 
-def _device_beside(target: Target) -> torch.device:
+def _choose_module_device(target: Target) -> torch.device:
     """Return the device of the modules around the encoder: the same one, if torch supports it."""
     if target.device == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", target.device_index)
@@ -66,7 +66,7 @@ def _make_network(
     """Convert and compare the network. Raises StartupError if it is not supported, or if outputs differ."""
     transformer = probe.transformer
     network: Any = transformer.model
-    reason = explain_unsupported(network.base_model) or _why_not_served(transformer)
+    reason = explain_unsupported(network.base_model) or _explain_unsupported_inputs(transformer)
     if reason is not None:
         raise StartupError(
             f"model {args.model_name_or_path!r} is not for --engine {args.engine}: {reason};"
@@ -76,7 +76,7 @@ def _make_network(
     def open_and_compare(path: Path) -> tuple[Ct2Network, Choice]:
         encoder = open_encoder(path.parent, target, args)
         opened = Ct2Network(encoder, transformer, device, NUMBER_FORMATS[target.dtype])
-        difference = difference_to_torch(
+        difference = describe_difference(
             opened,
             probe,
             args,
@@ -87,14 +87,14 @@ def _make_network(
         logger.info("%s is computed by %s", args.model_name_or_path, description)
         return opened, Choice(str(target.dtype), description)
 
-    return conversion(network.base_model, args, files).open_or_rebuild(open_and_compare)
+    return get_conversion(network.base_model, args, files).open_or_rebuild(open_and_compare)
 
 
-def _why_not_served(transformer: Transformer) -> str | None:
-    """Return why the model is not supported. CTranslate2 takes lengths instead of attention masks."""
+def _explain_unsupported_inputs(transformer: Transformer) -> str | None:
+    """Return why lengths, which CTranslate2 takes, cannot replace attention masks; None if they can."""
     if getattr(transformer.tokenizer, "padding_side", "right") == "left":
         return "its tokenizer pads on the left"
     expansion = Expansion.resolve(transformer)
     if expansion is not None and not expansion.attend_to_expansion:
-        return "its queries are filled up with tokens that the others do not see"
+        return "its queries are filled up with tokens that the other tokens do not attend to"
     return None

@@ -1,6 +1,4 @@
-"""A model's network whose encoder CTranslate2 computes; the head on top, where there is one, is torch's
-own.
-"""
+"""Compute the encoder of a model's network with CTranslate2; the head, if there is one, remains torch's."""
 
 from __future__ import annotations
 
@@ -16,15 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from infinity_emb.backends.external.network import ExternalNetwork, check_ids
-from infinity_emb.backends.out_of_memory import is_out_of_memory
+from infinity_emb.backends.external.network import ExternalNetwork, check_ids, translate_out_of_memory
 from infinity_emb.backends.torch.input_layout import get_first_position
 
 
 class Ct2Network(ExternalNetwork):
-    """One encoder of CTranslate2, and the head of the network that it was made from.
+    """One encoder of CTranslate2, and the head of the network that it was converted from.
 
-    device: where the encoder computes, or the CPU; the head computes there.
+    device: of the head: the encoder's device if torch supports it, else the CPU.
     """
 
     padding_reason = "CTranslate2 takes padded batches"
@@ -62,7 +59,7 @@ def _with_encoder(network: PreTrainedModel, encoder: _Encoder) -> torch.nn.Modul
 
 
 class _Encoder(torch.nn.Module):
-    """Replacement for the encoder of transformers that a head calls.
+    """Replacement for transformers' encoder beneath a head.
 
     original: the replaced encoder; its pooler, which some heads read, is still used.
     """
@@ -73,7 +70,7 @@ class _Encoder(torch.nn.Module):
         self._device = device
         self.pooler = getattr(original, "pooler", None)
         first_position = get_first_position(original)
-        # RoBERTa's positions pass over this token, CTranslate2's do not; -1 for networks that count all.
+        # RoBERTa's positions skip this token, CTranslate2's do not; -1 for networks that skip none.
         self._uncounted_id = first_position - 1
         self._num_words = int(original.get_input_embeddings().num_embeddings)
         self._num_segments = _count_rows(original, "token_type_embeddings")
@@ -108,10 +105,10 @@ class _Encoder(torch.nn.Module):
     def _compute_reordered(
         self, ids: Tensor, segments: Tensor | None, lengths: Tensor, is_uncounted: Tensor
     ) -> Tensor:
-        """Compute texts with tokens that take no position, by moving those behind the others.
+        """Compute texts with tokens that take no position, by moving those tokens behind the others.
 
-        The others then have the positions that the network gives them, and attention does not depend on the
-        order. The segments of the moved tokens replace CTranslate2's positions, see `read_roberta`.
+        The others then have the same positions as in the network, and attention does not depend on the order.
+        The segments of the moved tokens replace CTranslate2's positions; see `read_roberta`.
         """
         columns = torch.arange(ids.shape[1], device=ids.device)
         is_masked = columns >= lengths[:, None]  # (B, S)
@@ -124,14 +121,10 @@ class _Encoder(torch.nn.Module):
 
     def _compute(self, ids: Tensor, segments: Tensor | None, lengths: Tensor) -> Tensor:
         """Return (B, S, H) float32. Raise torch.OutOfMemoryError, which leads to smaller batches."""
-        # It takes segments as lists only.
+        # CTranslate2 takes segments as lists only.
         listed = None if segments is None else segments.tolist()
-        try:
+        with translate_out_of_memory():
             answer = self._encoder.forward_batch(_as_storage(ids), _as_storage(lengths), listed)
-        except (RuntimeError, MemoryError) as exc:
-            if not is_out_of_memory(exc):
-                raise
-            raise torch.OutOfMemoryError(str(exc)) from exc
         return _as_tensor(answer.last_hidden_state, self._device)
 
 
@@ -152,10 +145,10 @@ def _as_storage(ids: Tensor) -> StorageView:
 
 def _as_tensor(rows: StorageView, device: torch.device) -> Tensor:
     """Return a float32 tensor, without a copy if CTranslate2 computes in float32 on this device."""
-    if rows.dtype == ctranslate2.DataType.bfloat16:  # of which arrays know nothing
+    if rows.dtype == ctranslate2.DataType.bfloat16:  # numpy has no such dtype
         rows = rows.to(ctranslate2.DataType.float32)
     if device.type == "cuda":
-        # Done before CTranslate2, whose stream is another one, may give the memory to its next batch.
+        # Wait for the copy: CTranslate2, which uses another stream, may reuse the memory for its next batch.
         copied = torch.as_tensor(rows, device=device).to(torch.float32, copy=True)
         torch.cuda.current_stream(device).synchronize()
         return copied

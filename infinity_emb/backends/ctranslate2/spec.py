@@ -1,8 +1,8 @@
-"""A network of transformers → CTranslate2's description of it, weights included.
+"""Convert a network of transformers to CTranslate2's model specification, with its weights.
 
-Made from the loaded network, so that nothing is read twice. CTranslate2 4.8's own converters for BERT and
-RoBERTa ask a configuration for its kind of positions, which transformers 5 has taken out; with one that
-does not, they can take the place of this.
+The loaded network is converted, so that no file is read twice. CTranslate2 4.8's own converters for BERT and
+RoBERTa read the kind of positions from the configuration, which transformers 5 has removed; once they do not,
+they can replace this module.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from infinity_emb.backends.ctranslate2.bert import bert_spec, read_bert, read_distilbert, read_roberta
-from infinity_emb.backends.ctranslate2.t5 import t5_spec
+from infinity_emb.backends.ctranslate2.bert import make_bert_spec, read_bert, read_distilbert, read_roberta
+from infinity_emb.backends.ctranslate2.t5 import make_t5_spec
 
 # transformers' names → CTranslate2's.
 _ACTIVATIONS = {
@@ -42,7 +42,7 @@ _ACTIVATIONS = {
 class _Architecture(NamedTuple):
     """Description of a network, and names of two options in its configuration.
 
-    epsilon: what is added under the root when a layer normalises, or the configuration's name for it.
+    epsilon: of layer normalization, or the name of that option.
     """
 
     describe: Callable[[Any, Activation], TransformerEncoderSpec]
@@ -50,19 +50,19 @@ class _Architecture(NamedTuple):
     epsilon: str | float = "layer_norm_eps"
 
 
-_BERT = _Architecture(lambda network, activation: bert_spec(read_bert(network), activation))
-_ROBERTA = _Architecture(lambda network, activation: bert_spec(read_roberta(network), activation))
+_BERT = _Architecture(lambda network, activation: make_bert_spec(read_bert(network), activation))
+_ROBERTA = _Architecture(lambda network, activation: make_bert_spec(read_roberta(network), activation))
 _DISTILBERT = _Architecture(
-    lambda network, activation: bert_spec(read_distilbert(network), activation), "activation", 1e-12
+    lambda network, activation: make_bert_spec(read_distilbert(network), activation), "activation", 1e-12
 )
-# By the very class: code that a repository brings may call itself BERT and compute something else.
+# By exact class: a repository's own code may call itself BERT and compute something else.
 _ARCHITECTURES: dict[type[PreTrainedModel], _Architecture] = {
     BertModel: _BERT,
     RobertaModel: _ROBERTA,
     XLMRobertaModel: _ROBERTA,
     CamembertModel: _ROBERTA,
     DistilBertModel: _DISTILBERT,
-    T5EncoderModel: _Architecture(t5_spec, "dense_act_fn", "layer_norm_epsilon"),
+    T5EncoderModel: _Architecture(make_t5_spec, "dense_act_fn", "layer_norm_epsilon"),
 }
 
 
@@ -71,7 +71,7 @@ def explain_unsupported(network: PreTrainedModel) -> str | None:
     architecture = _ARCHITECTURES.get(type(network))
     if architecture is None:
         known = ", ".join(each.__name__ for each in _ARCHITECTURES)
-        return f"its network is {type(network).__name__}, and of encoders CTranslate2 computes {known}"
+        return f"its network is {type(network).__name__}, and CTranslate2 computes only the encoders {known}"
     if getattr(network.config, "is_decoder", False):
         return "its tokens look only at those before them"
     activation = getattr(network.config, architecture.activation)
@@ -89,7 +89,7 @@ def make_spec(network: PreTrainedModel) -> TransformerEncoderModelSpec:
     encoder_spec.scale_embeddings = False
     spec = TransformerEncoderModelSpec(encoder_spec)
     spec.config.layer_norm_epsilon = getattr(config, epsilon) if isinstance(epsilon, str) else epsilon
-    # It wants a name for each word; it is only ever handed ids.
+    # CTranslate2 requires a name for each token, but gets only ids.
     vocab_size = len(encoder_spec.embeddings[0].weight)
     spec.register_vocabulary([str(number) for number in range(vocab_size)])
     spec.validate()

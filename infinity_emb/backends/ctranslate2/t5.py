@@ -1,4 +1,4 @@
-"""T5's encoder → CTranslate2's description of it, weights included."""
+"""Convert T5's encoder to CTranslate2's model specification, with its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctranslate2.specs.transformer_spec import (
 )
 
 
-def t5_spec(network: Any, activation: Activation) -> TransformerEncoderSpec:
+def make_t5_spec(network: Any, activation: Activation) -> TransformerEncoderSpec:
     """Return the specification with all weights.
 
     network: T5EncoderModel of transformers. It uses RMS pre-normalization without biases, and adds the
@@ -42,9 +42,9 @@ def t5_spec(network: Any, activation: Activation) -> TransformerEncoderSpec:
 
 def _fill_attention(spec: TransformerEncoderLayerSpec, layer: Any, positions: Any) -> None:
     attention, attention_spec = layer.SelfAttention, spec.self_attention
-    together, after = attention_spec.linear
-    together.weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])  # (3 H, H)
-    after.weight = attention.o.weight
+    qkv, output = attention_spec.linear
+    qkv.weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])  # (3 H, H)
+    output.weight = attention.o.weight
     attention_spec.layer_norm.gamma = layer.layer_norm.weight
     attention_spec.queries_scale = 1.0  # products of queries and keys are not scaled
     attention_spec.relative_attention_bias = positions.relative_attention_bias.weight

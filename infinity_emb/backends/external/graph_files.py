@@ -1,6 +1,6 @@
 """Choose the graph file of a model's repository, by dtype and by the features of the CPU.
 
-It is float32 unless the user asks for another dtype: a quantized file is faster, but changes the outputs.
+The default is float32: a quantized file is faster, but changes the outputs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class FileKind:
     """File names of one kind of graph in repositories.
 
     folders: where the graphs are.
-    names: by dtype, the preferred one first.
-    int8_names_by_feature: quantized files by the CPU feature that they need, the fastest one first.
+    names: file names by dtype, preferred one first.
+    int8_names_by_feature: quantized files by the CPU feature that they need, fastest one first.
     """
 
     suffix: str
@@ -127,7 +127,7 @@ def guess_dtype(name: str) -> Dtype:
 
 
 def list_parts(names: Iterable[str], chosen: str) -> list[str]:
-    """Return the file and those with its weights, by their names.
+    """Return the file and the files of its weights, recognized by their names.
 
     OpenVINO's weights are always in another file, ONNX's if they are over 2 GB. An ONNX graph may name
     further files, which `onnx_weights.py` reads.
@@ -140,7 +140,7 @@ def list_parts(names: Iterable[str], chosen: str) -> list[str]:
 
 
 def list_cpu_features() -> frozenset[str]:
-    """Return the instruction sets of this CPU that quantized files are made for, as torch finds them."""
+    """Return this CPU's instruction sets that quantized files may need, as detected by torch."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return frozenset({"asimd"})  # every such CPU has it
     features = set(_FEATURES_BY_CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), ()))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from infinity_emb.errors import StartupError
 
-# What a graph may ask for; all are made from the tokens alone.
+# The inputs that a graph may have; all can be made from the tokens.
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-# Other names for the row of each token, as sentence-transformers and optimum export it.
-_NAMES_OF_ROWS = ("last_hidden_state", "token_embeddings")
+# Names of the token vectors in graphs of optimum and sentence-transformers.
+_TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 
 
 def check_inputs(names: Iterable[str]) -> None:
@@ -24,7 +24,7 @@ def check_inputs(names: Iterable[str]) -> None:
 
 def find_output(names: Iterable[str], *, wanted: str) -> str:
     """Return the name of the wanted output in the graph. Raises StartupError if there is none."""
-    accepted = _NAMES_OF_ROWS if wanted in _NAMES_OF_ROWS else (wanted,)
+    accepted = _TOKEN_OUTPUTS if wanted in _TOKEN_OUTPUTS else (wanted,)
     names = list(names)
     for name in accepted:
         if name in names:
@@ -57,7 +57,8 @@ def make_inputs(
 ) -> dict[str, Tensor]:
     """Return all inputs of the graph, contiguous and with the types it requires.
 
-    types: by the input's name, in the library's words, which torch_types translates.
+    types: the library's name of each input's type, by the name of the input.
+    torch_types: translate those to torch's.
     """
     return {
         name: make_input(name, features, first_position=first_position).to(torch_types[each]).contiguous()
@@ -68,7 +69,7 @@ def make_inputs(
 def _positions(ids: Tensor, mask: Tensor, first: int) -> Tensor:
     """Count positions like transformers: (B, S) int64, starting at `first`."""
     if first:
-        # RoBERTa passes over its padding token wherever it stands; the token's id is the position of padding.
+        # RoBERTa skips its padding token wherever it occurs; the position of padding is that token's id.
         is_counted = (ids != first - 1).long()
         return is_counted.cumsum(dim=1) * is_counted + first - 1
     num_before = mask.argmax(dim=1, keepdim=True)  # (B, 1): padding on the left

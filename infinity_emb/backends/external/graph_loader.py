@@ -1,6 +1,7 @@
-"""From a model to the graph that computes its network: the repository's own file, or an export from torch.
+"""Find and open the graph that computes a model's network: the repository's own file, or an export from
+torch.
 
-Each is compared with torch at every start.
+Either is compared with torch at every start.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from infinity_emb.backends.external.graph_files import (
     list_cpu_features,
     list_parts,
 )
-from infinity_emb.backends.external.load import difference_to_torch
+from infinity_emb.backends.external.load import describe_difference
 from infinity_emb.backends.external.network import ExternalNetwork
-from infinity_emb.backends.external.onnx_export import exported_graph
+from infinity_emb.backends.external.onnx_export import get_exported_graph
 from infinity_emb.backends.external.onnx_weights import find_weight_files
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.backends.torch.device import Choice
@@ -42,8 +43,8 @@ class GraphLoader:
     dtype: of the computation.
     halves_float32: whether the library converts a float32 graph to half precision.
     computed_by: name of the device or provider, for the log.
-    open_graph: opens a graph file, given the probe of the module around it and the dtype. Raises StartupError
-    for a graph that it cannot open.
+    open_graph: open a graph file, given the probe of the module around it and the dtype. Raises StartupError
+        for a graph that it cannot open.
     """
 
     args: LoadOptions
@@ -55,13 +56,11 @@ class GraphLoader:
     open_graph: Callable[[Path, Probe, Dtype], ExternalNetwork]
 
     def choose_network(self, probe: Probe) -> tuple[ExternalNetwork, Choice]:
-        """Return the network of the repository's file or of an exported graph, and its dtype with the
-        reason.
-        """
+        """Return the network of the repository's file or of an exported graph, and its dtype."""
         names = list_files(self.files)
         file = self.choose_file(names)
         if file is None and probe.rows is None:
-            raise StartupError(self._nothing_to_compute(names))
+            raise StartupError(self._explain_missing_graph(names))
         if file is not None:
             origin = f"{file.name} ({file.reason})"
             try:
@@ -71,11 +70,11 @@ class GraphLoader:
             except StartupError as exc:
                 if file.dtype is not Dtype.float32 or self.args.graph_file or probe.rows is None:
                     raise
-                logger.warning("exporting the model from torch, as its own file is not served: %s", exc)
+                logger.warning("exporting the model from torch, since its own file cannot be served: %s", exc)
             else:
                 network.graph = file.name
                 return network, dtype
-        exported = exported_graph(probe.transformer, self.args, self.files)
+        exported = get_exported_graph(probe.transformer, self.args, self.files)
         return exported.open_or_rebuild(
             lambda path: self._open(path, "a graph exported from torch", Dtype.float32, probe)
         )
@@ -100,7 +99,7 @@ class GraphLoader:
             )
         return file
 
-    def _nothing_to_compute(self, names: list[str]) -> str:
+    def _explain_missing_graph(self, names: list[str]) -> str:
         graphs = [name for name in names if name.endswith(tuple(kind.suffix for kind in self.kinds))]
         return (
             f"model {self.args.model_name_or_path!r} has no torch weights, and no {Dtype.float32} graph where"
@@ -124,7 +123,7 @@ class GraphLoader:
         """Open a graph. Raises StartupError if it cannot compute, or if its outputs differ from torch's."""
         dtype = self.dtype if self.halves_float32 and file_dtype is Dtype.float32 else file_dtype
         network = self.open_graph(path, probe, dtype)
-        difference = difference_to_torch(
+        difference = describe_difference(
             network, probe, self.args, origin=origin, dtype=dtype, is_named=bool(self.args.graph_file)
         )
         reason = f"{origin}, {difference}"

@@ -46,11 +46,11 @@ def load_with_external_network(
     device_name: str,
     needs_weights: bool = True,
 ) -> LoadedModel:
-    """Load with torch, replace the network, and open.
+    """Load a model with torch, replace its network, and create the replicas.
 
     devices: where the modules around the network compute, one per replica.
     make: takes the network on the CPU in float32 with its outputs for probe texts; returns the replacement,
-    its dtype, and the reason for that dtype.
+        its dtype, and the reason for that dtype.
     device_name: of the device that computes the network, for `/models`.
     needs_weights: whether `make` needs a network with weights, and a probe with outputs.
     Raises StartupError for a model that has more than one network or whose network takes more than tokens.
@@ -66,7 +66,7 @@ def load_with_external_network(
     probe = Probe.of(transformer, kind, has_weights=not empty)
     if probe.rows is not None and not probe.rows.isfinite().any():
         raise StartupError(
-            f"model {args.model_name_or_path!r} cannot be served: every output is NaN or infinite, by torch"
+            f"model {args.model_name_or_path!r} cannot be served: every output is NaN or infinite with torch,"
             " too, so its weights are damaged; download or save it again"
         )
     network, dtype = make(probe)
@@ -77,7 +77,7 @@ def load_with_external_network(
 
 
 def _only_transformer(model: BaseModel, args: LoadOptions) -> Transformer:
-    """Return the only network of the model. Raises StartupError if texts do not pass through exactly one."""
+    """Return the model's only network. Raises StartupError unless texts pass through exactly one."""
     found = find_transformers(model)
     reason = None
     if len(found) != 1:
@@ -98,7 +98,7 @@ def _only_transformer(model: BaseModel, args: LoadOptions) -> Transformer:
     return found[0]
 
 
-def difference_to_torch(
+def describe_difference(
     network: ExternalNetwork,
     probe: Probe,
     args: LoadOptions,
@@ -111,7 +111,7 @@ def difference_to_torch(
 
     origin: of the network, for the message.
     dtype: of the network, which determines the limit.
-    is_named: whether the user named this graph; then a difference is only a warning, as long as it computes.
+    is_named: whether the user named this graph; then a difference is only a warning if the graph computes.
     Raises StartupError if the difference is too large or it cannot compute, and the library's error if memory
     is insufficient.
     """

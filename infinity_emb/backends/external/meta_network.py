@@ -1,7 +1,8 @@
-"""A model's network by its configuration alone, for repositories that have a graph and no torch weights.
+"""Build a model's network from its configuration alone, for repositories that have a graph and no torch
+weights.
 
-The modules around a network are made for one of torch: they ask it for its configuration, its inputs and
-the size of its vocabulary.
+The modules around a network expect one of torch: they read its configuration, its inputs and the size of its
+vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from infinity_emb.hub.file_selection import has_weights
 def empty_networks() -> Iterator[list[PreTrainedModel]]:
     """Let transformers build networks without weights from a configuration, inside the block.
 
-    Their memory is never written and so takes no space. The list holds them; they must not be executed. Other
-    threads must not load models meanwhile.
+    Their memory is never written and so takes no space. They are added to the list, and must not be executed.
+    Other threads must not load models meanwhile.
     """
     made: list[PreTrainedModel] = []
     original: Any = PreTrainedModel.__dict__["from_pretrained"]
@@ -30,7 +31,7 @@ def empty_networks() -> Iterator[list[PreTrainedModel]]:
     def from_pretrained(cls: type[PreTrainedModel], path: Any, *given: Any, **options: Any) -> Any:
         config = options.get("config")
         folder = Path(path) / (options.get("subfolder") or "")
-        # A name on the hub is no folder: transformers finds its files, and says where there are none.
+        # For a name on the hub, transformers finds the files, and reports missing ones.
         if config is None or not folder.is_dir() or has_weights(folder):
             return original.__func__(cls, path, *given, **options)
         with no_init_weights():

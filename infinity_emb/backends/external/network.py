@@ -1,17 +1,20 @@
-"""Replace a model's network by one that another library computes.
+"""Define a network that another library computes, to replace a model's own.
 
 The Transformer module of sentence-transformers calls its network with tensors and reads one output.
 """
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
+from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.input_layout import get_first_position
 from infinity_emb.types import Dtype
 
@@ -30,7 +33,7 @@ class ExternalNetwork(torch.nn.Module):
     transformer: the module whose network it replaces, still with that network.
     device: of its input and output tensors.
     number_format: the dtype of the computation, which limits how far rows of a batch may differ from those of
-    single texts.
+        single texts.
     """
 
     # Why batches are padded, for the log: torch cannot replace this network's attention.
@@ -70,6 +73,17 @@ class ExternalNetwork(torch.nn.Module):
         Vectors of masked tokens may hold any finite values. Raises torch.OutOfMemoryError, which leads to
         smaller batches.
         """
+
+
+@contextlib.contextmanager
+def translate_out_of_memory() -> Iterator[None]:
+    """Translate a library's out-of-memory errors to torch's, which lead to smaller batches."""
+    try:
+        yield
+    except Exception as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise torch.OutOfMemoryError(str(exc)) from exc
 
 
 def check_ids(ids: Tensor, limit: int, kind: str) -> None:

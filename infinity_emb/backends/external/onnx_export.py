@@ -1,4 +1,4 @@
-"""A model's network → an ONNX graph in the cache, made once for each revision."""
+"""Export a model's network to an ONNX graph in the cache, once for each revision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from infinity_emb.storage.keyed_file import keyed_name
 # Raised when the output changes, so that older graphs are exported again.
 _EXPORT_VERSION = 1
 _GRAPH_NAME = "model.onnx"
-_EXAMPLE_SHAPE = (2, 9)  # any but 1, which would be taken for a number that does not change
+_EXAMPLE_SHAPE = (2, 9)  # neither is 1, which the exporter would take for a constant size
 
 
 def engine_folder(graph: Path) -> Path:
@@ -39,10 +39,10 @@ def engine_folder(graph: Path) -> Path:
     return artifact_dir("onnx") / "tensorrt" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def exported_graph(transformer: Transformer, args: LoadOptions, files: ModelFiles) -> CachedArtifact:
+def get_exported_graph(transformer: Transformer, args: LoadOptions, files: ModelFiles) -> CachedArtifact:
     """Return the graph of a network, which is exported when it is first opened.
 
-    transformer: on the CPU, in float32.
+    transformer: its network must be on the CPU, in float32.
     """
     return CachedArtifact(
         action=f"exporting {args.model_name_or_path} to ONNX",
@@ -57,7 +57,7 @@ def name_export_folder(transformer: Transformer, args: LoadOptions, files: Model
     return keyed_name(
         args.model_name_or_path,
         files.version,
-        # A model with code of its own may be another network than transformers' of the same type.
+        # A model with its own code may differ from transformers' network of the same type.
         args.trust_remote_code,
         _EXPORT_VERSION,
         type(transformer.model).__name__,
@@ -84,8 +84,8 @@ class _OneOutput(torch.nn.Module):
 
 
 def export_graph(transformer: Transformer, path: Path) -> None:
-    """Write the graph of the network. Raises StartupError where onnxscript is not installed."""
-    if importlib.util.find_spec("onnxscript") is None:  # a graph that is there already needs none
+    """Write the graph of the network. Raises StartupError if onnxscript is not installed."""
+    if importlib.util.find_spec("onnxscript") is None:  # a cached graph does not need it
         raise StartupError(
             "a graph is exported by onnxscript, which is not installed;"
             " install it with: pip install 'infinity-emb[onnx]'"
@@ -109,7 +109,7 @@ def export_graph(transformer: Transformer, path: Path) -> None:
             output_names=[output_name],
             dynamic_shapes=((sizes,) * len(names),),
             dynamo=True,
-            external_data=True,  # a graph over 2 GB has to
+            external_data=True,  # required for graphs over 2 GB
             verbose=False,
         )
 
@@ -118,7 +118,7 @@ def export_graph(transformer: Transformer, path: Path) -> None:
 def _plain_attention(network: Any) -> Iterator[None]:
     """Use eager attention inside the block: onnxruntime fuses its products and softmax into one operator."""
     original = network.config._attn_implementation
-    with contextlib.suppress(ValueError):  # a network without the choice
+    with contextlib.suppress(ValueError):  # raised by a network that has only one implementation
         network.set_attn_implementation("eager")
     try:
         yield

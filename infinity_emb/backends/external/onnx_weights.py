@@ -1,4 +1,4 @@
-"""Find the files with the weights of an ONNX graph: those that lie beside it and that the graph names."""
+"""Find the files with the weights of an ONNX graph: those in its folder that the graph names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _read_names(graph: Path, *stats: object) -> tuple[str, ...]:
 
 
 def _find_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """Yield the weights that are attributes of nodes, or that belong to the graphs in them."""
+    """Yield the weights in the attributes of nodes, subgraphs included."""
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         yield attribute.t
         yield from attribute.tensors

@@ -33,7 +33,7 @@ class Probe:
 
     @classmethod
     def of(cls, transformer: Transformer, kind: ModelKind, *, has_weights: bool = True) -> Probe:
-        """Compute the outputs of the module's present network."""
+        """Compute the outputs of the module's current network."""
         inputs: list[Any] = [{"text": text} for text in PARITY_TEXTS]
         if kind is ModelKind.reranker:
             inputs = [(PARITY_TEXTS[0], text) for text in PARITY_TEXTS]
@@ -42,12 +42,12 @@ class Probe:
         return cls(transformer, features, rows)
 
     def compare(self, network: ExternalNetwork) -> Accuracy:
-        """Compare another network with torch's outputs; there is no difference if torch has no weights.
+        """Compare another network with torch's outputs; without torch weights the difference is 0.
 
         Raises StartupError if the network cannot compute, and the library's error if memory is insufficient.
         """
         original: Any = self.transformer.model
-        external: Any = network  # it offers what the module uses of a torch network
+        external: Any = network  # it has the attributes of a torch network that the module uses
         moved = {
             name: each.to(network.device) if isinstance(each, Tensor) else each
             for name, each in self.features.items()

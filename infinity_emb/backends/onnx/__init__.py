@@ -1,7 +1,7 @@
 """Compute the network of a model with ONNX Runtime.
 
-Importing this package disables ONNX Runtime's telemetry. Without that, its import writes an id of the device
-and a database into the user's cache, and its sessions report to Microsoft.
+Importing this package disables ONNX Runtime's telemetry, which otherwise writes a device id and a database to
+the user's cache, and reports sessions to Microsoft.
 Source: Privacy.md in the package onnxruntime
 """
 

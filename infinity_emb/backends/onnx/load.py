@@ -1,7 +1,7 @@
 """Load a model whose network onnxruntime computes: from the repository's ONNX file, or exported from torch.
 
-What is around the network is the torch engine's: tokenizing, padded groups of similar length, and the
-modules that pool, project and normalise.
+Everything around the network is the torch engine's: tokenizing, padded groups of similar length, and the
+modules that pool, project and normalize.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infinity_emb.backends.external.network import NUMBER_FORMATS
 from infinity_emb.backends.external.onnx_export import engine_folder
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.backends.onnx.network import OnnxNetwork
-from infinity_emb.backends.onnx.session import Provider, choose_provider, open_session, provider_options
+from infinity_emb.backends.onnx.session import Provider, choose_provider, make_provider_options, open_session
 from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits, choose_shape_limits
 from infinity_emb.backends.torch.load import load_within_memory
 from infinity_emb.backends.torch.st_introspection import Expansion, get_task_limit
@@ -32,12 +32,12 @@ from infinity_emb.types import Dtype
 
 logger = logging.getLogger("infinity_emb")
 
-# Of texts at once, below which a GPU is idle where they are short.
+# With fewer texts at once, a GPU is mostly idle if they are short.
 _FEW_ITEMS = 16
 
 
 def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
-    """Load, compare and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
+    """Load, compare and warm up a model. Raises StartupError if it cannot be served, and ModelTooLarge."""
     provider = choose_provider(args)
     devices = choose_devices(args, provider)
     loader = make_graph_loader(args, files, provider, devices[0])
@@ -67,7 +67,7 @@ def make_graph_loader(
 
 
 def choose_dtype(args: LoadOptions, provider: Provider) -> Dtype:
-    """Choose the dtype of the computation; the default of TensorRT is half precision."""
+    """Choose the dtype of the computation; TensorRT's default is half precision."""
     if args.dtype is Dtype.auto:
         return Dtype.float16 if provider.name == "tensorrt" else Dtype.float32
     if args.dtype not in (Dtype.float32, Dtype.float16, Dtype.int8):
@@ -94,12 +94,14 @@ def choose_devices(args: LoadOptions, provider: Provider) -> list[torch.device]:
 def open_network(
     path: Path, probe: Probe, dtype: Dtype, args: LoadOptions, provider: Provider, device: torch.device
 ) -> OnnxNetwork:
-    """Raises StartupError for a graph that onnxruntime cannot load, or that the module has no inputs for."""
+    """Open a graph. Raises StartupError if onnxruntime cannot load it or the module lacks inputs for it."""
     transformer = probe.transformer
     limits = choose_shapes(transformer, args) if provider.name == "tensorrt" else None
 
     def start(limits: ShapeLimits | None) -> onnxruntime.InferenceSession:
-        return open_session(path, provider, provider_options(provider, args, dtype, folder, limits), args)
+        return open_session(
+            path, provider, make_provider_options(provider, args, dtype, folder, limits), args
+        )
 
     folder = engine_folder(path)
     try:
@@ -107,19 +109,22 @@ def open_network(
     except StartupError as exc:
         if limits is None:
             raise
-        # If TensorRT computes parts of a graph, the shapes of the tensors between them are unknown.
+        # If TensorRT computes only parts of a graph, the shapes of the tensors between them are unknown.
         limits, session = None, start(None)
         logger.warning(
             "TensorRT will rebuild its engine, which takes minutes, for batches of new shapes: %s", exc
         )
     if limits is not None and limits.max_items < _FEW_ITEMS:
-        logger.warning("TensorRT computes %d texts of up to %d tokens at a time; --device cuda more", *limits)
+        logger.warning(
+            "TensorRT computes only %d texts of up to %d tokens at a time; --device cuda computes more",
+            *limits,
+        )
     max_items = None if limits is None else limits.max_items
     return OnnxNetwork(session, transformer, device, NUMBER_FORMATS[dtype], max_items=max_items)
 
 
 def choose_shapes(transformer: Transformer, args: LoadOptions) -> ShapeLimits | None:
-    """Return the shapes that TensorRT is built for; None if texts have no limit, or one that is too high."""
+    """Return the shapes to build a TensorRT engine for; None if texts have no limit or a too high one."""
     whole = transformer.max_seq_length
     expansion = Expansion.resolve(transformer)
     longest = expansion.length if expansion else 0

@@ -1,9 +1,7 @@
-"""A model's network computed by onnxruntime."""
+"""Compute a model's network with onnxruntime."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from infinity_emb.backends.external.graph_io import check_inputs, find_output, make_inputs
-from infinity_emb.backends.external.network import ExternalNetwork
-from infinity_emb.backends.out_of_memory import is_out_of_memory
+from infinity_emb.backends.external.network import ExternalNetwork, translate_out_of_memory
 
 _NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TORCH_TYPES = {"tensor(int64)": torch.int64, "tensor(int32)": torch.int32}
@@ -23,8 +20,8 @@ _TORCH_TYPES = {"tensor(int64)": torch.int64, "tensor(int32)": torch.int32}
 class OnnxNetwork(ExternalNetwork):
     """One session of onnxruntime.
 
-    device: the session's own memory, or the CPU's.
-    max_items: the most that the session takes at once; None where it takes any number.
+    device: of the tensors that the session reads and writes.
+    max_items: the most texts that the session takes at once; None for any number.
     Raises StartupError for a graph with inputs or outputs that the module does not have.
     """
 
@@ -66,26 +63,15 @@ class OnnxNetwork(ExternalNetwork):
             binding.bind_input(name, kind, number, numpy_type, tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(self._graph_output, kind, number)
         if kind == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime has a stream of its own
-        with _translate_oom():
+            torch.cuda.current_stream(self.device).synchronize()  # onnxruntime uses another stream
+        with translate_out_of_memory():
             self._session.run_with_iobinding(binding)
         return _as_tensor(binding.get_outputs()[0]).float()
 
 
-@contextlib.contextmanager
-def _translate_oom() -> Iterator[None]:
-    """Translate onnxruntime's out-of-memory errors into torch's, which lead to smaller batches."""
-    try:
-        yield
-    except Exception as exc:
-        if not is_out_of_memory(exc):
-            raise
-        raise torch.OutOfMemoryError(str(exc)) from exc
-
-
 def _as_tensor(value: onnxruntime.OrtValue) -> Tensor:
-    """Share the memory with a tensor."""
-    # onnxruntime 1.23, the last for Python 3.10, has the method on the inside only.
+    """Return a tensor that shares the memory."""
+    # onnxruntime 1.23, the last for Python 3.10, has the method on its private object only.
     given = value if hasattr(value, "__dlpack__") else value._ortvalue.to_dlpack()
     tensor: Tensor = torch.utils.dlpack.from_dlpack(given)
     return tensor

@@ -1,4 +1,4 @@
-"""A session of onnxruntime: which provider computes, with which options, and what to install for it."""
+"""Choose a provider of onnxruntime and its options, and open a session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits, profile_options
+from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits, make_profile_options
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import DeviceFailed, StartupError, one_line
@@ -22,8 +22,8 @@ class Provider:
     """One of onnxruntime's execution providers.
 
     onnx_name: what onnxruntime calls it.
-    wheel: the package that brings it.
-    memory: the device whose memory its inputs and outputs may lie in, in onnxruntime's words.
+    wheel: the package that provides it.
+    memory: the kind of device memory that its inputs and outputs may use, as onnxruntime calls it.
     """
 
     name: str
@@ -45,9 +45,9 @@ _PROVIDERS = {
         Provider("cpu", "CPUExecutionProvider", "onnxruntime"),
     )
 }
-# Which may serve a device, first the best. Those that compute in half precision by themselves (CoreML,
-# OpenVINO on a GPU, DirectML) and TensorRT, which takes minutes to start, are taken only when asked for.
-_OF_DEVICE: dict[Device, tuple[str, ...]] = {
+# The providers for each device, best first. Those that compute in half precision without being told to
+# (CoreML, OpenVINO on a GPU, DirectML) and TensorRT, which takes minutes to start, are used only on request.
+_PROVIDERS_BY_DEVICE: dict[Device, tuple[str, ...]] = {
     Device.auto: ("cuda", "migraphx", "rocm", "cpu"),
     Device.cpu: ("cpu",),
     Device.cuda: ("cuda", "migraphx", "rocm"),  # builds of torch for ROCm call their devices cuda, too
@@ -57,16 +57,16 @@ _OF_DEVICE: dict[Device, tuple[str, ...]] = {
 
 
 def choose_provider(args: LoadOptions) -> Provider:
-    """Choose by `--onnx-provider`, else by `--device`.
+    """Choose the provider by `--onnx-provider`, else by `--device`.
 
-    Raises StartupError for one that the installed onnxruntime does not have; it names the package that does.
+    Raises StartupError for one that the installed onnxruntime lacks, naming the package that has it.
     """
     available = onnxruntime.get_available_providers()
     if args.onnx_provider != "auto":
         names: Sequence[str] = (args.onnx_provider,)
         asked = f"--onnx-provider {args.onnx_provider}"
-    elif args.device in _OF_DEVICE:
-        names = _OF_DEVICE[args.device]
+    elif args.device in _PROVIDERS_BY_DEVICE:
+        names = _PROVIDERS_BY_DEVICE[args.device]
         asked = f"--device {args.device}"
     else:
         raise StartupError(
@@ -84,7 +84,7 @@ def choose_provider(args: LoadOptions) -> Provider:
     )
 
 
-def provider_options(
+def make_provider_options(
     provider: Provider,
     args: LoadOptions,
     dtype: Dtype,
@@ -95,7 +95,7 @@ def provider_options(
 
     dtype: of the computation.
     engine_folder: where TensorRT stores its engines.
-    box: shapes that TensorRT builds an engine for at start; None to build one for each new shape.
+    limits: shapes that TensorRT builds an engine for at start; None to build one for each new shape.
     Source: https://onnxruntime.ai/docs/execution-providers
     """
     device_id = str(args.device_id[0] if args.device_id else 0)
@@ -106,17 +106,17 @@ def provider_options(
         return {
             "device_id": device_id,
             "trt_fp16_enable": "1" if dtype is Dtype.float16 else "0",
-            "trt_layer_norm_fp32_fallback": "1",  # its sums do not fit float16
+            "trt_layer_norm_fp32_fallback": "1",  # its sums overflow float16
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(engine_folder),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engine_folder),
-            **(profile_options(limits) if limits else {}),
+            **(make_profile_options(limits) if limits else {}),
         }
     return {"device_id": device_id} if provider.name in ("migraphx", "rocm", "dml") else {}
 
 
-def session_options(args: LoadOptions) -> onnxruntime.SessionOptions:
+def make_session_options(args: LoadOptions) -> onnxruntime.SessionOptions:
     """Set threads and graph optimization from the options."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads or num_usable_cpus()
@@ -125,7 +125,7 @@ def session_options(args: LoadOptions) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = (
         levels.ORT_DISABLE_ALL if args.onnx_disable_optimize else levels.ORT_ENABLE_ALL
     )
-    options.log_severity_level = 3  # errors; its warnings are about nodes that stay on the CPU, on purpose
+    options.log_severity_level = 3  # errors only; warnings report nodes that stay on the CPU on purpose
     return options
 
 
@@ -135,7 +135,7 @@ def open_session(
     """Load a graph.
 
     Raises StartupError if it cannot be loaded, DeviceFailed if the provider did not start or cannot load a
-    graph that the CPU can, and MemoryError.
+    graph that the CPU provider can, and MemoryError.
     """
     if provider.memory == "cuda":
         with contextlib.suppress(Exception):  # CUDA may be installed elsewhere; then the session finds it
@@ -143,17 +143,17 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(
             str(path),
-            session_options(args),
-            providers=[(provider.onnx_name, dict(options)), *_helpers(provider, options)],
-            enable_fallback=0,  # it would print what went wrong, and try another provider by itself
+            make_session_options(args),
+            providers=[(provider.onnx_name, dict(options)), *_list_fallbacks(provider, options)],
+            enable_fallback=0,  # else it prints the error and silently tries another provider
         )
-    except Exception as exc:  # onnxruntime's exceptions have no common base of their own
+    except Exception as exc:  # onnxruntime's exceptions have no common base class
         if is_out_of_memory(exc):
             raise MemoryError(str(exc)) from exc
         reason = one_line(exc, 400)
         message = f"onnxruntime cannot load {path} with {provider.onnx_name}: {reason}"
         raise (DeviceFailed if _can_be_read(path, provider) else StartupError)(message) from exc
-    # Where the libraries of a GPU are missing, onnxruntime logs it and goes on with the CPU.
+    # If libraries for the GPU are missing, onnxruntime logs it and continues on the CPU.
     if session.get_providers()[0] != provider.onnx_name:
         raise DeviceFailed(
             f"{provider.onnx_name} did not start, and onnxruntime would compute on the CPU; check that the"
@@ -169,12 +169,12 @@ def _can_be_read(path: Path, provider: Provider) -> bool:
         return False
     try:
         onnxruntime.InferenceSession(str(path), providers=[cpu])
-    except Exception:  # noqa: BLE001 - onnxruntime's exceptions have no common base of their own
+    except Exception:  # noqa: BLE001 - onnxruntime's exceptions have no common base class
         return False
     return True
 
 
-def _helpers(provider: Provider, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+def _list_fallbacks(provider: Provider, options: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """Return the providers to fall back to before the CPU."""
     cuda = _PROVIDERS["cuda"].onnx_name
     if provider.name != "tensorrt" or cuda not in onnxruntime.get_available_providers():
@@ -183,5 +183,5 @@ def _helpers(provider: Provider, options: Mapping[str, str]) -> list[tuple[str, 
 
 
 def _cuda_options(device_id: str) -> dict[str, str]:
-    # TF32 keeps 10 bits of each factor: it is not float32.
+    # TF32 keeps 10 bits of each factor, which is less precise than float32.
     return {"device_id": device_id, "use_tf32": "0"}

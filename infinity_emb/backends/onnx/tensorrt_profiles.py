@@ -1,6 +1,6 @@
 """Choose the shapes for which TensorRT builds an engine at start.
 
-Without them it builds another one, for minutes, whenever a batch exceeds the shapes seen so far.
+Without them it builds another engine, which takes minutes, whenever a batch exceeds the shapes seen so far.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import NamedTuple
 from infinity_emb.backends.external.graph_io import INPUT_NAMES
 from infinity_emb.config.model_options import LoadOptions
 
-# Tokens of a batch. An engine reserves memory for the largest shape of its profile, so that is the shape of a
-# usual batch on a busy GPU, and not the most texts times the most tokens.
+# Tokens of a batch. An engine reserves memory for the largest shape of its profile, so the profile covers
+# usual batches on a busy GPU, not the largest number of texts times the largest number of tokens.
 _MAX_TOKENS = 65_536
 # Pairs of tokens in attention that TensorRT does not fuse: 4 GB with 16 heads in float16.
 _MAX_PAIRS = 2**27
 # Vocabulary scores of all tokens of a sparse model: 4 GB in float32.
 _MAX_SCORES = 2**30
-# The shape that the engine is optimised for: a batch of a busy server.
+# The shape that the engine is optimized for: a batch of a busy server.
 _USUAL_LENGTH = 128
 _USUAL_TOKENS = 16_384
 
 
 class ShapeLimits(NamedTuple):
-    """The largest batch that an engine is built for; all smaller ones are inside."""
+    """The largest batch that an engine is built for; it computes all smaller ones, too."""
 
     max_items: int
     max_tokens: int
@@ -38,14 +38,14 @@ def choose_shape_limits(max_tokens: int, args: LoadOptions, *, num_scores: int =
     """
     if max_tokens**2 > _MAX_PAIRS:
         return None
-    # Not by --max-batch-tokens: a model that is loaded again is given the size that was measured, and another
-    # other limits make another engine.
+    # Independent of --max-batch-tokens: a reloaded model gets the measured value, and would need another
+    # engine.
     budget = min(_MAX_TOKENS, _MAX_SCORES // num_scores)
     max_items = min(args.batch_size, budget // max_tokens, _MAX_PAIRS // max_tokens**2)
     return ShapeLimits(max(1, max_items), max_tokens)
 
 
-def profile_options(limits: ShapeLimits) -> dict[str, str]:
+def make_profile_options(limits: ShapeLimits) -> dict[str, str]:
     """Return TensorRT's options for these shapes, for every input that a graph may have.
 
     Source: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html

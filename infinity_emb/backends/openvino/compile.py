@@ -1,4 +1,4 @@
-"""A graph's file → what computes it, compiled once for each device and kept in the cache."""
+"""Compile a graph with OpenVINO, once for each device, and keep the result in the cache."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def compile_graph(
     """
     parts = _find_parts(graph)
     folder = choose_compiled_folder(parts, device, properties)
-    if _lie_in_one_folder(parts):
-        return _compile_or_take(graph, device, properties, folder)
-    return _linked(parts).open_or_rebuild(lambda link: _compile_or_take(link, device, properties, folder))
+    if _are_in_one_folder(parts):
+        return _compile_or_load(graph, device, properties, folder)
+    return _get_links(parts).open_or_rebuild(lambda link: _compile_or_load(link, device, properties, folder))
 
 
-def _compile_or_take(
+def _compile_or_load(
     graph: Path, device: str, properties: Mapping[str, str | int | bool], folder: Path
 ) -> openvino.CompiledModel:
     """Compile with the cache in `folder`, or without one. Raises as `compile_graph` does."""
     try:
-        return _compile_kept(graph, device, properties, folder)
+        with reuse_or_fill(folder) as cache:
+            return read_and_compile(graph, device, {**properties, "CACHE_DIR": str(cache)})
     except (OSError, RuntimeError) as exc:  # OpenVINO's own errors are RuntimeErrors
         _check_memory(exc)
         reason = one_line(exc, 400)
@@ -50,14 +51,6 @@ def _compile_or_take(
     except RuntimeError as exc:
         _check_memory(exc)
         raise StartupError(f"OpenVINO cannot compute {graph} on {device}: {one_line(exc, 400)}") from exc
-
-
-def _compile_kept(
-    graph: Path, device: str, properties: Mapping[str, str | int | bool], folder: Path
-) -> openvino.CompiledModel:
-    """Compile into a draft folder; of processes that start together, the first one wins."""
-    with reuse_or_fill(folder) as cache:
-        return read_and_compile(graph, device, {**properties, "CACHE_DIR": str(cache)})
 
 
 def read_and_compile(
@@ -70,7 +63,7 @@ def read_and_compile(
 def choose_compiled_folder(
     parts: Sequence[Path], device: str, properties: Mapping[str, str | int | bool]
 ) -> Path:
-    """Return the cache folder; it depends on whatever changes the outputs or the compiled code.
+    """Return the cache folder; its name depends on everything that changes the outputs or the compiled code.
 
     OpenVINO compares the structure of a graph, and may not notice that its weights have changed.
     """
@@ -89,7 +82,7 @@ def _find_parts(graph: Path) -> list[Path]:
     return [graph, *(path for path in (graph.parent / name for name in names) if path.is_file())]
 
 
-def _lie_in_one_folder(parts: Sequence[Path]) -> bool:
+def _are_in_one_folder(parts: Sequence[Path]) -> bool:
     """Return true if no weights of an ONNX graph are links to another folder.
 
     OpenVINO 2026.4 refuses such links; in the cache of huggingface_hub all files are links.
@@ -99,8 +92,8 @@ def _lie_in_one_folder(parts: Sequence[Path]) -> bool:
     return graph.suffix != ONNX.suffix or all(path.resolve().is_relative_to(home) for path in weights)
 
 
-def _linked(parts: Sequence[Path]) -> CachedArtifact:
-    """Return the same files linked into a folder of the cache."""
+def _get_links(parts: Sequence[Path]) -> CachedArtifact:
+    """Return a folder in the cache with links to the files."""
     name = parts[0].name
     return CachedArtifact(
         action=f"preparing {name} for OpenVINO",
@@ -111,7 +104,7 @@ def _linked(parts: Sequence[Path]) -> CachedArtifact:
 
 
 def _link(parts: Sequence[Path], folder: Path) -> None:
-    """Link the files into the folder (hard links); copy them if it is on another disk."""
+    """Create hard links to the files in the folder; copy them if it is on another disk."""
     for path in parts:
         target = folder / path.relative_to(parts[0].parent)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +115,6 @@ def _link(parts: Sequence[Path], folder: Path) -> None:
 
 
 def _check_memory(exc: Exception) -> None:
-    """Raises MemoryError for lack of it: the model may fit where another one is unloaded."""
+    """Raise MemoryError if memory was full: the model may fit once another one is unloaded."""
     if is_out_of_memory(exc):
         raise MemoryError(str(exc)) from exc

@@ -10,17 +10,17 @@ from infinity_emb.hardware import num_usable_cpus
 from infinity_emb.types import Device, Dtype
 
 CPU = "CPU"
-# A quantised graph says itself which of its products are of integers; the rest is float32.
+# A quantized graph defines which of its products are computed with integers; the rest is float32.
 _PRECISION_HINTS = {Dtype.float32: "f32", Dtype.float16: "f16", Dtype.bfloat16: "bf16", Dtype.int8: "f32"}
-# What a device must be capable of, in OpenVINO's words; it would compute another format without a word.
+# OpenVINO's names of the capabilities that a device needs; without them it silently uses another format.
 _CAPABILITIES = {Dtype.float16: "FP16", Dtype.bfloat16: "BF16"}
 
 
 def choose_device(args: LoadOptions, available: Sequence[str]) -> str:
-    """Return the device by OpenVINO's name: `CPU`, `GPU`, or `GPU.1` if there are several.
+    """Return OpenVINO's name of the device: `CPU`, `GPU`, or `GPU.1` if there are several.
 
-    available: all devices that OpenVINO finds; its GPUs are Intel's.
-    Raises StartupError for a device that is not here, and for several.
+    available: all devices that OpenVINO finds; GPUs are Intel's.
+    Raises StartupError for a device that is not available, and for several devices.
     """
     gpus = [name for name in available if name.partition(".")[0] == "GPU"]
     if args.device is Device.cpu or (args.device is Device.auto and not gpus):
@@ -35,8 +35,8 @@ def choose_device(args: LoadOptions, available: Sequence[str]) -> str:
     number = args.device_id[0] if args.device_id else 0
     if number >= len(gpus):
         raise StartupError(
-            f"--device {args.device} with number {number} is not here: OpenVINO sees {', '.join(available)};"
-            " install the driver of Intel's GPU, or use --device cpu"
+            f"--device {args.device} with number {number} does not exist: OpenVINO sees"
+            f" {', '.join(available)}; install the driver of Intel's GPU, or use --device cpu"
         )
     return gpus[number]
 
@@ -55,13 +55,13 @@ def choose_dtype(args: LoadOptions, device: str, capabilities: Collection[str]) 
         )
     if _CAPABILITIES.get(args.dtype, "FP32") not in capabilities:
         raise StartupError(
-            f"--dtype {args.dtype} is not what {device} computes here: OpenVINO says that it can"
+            f"--dtype {args.dtype} is not supported by {device}: OpenVINO reports the capabilities"
             f" {', '.join(sorted(capabilities))}; use --dtype float32"
         )
     return args.dtype
 
 
-def properties(
+def make_properties(
     args: LoadOptions, device: str, dtype: Dtype, *, num_replicas: int
 ) -> dict[str, str | int | bool]:
     """Return the compile options of a model.
@@ -76,6 +76,6 @@ def properties(
     return hints | {
         "NUM_STREAMS": min(num_replicas, num_threads),
         "INFERENCE_NUM_THREADS": num_threads,
-        # Each model would pin its threads to the same first cores.
+        # Otherwise each model pins its threads to the same first cores.
         "ENABLE_CPU_PINNING": False,
     }

@@ -1,7 +1,7 @@
 """Load a model whose network OpenVINO computes: from the repository's OpenVINO or ONNX file, or exported.
 
-What is around the network is the torch engine's: tokenizing, padded groups of similar length, and the
-modules that pool, project and normalise.
+Everything around the network is the torch engine's: tokenizing, padded groups of similar length, and the
+modules that pool, project and normalize.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from infinity_emb.backends.external.load import load_with_external_network
 from infinity_emb.backends.external.network import NUMBER_FORMATS
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.backends.openvino.compile import compile_graph
-from infinity_emb.backends.openvino.device import CPU, choose_device, choose_dtype, properties
+from infinity_emb.backends.openvino.device import CPU, choose_device, choose_dtype, make_properties
 from infinity_emb.backends.openvino.network import OpenVinoNetwork
 from infinity_emb.backends.openvino.runtime import core
 from infinity_emb.backends.torch.device import MAX_CPU_REPLICAS
@@ -32,21 +32,21 @@ _CORES_PER_STREAM = 2
 
 
 def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
-    """Load, compare and warm up. Raises StartupError for whatever cannot be served, and ModelTooLarge."""
+    """Load, compare and warm up a model. Raises StartupError if it cannot be served, and ModelTooLarge."""
     device = choose_device(args, core().available_devices)
     dtype = choose_dtype(args, device, core().get_property(device, "OPTIMIZATION_CAPABILITIES"))
     num_replicas = _num_replicas(args, device)
     devices = [torch.device("cpu")] * num_replicas  # of the modules around the network
 
     def open_graph(path: Path, probe: Probe, dtype: Dtype) -> OpenVinoNetwork:
-        options = properties(args, device, dtype, num_replicas=num_replicas)
-        compiling = functools.partial(compile_graph, path, device, options)
-        return OpenVinoNetwork(compiling, probe.transformer, NUMBER_FORMATS[dtype])
+        options = make_properties(args, device, dtype, num_replicas=num_replicas)
+        compile_this = functools.partial(compile_graph, path, device, options)
+        return OpenVinoNetwork(compile_this, probe.transformer, NUMBER_FORMATS[dtype])
 
     loader = GraphLoader(
         args=args,
         files=files,
-        # OpenVINO reads ONNX's quantised graphs too, and computes them slower than float32.
+        # OpenVINO also reads quantized ONNX graphs, but computes them slower than float32.
         kinds=(OPENVINO,) if dtype is Dtype.int8 and not args.graph_file else (OPENVINO, ONNX),
         dtype=dtype,
         halves_float32=dtype in (Dtype.float16, Dtype.bfloat16),
@@ -68,10 +68,10 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
 
 
 def _num_replicas(args: LoadOptions, device: str) -> int:
-    """Return the number of replicas, which share one compiled graph with a stream each.
+    """Return the number of replicas; they share one compiled graph and have a stream each.
 
-    A stream cannot use the cores of an idle one. With one core each, two concurrent batches are slower than
-    one after the other on both.
+    A stream cannot use the cores of an idle one. With one core per stream, two concurrent batches are slower
+    than one after the other on both cores.
     """
     if device != CPU:
         return 1

@@ -1,4 +1,4 @@
-"""A model's network computed by OpenVINO."""
+"""Compute a model's network with OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from infinity_emb.backends.external.graph_io import check_inputs, find_output, make_inputs
-from infinity_emb.backends.external.network import ExternalNetwork, check_ids
+from infinity_emb.backends.external.network import ExternalNetwork, check_ids, translate_out_of_memory
 from infinity_emb.backends.openvino.runtime import openvino
-from infinity_emb.backends.out_of_memory import is_out_of_memory
 
 _TORCH_TYPES = {"i64": torch.int64, "i32": torch.int32}
 
 
 class OpenVinoNetwork(ExternalNetwork):
-    """One compiled graph; its inputs and outputs lie in the CPU's memory.
+    """One compiled graph; its inputs and outputs are in host memory.
 
-    compile_graph: makes it, now and whenever one has failed.
+    compile_graph: called now, and again after the compiled graph has failed.
     Raises StartupError for a graph with inputs or outputs that the module does not have.
     """
 
@@ -34,7 +33,7 @@ class OpenVinoNetwork(ExternalNetwork):
         number_format: torch.dtype,
     ) -> None:
         super().__init__(transformer, torch.device("cpu"), number_format)
-        # 0 where the network has no such table, or does not say how large it is.
+        # 0 if the network has no such table, or does not tell its size.
         self._num_segments = int(getattr(transformer.config, "type_vocab_size", None) or 0)
         self._compile_graph = compile_graph
         self._lock = threading.Lock()
@@ -49,9 +48,9 @@ class OpenVinoNetwork(ExternalNetwork):
         self._output_number = next(number for number, group in enumerate(names) if wanted in group)
 
     def compute(self, features: dict[str, Any]) -> Tensor:
-        """Compute without copies: each batch has its own request, whose output lives as long as the tensor.
+        """Compute without copies: each batch has its own inference request, which the output keeps alive.
 
-        Creating one takes a tenth of a millisecond, and requests must not be shared by threads.
+        Creating one takes a tenth of a millisecond, and threads must not share requests.
         """
         check_ids(features["input_ids"], self.vocab_size, "token")
         inputs = make_inputs(self._input_types, _TORCH_TYPES, features, first_position=self.first_position)
@@ -61,14 +60,13 @@ class OpenVinoNetwork(ExternalNetwork):
         compiled = self._current_graph()
         request = compiled.create_infer_request()
         try:
-            # Not `infer`: with one thread it returns an empty array after a failure (2026.4).
-            request.start_async(feeds, share_inputs=True)
-            request.wait()
-        except (RuntimeError, MemoryError) as exc:
-            self._give_up(compiled)
-            if not is_out_of_memory(exc):
-                raise
-            raise torch.OutOfMemoryError(str(exc)) from exc  # which leads to smaller batches
+            with translate_out_of_memory():
+                # Not `infer`: with one thread it returns an empty array after a failure (2026.4).
+                request.start_async(feeds, share_inputs=True)
+                request.wait()
+        except RuntimeError:
+            self._drop(compiled)
+            raise
         return torch.from_numpy(request.get_output_tensor(self._output_number).data).float()
 
     def _current_graph(self) -> openvino.CompiledModel:
@@ -77,10 +75,10 @@ class OpenVinoNetwork(ExternalNetwork):
                 self._compiled = self._compile_graph()
             return self._compiled
 
-    def _give_up(self, compiled: openvino.CompiledModel) -> None:
-        """Drop a compiled graph: one that failed on the CPU fails with every later batch (2026.4).
+    def _drop(self, compiled: openvino.CompiledModel) -> None:
+        """Drop a compiled graph: once it has failed on the CPU, it fails with every later batch (2026.4).
 
-        Batches in flight keep it until they end.
+        Batches in flight keep it alive until they end.
         """
         with self._lock:
             if self._compiled is compiled:

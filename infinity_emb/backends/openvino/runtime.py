@@ -1,4 +1,4 @@
-"""The package openvino, imported without what reports its use, and its one `Core`."""
+"""Import openvino without its telemetry, and share one `Core`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Iterator
 
 __all__ = ["core", "openvino"]
 
-_REPORTER = "openvino_telemetry"
+_TELEMETRY = "openvino_telemetry"
 
 
 @contextlib.contextmanager
-def _without_reports() -> Iterator[None]:
-    """Disable telemetry of `import openvino`, which reports to Google Analytics, inside the block.
+def _without_telemetry() -> Iterator[None]:
+    """Disable the telemetry of `import openvino`, which reports to Google Analytics, inside the block.
 
     There is no option for it; if openvino is already imported, this has no effect.
-    Source: openvino/tools/ovc/telemetry_utils.py, which then takes its own empty `telemetry_stub`.
+    Source: openvino/tools/ovc/telemetry_utils.py, which then uses its own empty `telemetry_stub`.
     """
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == _REPORTER}
-    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # documented: importing it raises ImportError
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == _TELEMETRY}
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # documented: importing it raises ImportError
     try:
         yield
     finally:
-        del sys.modules[_REPORTER]
+        del sys.modules[_TELEMETRY]
         sys.modules.update(before)
 
 
-with _without_reports():
+with _without_telemetry():
     import openvino
 
 

@@ -1,8 +1,8 @@
-"""Texts → bags of token ids → means of a table's rows: what a static model computes, by numpy alone.
+"""Compute a static model with numpy alone: the vector of a text is the mean of the table rows of its tokens.
 
 Measured against torch's embedding_bag on one core: a gather and a sum per text takes 2 to 3 times as long,
-`np.add.reduceat` 10 to 40 times. The sums are a tenth to a quarter of what tokenizing takes, and a second
-thread makes them slower, as it waits for Python.
+`np.add.reduceat` 10 to 40 times. The sums take a tenth to a quarter of the time of tokenizing, and a second
+thread makes them slower, as it waits for the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer
 from infinity_emb.preprocessing.token_ids import tokenize_with_ids
 from infinity_emb.types import OutputName
 
-# Rows that are gathered at once, so that a long text needs no copy of a row for each of its tokens.
+# Rows that are gathered at once, so that a long text does not need a copy of a row for each token.
 _MAX_GATHERED_ROWS = 4096
-_NORM_FLOOR = 1e-12  # torch's `normalize` divides by no less
+_NORM_FLOOR = 1e-12  # the least divisor of torch's `normalize`
 
 
 class StaticBackend:
-    """Means of rows of one table.
+    """Average rows of one table.
 
     table: (V, D) float32.
-    dimension: how many values of a vector are kept, D at most.
+    dimension: number of values of a vector that are kept, at most D.
     """
 
     num_in_flight = 1
@@ -55,13 +55,14 @@ class StaticBackend:
         """Do nothing."""
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FinishedBatch:
-        """Compute float32 vectors; `full_precision` changes nothing."""
+        """Compute float32 vectors; `full_precision` has no effect."""
         names = {name for item in batch for name in item.spec.outputs}
         outputs: dict[OutputName, Any] = {}
         if "dense" in names:
             outputs["dense"] = self._vectors([item.token_ids for item in batch])
         if "chunks" in names:
-            outputs["chunks"] = [self._vectors(_split_spans(item)) for item in batch]
+            bags = ([item.token_ids[start:end] for start, end in item.spans or ()] for item in batch)
+            outputs["chunks"] = list(map(self._vectors, bags))
         return FinishedBatch(outputs)
 
     def _vectors(self, bags: Sequence[TokenIds]) -> Float32Array:
@@ -87,15 +88,11 @@ def mean_rows(table: Float32Array, bags: Sequence[TokenIds]) -> Float32Array:
     return rows
 
 
-def _split_spans(item: Encoded) -> list[TokenIds]:
-    return [item.token_ids[start:end] for start, end in item.spans or ()]
-
-
 @dataclass(frozen=True, slots=True)
-class StaticPrepare:
+class StaticEncoder:
     """`Encode` for texts and passages; safe to call from several threads.
 
-    Passages are read one by one, each as a text without a prompt: no token changes another.
+    Passages are encoded one by one, each as a text without a prompt: tokens do not influence each other.
     """
 
     tokenize: FastTokenizer

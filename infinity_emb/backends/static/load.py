@@ -1,7 +1,7 @@
 """Load a static model without torch: a vector is the mean of the table rows of its tokens.
 
-Supports models of StaticEmbedding (sentence-transformers) and model2vec, with the outputs of the former,
-which counts unknown tokens. model2vec leaves them out.
+Supports models of StaticEmbedding (sentence-transformers) and of model2vec. Outputs are those of the former,
+which includes unknown tokens; model2vec leaves them out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.static.backend import StaticBackend, StaticPrepare
+from infinity_emb.backends.static.backend import StaticBackend, StaticEncoder
 from infinity_emb.backends.static.table import read_table
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError
@@ -94,7 +94,7 @@ def _is_plain_normalize(folder: Path) -> bool:
 def _find_files(folder: Path, *, is_normalized: bool) -> StaticParts | None:
     table = folder / "model.safetensors"
     if not table.exists() and (folder / "pytorch_model.bin").exists():
-        return None  # a pickle, which torch alone reads
+        return None  # a pickle, which only torch reads
     return StaticParts(table, folder / "tokenizer.json", is_normalized)
 
 
@@ -115,7 +115,7 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
         replicas=[
             StaticBackend(table, is_normalized=parts.is_normalized, dimension=info.embedding_dimension)
         ],
-        encode=StaticPrepare(raw, info.max_tokens),
+        encode=StaticEncoder(raw, info.max_tokens),
         max_batch_tokens=args.max_batch_tokens or DEFAULT_BATCH_TOKENS,
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         split=raw.split,
@@ -125,10 +125,10 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
 
 
 def _check_options(args: LoadOptions) -> None:
-    """Refuse another pooling; say which options change nothing."""
+    """Refuse another pooling; warn of options that have no effect."""
     if args.pooling_method not in (PoolingMethod.auto, PoolingMethod.mean):
         raise StartupError(
-            f"--pooling-method {args.pooling_method} cannot be used: a static model has no other than mean"
+            f"--pooling-method {args.pooling_method} cannot be used: a static model supports mean only"
         )
     idle = []
     if args.device not in (Device.auto, Device.cpu):
@@ -147,7 +147,8 @@ def _check_num_rows(tokenizer: Tokenizer, num_rows: int, path: Path) -> None:
     num_tokens = tokenizer.get_vocab_size()
     if num_tokens > num_rows:
         logger.warning(
-            "the tokenizer has %d tokens, and %s %d rows: it may be another model's; the others fail",
+            "the tokenizer has %d tokens, and %s only %d rows: it may be another model's; texts with tokens"
+            " beyond them fail",
             num_tokens,
             path,
             num_rows,
@@ -157,11 +158,11 @@ def _check_num_rows(tokenizer: Tokenizer, num_rows: int, path: Path) -> None:
 def _read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """Return the tokenizer and its truncation settings, {} if it does not truncate."""
     if not path.exists():
-        raise StartupError(f"{path} is missing, without which a static model reads no text; save it again")
+        raise StartupError(f"{path} is missing, and a static model needs its tokenizer; save the model again")
     try:
         tokenizer = open_tokenizer(path)
     except StartupError as exc:
-        raise StartupError(f"{path} is no tokenizer ({exc}); save the model again") from exc
+        raise StartupError(f"{path} is not a tokenizer file ({exc}); save the model again") from exc
     return tokenizer, tokenizer.truncation or {}
 
 
@@ -178,10 +179,10 @@ def _describe(files: ModelFiles, truncation: dict[str, Any], *, width: int) -> M
         max_tokens=truncation.get("max_length"),
         truncation_side=truncation.get("direction", "right"),
         dtype="float32",
-        dtype_reason="numpy averages a static model's rows in no other",
+        dtype_reason="the only dtype of static models",
         device="cpu",
         attention="none",
-        attention_reason="a static model attends to nothing",
+        attention_reason="a static model has no attention",
         pooling="mean",
         similarity=similarity if similarity in _SIMILARITIES else "cosine",
         prompts=prompts,
@@ -210,5 +211,7 @@ def _read_dimension(config: dict[str, Any], width: int, path: Path) -> int:
     if wanted is None:
         return width
     if not isinstance(wanted, int) or wanted < 1:
-        raise StartupError(f"{path} has truncate_dim={wanted!r}, which is no number of values; correct it")
+        raise StartupError(
+            f"{path} has truncate_dim={wanted!r}, and needs a whole number above 0; correct it"
+        )
     return min(width, wanted)

@@ -1,7 +1,7 @@
-"""The table of a static model: one row per token id, out of a safetensors file.
+"""Read the table of a static model, one row per token id, from a safetensors file.
 
 A float32 table stays in the file, mapped into memory: it costs no time at start, and processes share it.
-So the file must not be written to while it is served. Source of the file format:
+So the file must not be modified while it is served. Source of the file format:
 https://github.com/huggingface/safetensors#format; of the names in it: sentence-transformers'
 StaticEmbedding and model2vec.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from infinity_emb.errors import StartupError
 from infinity_emb.items import Float32Array
 
-Array = npt.NDArray[Any]  # of whichever number format the file has
+Array = npt.NDArray[Any]  # in the file's number format
 
 _DTYPES = {
     "F64": "<f8",
@@ -41,7 +41,7 @@ def read_table(path: Path) -> Float32Array:
     """Read the vector of each token id.
 
     model2vec may store fewer vectors than tokens: `mapping` gives the row of a token, `weights` its factor.
-    Both are folded into the table.
+    Both are applied to the table.
     Returns (V, D) float32, read-only if it is a view of the file.
     Raises StartupError naming the file.
     """
@@ -79,7 +79,7 @@ def _map_tensors(path: Path) -> Mapping[str, Array]:
             " download or save the model again"
         ) from exc
     if hasattr(data, "madvise") and hasattr(mmap, "MADV_WILLNEED"):
-        data.madvise(mmap.MADV_WILLNEED)  # read ahead, so that the first texts need not wait for the disk
+        data.madvise(mmap.MADV_WILLNEED)  # read ahead, so that the first texts do not wait for the disk
     return tensors
 
 

@@ -1,6 +1,6 @@
-"""Add BGE-M3's two other heads to a model: a weight per token and a vector per token.
+"""Add BGE-M3's two additional heads to a model: a weight per token and a vector per token.
 
-They read the transformer's output from the features, so that all three outputs come from one forward pass.
+They read the transformer's output from the features, so that one forward pass computes all three outputs.
 Source: Chen et al. 2024, M3-Embedding, sections 3.2 and 3.3,
 https://arxiv.org/abs/2402.03216; file names and shapes are those of the published model's folder.
 """

@@ -15,9 +15,9 @@ from infinity_emb.backends.torch.packed_features import build_packed_features
 from infinity_emb.backends.torch.padding import group_by_length
 from infinity_emb.items import Encoded
 
-# Largest fraction of a padded batch that may be padding.
+# Maximum fraction of padding in a padded batch.
 MAX_PADDING = 0.15
-# With `all`, only the head computes padding, which costs little.
+# If a head reads all tokens, only the head computes padding, which costs little.
 _MAX_HEAD_PADDING = 0.5
 
 

@@ -1,8 +1,8 @@
 """Decide which classes a model's files may name without `--trust-remote-code`.
 
-An allow-list: modules of torch.nn and of sentence-transformers, and the networks, tokenizers and processors
-of transformers. The libraries import what a name says and call it; sentence-transformers checks an activation
-for the prefix `torch.` only, which `torch._C._abort` has too.
+There is an allow-list: modules of torch.nn and of sentence-transformers, and the networks, tokenizers and
+processors of transformers. The libraries import whatever is named and call it; sentence-transformers checks
+an activation only for the prefix `torch.`, which `torch._C._abort` has, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infinity_emb.hub.config_files import ConfigField
 _ACTIVATION_KEYS = frozenset({"activation_fn", "sbert_ce_default_activation_function", "activation_function"})
 _LIBRARY = "sentence_transformers."
 _LIBRARY_CLASSES = (torch.nn.Module, WordTokenizer)
-# What sentence-transformers loads with a class of its own, and so never imports.
+# Classes that sentence-transformers replaces by its own, and so never imports.
 _RENAMED_MODULES = frozenset({"pylate.models.Dense.Dense"})
 _PROCESSORS = (
     transformers.PreTrainedTokenizerBase,
@@ -41,9 +41,10 @@ _PROCESSOR_KEYS = (
 
 
 class CrossEncoder(sentence_transformers.CrossEncoder):
-    """Check an activation's name where it is used: it may come from another folder, as an adapter's base.
+    """Check an activation's name where it is resolved: it may come from another folder, as an adapter's base
+    does.
 
-    The name of the class stays: sentence-transformers compares it with what a model's files say.
+    The class keeps its name, which sentence-transformers compares with the one in a model's files.
     """
 
     def _resolve_activation_fn(self, activation_fn_path: str) -> Callable[..., object] | None:
@@ -73,7 +74,7 @@ def is_activation(name: object) -> bool:
     module_name, _, class_name = str(name).rpartition(".")
     if module_name != "torch.nn" and not module_name.startswith("torch.nn.modules"):
         return False
-    # Nothing is imported: all of torch.nn is there.
+    # All of torch.nn is imported already.
     found = getattr(sys.modules.get(module_name), class_name, None)
     return (
         isinstance(found, type)
@@ -83,7 +84,7 @@ def is_activation(name: object) -> bool:
 
 
 def is_library_class(name: str) -> bool:
-    """Return whether a name is that of a module or tokenizer of sentence-transformers, or of nothing."""
+    """Return whether a name is that of a module or tokenizer of sentence-transformers, or does not exist."""
     if not name.startswith(_LIBRARY):
         return False
     try:
@@ -105,18 +106,18 @@ def _names_module(field: ConfigField) -> bool:
 
 
 def _may_be_activation(name: object) -> bool:
-    """Return True also for names without a dot, as transformers has them: `gelu_new`."""
+    """Return true for modules of torch.nn, and for names without a dot, such as transformers' `gelu_new`."""
     return "." not in str(name) or is_activation(name)
 
 
 def _is_known(name: str, bases: tuple[type, ...]) -> bool:
-    """Return whether transformers has a class of this kind, or nothing at all, under a name."""
+    """Return whether a name is that of a class of this kind in transformers, or does not exist there."""
     if "." in name:
         return False
     try:
         found = getattr(transformers, name, None)
     except (ImportError, RuntimeError):  # loading fails, too, and says why
         return True
-    # Instead of a class whose package is missing there is one that only says so.
+    # A class whose package is missing is replaced by a placeholder that raises when it is used.
     is_placeholder = hasattr(found, "_backends")
     return found is None or is_placeholder or (isinstance(found, type) and issubclass(found, bases))

@@ -1,8 +1,8 @@
 """Divide the cores of a CPU among the replicas of a model.
 
-Two batches in parallel on one core each are faster than one after the other on both cores, since no thread
-waits at the end of every operator. A single batch should use all cores, so they are divided again at each
-batch, by the number of batches that are being computed.
+Two batches in parallel on one core each are faster than one after the other on both cores, since threads need
+not wait for each other after every operator. A single batch should use all cores, so they are divided for
+each batch, by the number of batches that are being computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-# Even a short query reads all weights, so that two cores take little more than half the time of one.
+# Low, as even a short query reads all weights: two cores take little more than half the time of one.
 MIN_TOKENS_PER_CORE = 2
 
 
@@ -31,8 +31,8 @@ class SharedCores:
         with self._lock:
             self._num_computing += 1
             num_threads = self.count_threads(num_tokens, num_computing=self._num_computing)
-        # The settings of OpenMP and MKL are per thread: a batch that started alone keeps all cores until its
-        # end, also beside the next one. Outputs differ by their rounding only.
+        # The settings of OpenMP and MKL are per thread: a batch that started alone keeps all cores until it
+        # ends, even beside the next one. Outputs differ only by rounding.
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)
         try:
@@ -50,8 +50,8 @@ class SharedCores:
         return max(1, min(fair_share, num_tokens // MIN_TOKENS_PER_CORE))
 
 
-def leave_threads() -> None:
-    """Compute on the calling thread alone from now on: a forked process has none of its parent's threads."""
+def use_one_thread() -> None:
+    """Compute on the calling thread from now on: a forked process has none of its parent's threads."""
     torch.set_num_threads(1)
 
 
@@ -59,7 +59,7 @@ def leave_threads() -> None:
 def one_core() -> Iterator[None]:
     """Limit torch's operators on this thread to one core until the end of the block, as under load.
 
-    Measurements are then not disturbed by other processes on the cores, and short texts need no more.
+    Measurements are then less disturbed by other processes, and short texts need no more.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

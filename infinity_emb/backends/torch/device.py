@@ -1,6 +1,6 @@
 """Choose the devices and the dtype that torch computes with, and move data to and from them.
 
-No other module of this folder asks which kind of device it has.
+No other module of this folder checks the kind of device.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def choose_devices(options: ComputeOptions) -> list[torch.device]:
     ids = options.device_id or tuple(range(num_devices))
     missing = [number for number in ids if number >= num_devices]
     if missing:
-        raise StartupError(f"--device-id {missing} is not here: there are {num_devices} devices, from 0")
+        raise StartupError(f"--device-id {missing} does not exist: there are {num_devices} devices, from 0")
     return [torch.device("cuda", number) for number in ids]
 
 
@@ -89,7 +89,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def count_bytes_for_graphs(device: torch.device) -> int:
-    """Return how much memory captured graphs may take; 0 on a device that has none or lacks memory."""
+    """Return how much memory captured graphs may take; 0 on a device without graphs or free memory."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)
@@ -97,7 +97,7 @@ def count_bytes_for_graphs(device: torch.device) -> int:
 
 
 def make_graph_pool() -> tuple[int, int]:
-    """Return a pool of memory that graphs share which are never replayed at the same time."""
+    """Return a memory pool to be shared by graphs that are never replayed at the same time."""
     handle: tuple[int, int] = torch.cuda.graph_pool_handle()
     return handle
 
@@ -105,9 +105,9 @@ def make_graph_pool() -> tuple[int, int]:
 def capture_graph(
     compute: Callable[[], T], device: torch.device, pool: tuple[int, int]
 ) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Capture what `compute` launches and return it with its result, whose tensors a replay fills.
+    """Capture what `compute` launches; return the graph and the result, whose tensors each replay fills.
 
-    Raises what the library raises where the host would wait for the device.
+    Raises what the library raises if the host would wait for the device.
     """
     wait_for(device)
     handle: Any = pool  # torch's type for it is private
@@ -119,7 +119,7 @@ def capture_graph(
 
 
 def measure_memory(devices: Sequence[torch.device]) -> MemoryUse:
-    """Return what torch holds of some devices, cached memory included, and their memory."""
+    """Return the memory that torch holds on the devices, its cache included, and their total memory."""
     kind = devices[0].type
     if kind == "cuda":
         used = [torch.cuda.memory_reserved(device) for device in devices]
@@ -141,13 +141,13 @@ def count_in_flight(device: torch.device) -> int:
 
 
 def set_current(device: torch.device) -> None:
-    """Make it the thread's current GPU."""
+    """Make a GPU the thread's current one."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has computed what was launched."""
+    """Wait until a device has finished what was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -168,7 +168,7 @@ def allocate_staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.d
 
 
 def copy_to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Start a copy without waiting for the device, which copies from memory that is not pinned would."""
+    """Start a copy without waiting for the device, as a copy from unpinned memory would."""
     host = torch.from_numpy(values)
     if device.type != "cuda":
         return host.to(device)
@@ -176,7 +176,7 @@ def copy_to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor
 
 
 def copy_to_host(values: Tensor) -> Tensor:
-    """Start a copy; it has completed when an event recorded after it has."""
+    """Start a copy; it is complete once an event recorded after it is."""
     if values.device.type != "cuda":
         return values.cpu()
     host = allocate_staging(values.shape, values.dtype, values.device)
@@ -184,7 +184,7 @@ def copy_to_host(values: Tensor) -> Tensor:
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """Record an event after all that has been launched; None where launching computes."""
+    """Record an event after everything launched so far; return None if launching computes."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no annotation
@@ -198,9 +198,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
     int8 and fp8 are only tried: `int8/quantize.py` measures whether they are faster.
     """
     if dtype is Dtype.int16:
-        raise StartupError(
-            f"--dtype {dtype} is not what torch computes; use --engine ctranslate2, or float32"
-        )
+        raise StartupError(f"--dtype {dtype} is not supported by torch; use --engine ctranslate2, or float32")
     if dtype in _QUANTIZED:
         _check_quantized(dtype, device)
     if dtype is not Dtype.auto:
@@ -215,7 +213,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
 def _has_bfloat16(device: torch.device) -> bool:
     """Return whether this GPU multiplies bfloat16; according to torch, all of AMD's do.
 
-    `torch.cuda.is_bf16_supported` also accepts emulation, and asks the current device.
+    `torch.cuda.is_bf16_supported` also accepts emulation, and checks the current device only.
     """
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _BFLOAT16
 
@@ -240,7 +238,7 @@ def _check_quantized(dtype: Dtype, device: torch.device) -> None:
     elif device.type != "cpu":
         raise StartupError(f"--dtype {dtype} has no fast path on {device.type}; use float32, float16 or auto")
     elif dtype is Dtype.fp8:
-        raise StartupError("--dtype fp8 has no fast path on CPUs, none multiplies it; use int8 or float32")
+        raise StartupError("--dtype fp8 has no fast path on CPUs; use int8 or float32")
 
 
 def _format_capability(capability: tuple[int, int]) -> str:

@@ -56,7 +56,7 @@ class EncoderFactory:
     ) -> TokenEncoder:
         """Make the fast encoder of a transformer.
 
-        tokenizer: None if the transformer's tokenizer is not of the `tokenizers` library.
+        tokenizer: None if the transformer's tokenizer is not from the `tokenizers` library.
         """
         return TokenEncoder(
             tokenize=self._choose_tokenizer(task, transformer, tokenizer),
@@ -95,7 +95,7 @@ class EncoderFactory:
         }
 
     def _make_media_encoder(self, task: Task, modality: Modality) -> Encode:
-        """Make an encoder, without a lock if the modality has its own tower and so uses no tokenizer."""
+        """Make an encoder; it needs no lock if the modality has its own tower and so uses no tokenizer."""
         config = getattr(self.model[0], "modality_config", {}).get(str(modality), {})
         has_tower = str(config.get("method", "")).startswith("get_")
         encoder = self.make_processor_encoder(Task(task.spec_task, task.spec_task), None)
@@ -148,7 +148,7 @@ def make_bag_encoder(static: StaticEmbedding, task: Task) -> TokenEncoder:
 
 
 def make_fast_tokenizer(transformer: Transformer) -> FastTokenizer | None:
-    """Make a fast tokenizer; None if the transformer's is not of the `tokenizers` library."""
+    """Make a fast tokenizer; None if the transformer's is not from the `tokenizers` library."""
     tokenizer: Any = transformer.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else FastTokenizer(backend, truncation_side=tokenizer.truncation_side)

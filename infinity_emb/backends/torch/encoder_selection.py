@@ -58,9 +58,9 @@ from infinity_emb.types import Modality, ModelKind, OutputName
 
 logger = logging.getLogger("infinity_emb")
 
-# Tasks of every model whose outputs or tokens depend on the task, besides the model's own.
+# Tasks of every model whose outputs or tokens depend on the task, in addition to the model's own.
 _COMMON_TASKS = ("query", "document")
-# A probe beyond the limit shows how a text is truncated; beyond larger limits it would take too long.
+# A probe longer than the limit shows how texts are truncated; for larger limits it would take too long.
 _MAX_PROBED_LIMIT = 1024
 
 
@@ -155,14 +155,14 @@ def select_encoder(
     choice, tokenizer: of a transformer.
     """
     if isinstance(module, StaticEmbedding):
-        attention = Choice("none", "a static model attends to nothing")
+        attention = Choice("none", "a static model has no attention")
         return Selection(make_bag_encoder(module, task), InputLayout(form="bag"), attention)
     slow = context.factory.make_processor_encoder(task, module)
     if isinstance(module, Transformer) and choice is not None:
         fast: Encode | None = context.factory.make_token_encoder(task, module, tokenizer)
         layout, attention, _ = choice
     else:
-        # Its vocabulary may not contain the probes' words, so that they would not show the effect of padding.
+        # Its vocabulary may lack the probes' words, which would then not show the effect of padding.
         fast, layout = None, InputLayout(form="padded", may_pad=False)
         attention = Choice("none", f"it starts with a {type(module).__name__} module")
     unpadded = replace(layout, may_pad=False)
@@ -177,7 +177,7 @@ def select_encoder(
         name = "its own slow preprocessing" if encode is slow else "tokens"
         is_padded = candidate is layout and candidate.form == "padded"
         objections.append(f"{name}{' in padded batches' if is_padded else ''}: {objection}")
-    logger.warning("texts are read one length at a time: %s", "; ".join(objections))
+    logger.warning("only texts of equal length share a batch: %s", "; ".join(objections))
     return Selection(slow, unpadded, _add_objections(attention, objections))
 
 
@@ -199,7 +199,7 @@ def _find_mismatch(
     except BadInput as exc:
         return str(exc)
     if not _have_equal_tokens(reference.encoded, encoded):
-        return "the tokens are others"
+        return "the tokens differ"
     vectors = compute_vectors(torch_model, layout, encoded)
     difference = measure_difference(vectors, reference.vectors, torch_model.dense_name)
     return None if difference <= get_tolerance(torch_model) else f"the rows differ by {difference:.0e}"
@@ -286,7 +286,7 @@ def _summarize_attention(choices: list[Choice]) -> Choice:
 def _find_used_tokenizer(
     tokenizers: Iterable[FastTokenizer | None], encoders: Iterable[Encode]
 ) -> FastTokenizer | None:
-    """Return the first tokenizer that a selected encoder uses; of others the tokens may differ."""
+    """Return the first tokenizer that a selected encoder uses; others may give different tokens."""
     used = [encoder.tokenize for encoder in encoders if isinstance(encoder, TokenEncoder)]
     return next((tokenizer for tokenizer in tokenizers if tokenizer is not None and tokenizer in used), None)
 

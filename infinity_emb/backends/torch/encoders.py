@@ -38,7 +38,7 @@ from infinity_emb.types import Modality
 
 # Output of preprocessing that is not a feature of the input; `ForwardSpec` and `InputLayout` hold it.
 _NOT_FEATURES = ("modality", "task", "prompt_length", "logits_to_keep")
-# What an image or audio input counts in a batch if preprocessing makes no token ids.
+# Number of tokens that an image or audio input counts as if preprocessing creates no token ids.
 _MEDIA_TOKENS = 256
 
 
@@ -48,7 +48,7 @@ class TokenEncoder:
 
     count_prompt_tokens: return the tokens of a prompt that pooling excludes.
     task: part of the spec; None for models whose outputs do not depend on it.
-    has_pooling: whether late chunking's averages can replace the model's pooling.
+    has_pooling: whether the averages of late chunking can replace the model's pooling.
     """
 
     tokenize: Tokenize
@@ -124,7 +124,7 @@ def _check_longer_than_prompt(num_tokens: int, prompt_length: int, position: int
     """Raise BadInput if pooling, which excludes the prompt, would have no token left."""
     if prompt_length and num_tokens <= prompt_length:
         raise BadInput(
-            f"has {num_tokens} tokens, all of them the prompt's; send a text of its own", position=position
+            f"has {num_tokens} tokens, all of them the prompt's; send a text besides it", position=position
         )
 
 
@@ -151,11 +151,13 @@ class ProcessorEncoder:
 
     def _encode(self, value: Input, options: InputOptions, position: int) -> Encoded:
         if isinstance(value, TokenIdsInput):
-            raise BadInput("is token ids, and this model's own preprocessing reads texts", position=position)
+            raise BadInput(
+                "consists of token ids, and this model's own preprocessing reads texts", position=position
+            )
         is_text = get_modality(value) is Modality.text
         if is_text and options.truncation in ("left", "right"):
             raise BadInput(
-                f"this model's preprocessing cuts texts by itself, not on the {options.truncation}"
+                f"this model's preprocessing cuts texts itself, and not on the {options.truncation}"
             )
         features = self._preprocess(value, options.prompt)
         ids = features.get("input_ids")
@@ -220,10 +222,10 @@ class TorchEncoder:
 
 @dataclass(frozen=True, slots=True)
 class UnroutedEncoder:
-    """Refuse inputs whose task no part of the model computes, as sentence-transformers does.
+    """Refuse inputs with a task that the model has no route for, as sentence-transformers does.
 
-    task: None for inputs that name none, if the model has no default.
-    tasks: that the model has parts for.
+    task: None for inputs that name none, if the model has no default route.
+    tasks: those that the model has routes for.
     """
 
     task: str | None

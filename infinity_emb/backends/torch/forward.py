@@ -30,11 +30,11 @@ from infinity_emb.types import OutputName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchModel:
-    """A model of sentence-transformers, how its inputs are laid out and where its outputs are.
+    """A sentence-transformers model, the layout of its inputs and the place of its outputs.
 
     layouts: by task, for models whose route depends on it; None is the default.
     dense_name: the feature that holds vectors or scores.
-    max_active_dims: number of a sparse vector's largest values that are kept.
+    max_active_dims: how many of a sparse vector's largest values are kept.
     """
 
     model: BaseModel
@@ -125,7 +125,7 @@ def _compute_chunks(
 
 
 def _run_module(module: Any, features: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Run one module with those of the options that it takes."""
+    """Run one module with the options that it takes."""
     names = getattr(module, "forward_kwargs", ())
     output: dict[str, Any] = module(
         features, **{name: value for name, value in options.items() if name in names}

@@ -1,7 +1,8 @@
 """Capture the graphs of a replica at start, within a share of the device's memory, and compare them.
 
-A graph computes what the same batch would with dummy texts in it. It is kept only if that changes no decision
-(`backends/closeness.py`): eager batches are the present way, and their differences its noise.
+A graph computes the same as an eager batch with dummy texts in it. It is kept only if that changes no
+decision (`backends/closeness.py`): eager batches are the current way, and the differences between them its
+noise.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ Score = Callable[[Float32Array], Scores]
 def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Score) -> None:
     """Capture graphs for the spec of the samples, on a device that has graphs and memory for them.
 
-    samples: texts of one spec, with which graphs are compared; those that do not fit a graph are left out.
-    score: (N, D) vectors or raw scores → what clients decide by.
+    samples: texts of one spec, to compare graphs with; those that do not fit a graph are left out.
+    score: (N, D) vectors or raw scores → the scores by which clients decide.
     """
     items, spec = [item for item in samples if is_graphable(item)], samples[0].spec
     device = backend.torch_model.model.device
@@ -54,7 +55,7 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
         try:
             captured = CapturedForward(backend.torch_model, spec, shape, pool)
             objection = comparison.find_objection(captured)
-        except RuntimeError as exc:  # what CUDA raises where the host would wait for the device
+        except RuntimeError as exc:  # raised by CUDA if the host would wait for the device
             refused.append(f"{shape.num_tokens} tokens cannot be captured ({one_line(exc, 200)})")
             break
         if objection:
@@ -70,20 +71,22 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
 
 
 class _Comparison:
-    """Outputs of eager batches, with which those of graphs are compared."""
+    """Outputs of eager batches, to compare those of graphs with."""
 
     def __init__(self, backend: TorchBackend, items: list[Encoded], score: Score) -> None:
         self._device = backend.torch_model.model.device
         self._items = sorted(items, key=lambda item: len(item.token_ids))
         self._score = score
-        # Alone, some together, all together.
+        # One text per batch, a few, and all together.
         self._batchings = [
-            np.concatenate([_compute(backend, batch) for batch in _cut(self._items, max_texts)])
-            for max_texts in (1, 3, len(items))
+            np.concatenate(
+                [_compute(backend, self._items[start : start + size]) for start in range(0, len(items), size)]
+            )
+            for size in (1, 3, len(items))
         ]
 
     def find_objection(self, captured: CapturedForward) -> str:
-        """Tell why a graph may not replace eager batches; "" if it may."""
+        """Return why a graph must not replace eager batches; "" if it may."""
         batches = list(_group(self._items, captured.shape))
         if not batches:
             return "hold none of the texts to compare with"
@@ -105,13 +108,8 @@ def _compute(backend: TorchBackend, batch: list[Encoded]) -> Float32Array:
     return rows
 
 
-def _cut(items: list[Encoded], max_texts: int) -> Iterator[list[Encoded]]:
-    for start in range(0, len(items), max_texts):
-        yield items[start : start + max_texts]
-
-
 def _group(items: list[Encoded], shape: GraphShape) -> Iterator[list[Encoded]]:
-    """Yield batches that fit the shape, of the first items as far as each fits alone."""
+    """Yield batches that fit the shape, up to the first item that does not fit even alone."""
     batch: list[Encoded] = []
     for item in items:
         num_tokens = sum(len(each.token_ids) for each in batch) + len(item.token_ids)

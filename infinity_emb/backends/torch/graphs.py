@@ -47,7 +47,7 @@ class GraphShape(NamedTuple):
 
 
 def list_shapes() -> list[GraphShape]:
-    """Return the shapes to capture, smallest first: for one text and for many of each number of tokens."""
+    """Return the shapes to capture, smallest first: each number of tokens in one text and in many."""
     return [
         GraphShape(num_tokens, 1 + num_texts)
         for num_tokens in TOKEN_BUCKETS
@@ -56,7 +56,7 @@ def list_shapes() -> list[GraphShape]:
 
 
 class CapturedForward:
-    """One captured forward pass. Raises at creation what the model raises where it waits for the device."""
+    """One captured forward pass. The constructor raises what the model raises if it waits for the device."""
 
     def __init__(
         self, torch_model: TorchModel, spec: ForwardSpec, shape: GraphShape, pool: tuple[int, int]
@@ -76,7 +76,7 @@ class CapturedForward:
                 assert isinstance(output, DenseOutput)
                 return output
 
-            compute()  # libraries allocate what they keep
+            compute()  # lets libraries allocate their permanent buffers before the capture
             self._graph, self._output = capture_graph(compute, self._device, pool)
 
     def replay(self, items: Sequence[Encoded]) -> DenseOutput:
@@ -117,7 +117,7 @@ class ForwardGraphs:
 
 
 def is_graphable(item: Encoded) -> bool:
-    """Return whether an item is a text that is packed."""
+    """Return whether an item is a text that can be packed."""
     return item.features is None and item.num_attended_tokens is None and len(item.token_ids) > 0
 
 

@@ -20,7 +20,7 @@ class InputLayout:
 
     form: Literal["packed", "padded", "bag"]
     reads: HeadReads = "flat"  # for packed inputs
-    # The only token of each text whose output is read: then the last layer computes no other.
+    # The only token of each text whose output is read, so that the last layer computes no other.
     pooled_token: PooledToken | None = None
     position_offset: int = 0  # position of the first token; RoBERTa counts from padding_idx + 1
     may_pad: bool = True  # else only inputs of equal length share a padded batch
@@ -36,7 +36,7 @@ class InputLayout:
 def get_first_position(network: torch.nn.Module) -> int:
     """Return the position of the first token: RoBERTa's positions start after its padding index, others at 0.
 
-    RoBERTa's embeddings are recognised by having both a padding index and a table of positions.
+    RoBERTa's embeddings are recognized by having both a padding index and a table of positions.
     """
     for module in network.modules():
         padding_idx = getattr(module, "padding_idx", None)

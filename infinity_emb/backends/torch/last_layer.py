@@ -1,8 +1,8 @@
 """Let the last layer of a network compute only the tokens that pooling or a head reads.
 
-The layer needs the keys and values of all tokens, but the query, the output and the feed-forward part of one
-token per text. A hook computes keys and values and hands the layer that token alone; attention takes the keys
-and values from the packed layout.
+The layer needs the keys and values of all tokens, but the query, output and feed-forward part of only one
+token per text. A hook computes the keys and values and passes the layer that token alone; attention takes the
+keys and values from the packed layout.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 
 from infinity_emb.backends.torch.input_layout import InputLayout, PooledToken
 
-# Where the layers of the encoders with learned positions have their projections to keys and values. Rotary
-# positions would be applied to the wrong keys.
+# Attributes of the projections to keys and values, in the layers of encoders with learned positions. Encoders
+# with rotary positions are excluded: these would be applied to the wrong keys.
 _PROJECTIONS = (("attention.self", "key", "value"), ("attention", "k_lin", "v_lin"))
 _READ_VECTORS = (Transformer, Pooling, Dense, Normalize)
 
@@ -38,7 +38,7 @@ def find_pooled_token(model: BaseModel, network: nn.Module, layout: InputLayout)
 
 
 def install(network: nn.Module) -> None:
-    """Add the hook to the last layer, if that is known; without pooled rows in its input nothing changes."""
+    """Add the hook to the last layer, if it is known; it has no effect without pooled rows in the input."""
     layer = _find_last_layer(network)
     if layer is not None and _keep_pooled not in layer._forward_pre_hooks.values():
         layer.register_forward_pre_hook(_keep_pooled, with_kwargs=True)

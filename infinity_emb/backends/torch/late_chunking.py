@@ -25,7 +25,9 @@ def find_token_spans(
     for text_position, text in enumerate(texts, position):
         inside = np.flatnonzero((begins >= start) & (begins < start + len(text)))
         if not len(inside):
-            raise BadInput("has no token of its own to be averaged", position=text_position)
+            raise BadInput(
+                "has no token that begins in it, so there is nothing to average", position=text_position
+            )
         spans.append((int(inside[0]), int(inside[-1]) + 1))
         start += len(text)
     return tuple(spans)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from infinity_emb.backends.accuracy import compare, find_bound, to_dense
+from infinity_emb.backends.accuracy import compare, find_bound, to_dense_all
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.forward import TorchModel
 from infinity_emb.backends.torch.input_layout import InputLayout
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.items import Encoded, Float32Array
 
-# Width of dense copies of sparse vectors, so that those of two batches can be compared.
+# Least width of dense copies of sparse vectors, so that those of two batches can be compared.
 _MIN_SPARSE_WIDTH = 2**18
 
 
@@ -24,15 +23,8 @@ def compute_vectors(torch_model: TorchModel, layout: InputLayout, batch: list[En
     spec = batch[0].spec
     layouts = {**torch_model.layouts, None: layout, spec.task: layout}
     outputs = TorchBackend(replace(torch_model, layouts=layouts)).launch(batch).result()
-    name = spec.outputs[0]
-    if name == "sparse":
-        return _to_dense(outputs[name])
-    return np.concatenate([np.atleast_2d(entry) for entry in outputs[name]])
-
-
-def _to_dense(vectors: Any) -> Float32Array:
-    width = 1 + max((int(vector.indices.max(initial=0)) for vector in vectors), default=0)
-    return np.stack([to_dense(vector, max(width, _MIN_SPARSE_WIDTH)) for vector in vectors])
+    entries = to_dense_all(list(outputs[spec.outputs[0]]), min_width=_MIN_SPARSE_WIDTH)
+    return np.concatenate([np.atleast_2d(entry) for entry in entries])
 
 
 def measure_difference(found: Float32Array, expected: Float32Array, dense_name: str) -> float:
@@ -49,7 +41,7 @@ def measure_difference(found: Float32Array, expected: Float32Array, dense_name: 
 
 
 def get_tolerance(torch_model: TorchModel) -> float:
-    """Return the largest difference that rounding explains."""
+    """Return the largest difference that rounding can cause."""
     networks = [transformer.model for transformer in find_transformers(torch_model.model)]
     # Set on quantized networks and on those of other libraries.
     dtypes = [getattr(network, "number_format", None) for network in networks]

@@ -88,7 +88,7 @@ def load_within_memory(
 ) -> LoadedModel:
     """Call `load`, one model at a time. Raise what it raises, and ModelTooLarge for lack of memory.
 
-    Raises TimeoutError where another model is loaded for longer than this one may take.
+    Raises TimeoutError if another model has been loading for longer than this one may take.
     """
     try:
         with _one_at_a_time(args.load_timeout_s):
@@ -97,7 +97,7 @@ def load_within_memory(
     except Exception as exc:
         if not is_out_of_memory(exc):
             raise
-    # Only here, after the exception and its frames are gone.
+    # Not in the `except` block: the exception's frames hold memory.
     gc.collect()
     free_memory(device)
     free = free_bytes(device)
@@ -148,7 +148,7 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
 class ModelOnDevice:
     """A model on the first of its devices.
 
-    dtype: and why it was chosen.
+    dtype: with the reason for it.
     device_name: of the network, as in `/models`: `cpu`, `cuda:1`, `tensorrt`.
     """
 

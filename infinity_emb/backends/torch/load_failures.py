@@ -19,7 +19,7 @@ from infinity_emb.hub.repository import list_files
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.preprocessing.fast_tokenizer import open_tokenizer
 
-# Python's words for a configuration that lacks values.
+# Python's message for a configuration that lacks values.
 _MISSING_VALUES = re.compile(r"(\w+)\.__init__\(\) missing \d+ required positional arguments?: (.+)")
 _LOOKED_UP = re.compile(r"^(?:KeyError: |AttributeError: .*has no attribute )'([^']+)'")
 _OF_TOKENIZERS = re.compile("(?i)processing class|tokeniz|sequence")
@@ -29,12 +29,12 @@ _VOCABULARIES = ("vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 
 
 def describe_failure(options: ModelOptions, files: ModelFiles, exc: Exception) -> str:
-    """Return one line: the model, what is wrong with it, and the way out."""
+    """Return one line: the model, what is wrong with it, and the remedy."""
     name, text = f"model {options.model_name_or_path!r}", one_line(exc)
     if isinstance(exc, OwnCodeError) or "trust_remote_code" in text:
         found = f": {text[:400]}" if isinstance(exc, OwnCodeError) else ""
         return (
-            f"{name} brings Python code of its own; --trust-remote-code runs it with your rights, so read it"
+            f"{name} comes with its own Python code; --trust-remote-code runs it with your rights, so read it"
             f" first{found}"
         )
     if (files.path / "adapter_config.json").is_file():
@@ -58,7 +58,7 @@ def describe_failure(options: ModelOptions, files: ModelFiles, exc: Exception) -
 
 
 def _describe_missing_weights(files: ModelFiles) -> str:
-    """Name files that other programs than torch compute, if there are no weights."""
+    """Name files that programs other than torch compute, if there are no weights."""
     if not lacks_weights(files.path):
         return ""
     names = list_files(files)
@@ -72,7 +72,7 @@ def _describe_missing_weights(files: ModelFiles) -> str:
 
 
 def _describe_broken_tokenizer(folder: Path) -> str:
-    """Say why the tokenizer of a Transformer cannot be loaded, in words that follow the model's name."""
+    """Explain why the tokenizer of a Transformer cannot be loaded, as a phrase to follow the model's name."""
     modules = list_modules(folder)
     paths = [module.path for module in modules if module.class_name == "Transformer"]
     explanations = map(_explain_tokenizer, paths if modules else [folder])
@@ -85,13 +85,13 @@ def _explain_tokenizer(folder: Path) -> str:
         return f"has no tokenizer: copy {path.name} and {config.name} into {folder}"
     if path.is_file() and (reason := _explain_file(path)):
         return (
-            f"has a broken tokenizer: {path} is no file of the tokenizers library ({reason});"
+            f"has a broken tokenizer: {path} is not a file of the tokenizers library ({reason});"
             " download it again"
         )
     try:
         AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except _LIBRARY_ERRORS as exc:
-        if not path.is_file() or "should be selected" in str(exc):  # of a side of padding or truncation
+        if not path.is_file() or "should be selected" in str(exc):  # about the side of padding or truncation
             return f"has a tokenizer that cannot be loaded, by {config}: {one_line(exc, 200)}"
         class_name = read_object(config).get("tokenizer_class") or "the class that was chosen for it"
         return (
@@ -116,11 +116,11 @@ def _describe_missing_values(folder: Path, text: str) -> str:
     module = match and next((each for each in list_modules(folder) if each.class_name == match[1]), None)
     if not match or not module:
         return ""
-    return f"is not whole: the configuration of {module.class_name} in {module.path} lacks {match[2]}"
+    return f"is incomplete: the configuration of {module.class_name} in {module.path} lacks {match[2]}"
 
 
 def _describe_unknown_value(folder: Path, exc: Exception) -> str:
-    """Name the field of a configuration whose value a library looked up in vain."""
+    """Name the field of a configuration with a value that a library does not know."""
     match = _LOOKED_UP.search(f"{type(exc).__name__}: {exc}")
     fields = (field for field in walk_fields(folder) if match and field.value == match[1])
     return next(

@@ -1,7 +1,7 @@
-"""Check that weight files fill the networks that are loaded from them.
+"""Check that weight files contain all weights of the networks that are loaded from them.
 
-transformers gives a weight that is missing in the file random values, others at each start, and says so in a
-table on stderr only.
+transformers fills a weight that is missing in the file with random values, different at each start, and
+reports that only in a table on stderr.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infinity_emb.backends.probes import PARITY_TEXTS
 from infinity_emb.backends.torch.st_introspection import find_transformers, get_sampling_rate
 from infinity_emb.errors import StartupError
 
 logger = logging.getLogger("infinity_emb")
 
 _MAX_SHOWN = 3
-_PROBE = "The quick brown fox: 3.14 EUR, isn't it?"
 _SUMMABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NUMBER = re.compile(r"\d+")
 
 
 class Loading(NamedTuple):
-    """Record what transformers found in the files of one network.
+    """Report of transformers about the weight files of one network.
 
     missing: weights that are not in the file. unexpected: weights that the network does not have.
     mismatched: name of a weight, its shape in the file and in the network.
@@ -50,7 +50,7 @@ class Loading(NamedTuple):
 def record_loading() -> Iterator[list[Loading]]:
     """Record how transformers fills each network that is loaded inside the block.
 
-    If all of a network's weights stand in the file under one prefix, such as `module.`, it is removed.
+    If the file has all of a network's weights under one prefix, such as `module.`, it is removed.
     Other threads must not load models meanwhile.
     """
     recorded: list[Loading] = []
@@ -107,8 +107,8 @@ def _hide_reports() -> Iterator[None]:
 def find_prefix(loading: Loading) -> str:
     """Return the prefix under which the file has the missing weights; "" without exactly one.
 
-    Nothing that was found without the prefix may be in the file with it, too; and no other prefix may have
-    as much as half of them, as the second tower of two does.
+    No weight that was found without the prefix may also be in the file with it; and no other prefix may have
+    half as many weights or more, as the second of two towers has.
     """
     missing, unexpected = set(loading.missing), set(loading.unexpected)
     coverage = Counter(
@@ -128,10 +128,10 @@ def _split_at_dots(name: str) -> Iterator[tuple[str, str]]:
 
 
 def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missing: bool) -> None:
-    """Raise StartupError for weights that are NaN, and for missing ones that matter to some output.
+    """Raise StartupError for weights that are NaN, and for missing ones that an output depends on.
 
-    Missing weights that no output depends on, such as those of an unused pooler, become NaN: should an input
-    reach them nevertheless, its request fails.
+    Missing weights that no output depends on, such as those of an unused pooler, are set to NaN: if an input
+    reaches them after all, its request fails.
     """
     if not allow_missing:
         _check_numbers(model, loadings)
@@ -148,7 +148,7 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
             for parameter in missing.values():
                 parameter.fill_(torch.nan)
         transformer = next((each for each in find_transformers(model) if each.model is loading.network), None)
-        if transformer is None:  # part of another network, which was recorded, too
+        if transformer is None:  # part of another network, which is recorded, too
             continue
         if not all(_is_finite(transformer, model, each) for each in _list_modalities(transformer)):
             raise StartupError(
@@ -159,10 +159,10 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
 
 @torch.no_grad()
 def _check_numbers(model: BaseModel, loadings: Sequence[Loading]) -> None:
-    """Raise StartupError for a weight with NaN, which a kernel of attention may turn into a wrong number.
+    """Raise StartupError for a weight with NaN, which attention kernels may turn into a wrong number.
 
-    Embeddings of single tokens may be NaN: texts without these tokens are computed. Networks that were built
-    without weights, as another engine computes them, have any numbers.
+    Embeddings of single tokens may be NaN: texts without these tokens can be computed. Networks that were
+    built without weights, because another engine computes them, contain arbitrary values.
     """
     loaded = {id(loading.network) for loading in loadings}
     unloaded = [each.model for each in find_transformers(model) if id(each.model) not in loaded]
@@ -173,7 +173,7 @@ def _check_numbers(model: BaseModel, loadings: Sequence[Loading]) -> None:
         for name, weights in module.named_parameters(prefix=path, recurse=False):
             if id(weights) in unread or weights.dtype not in _SUMMABLE:
                 continue
-            # The sum of half a model needs no memory, as a mask of all its values does.
+            # A sum needs almost no memory, unlike a mask of all values.
             if weights.sum(dtype=torch.float32).isnan() and weights.isnan().any():
                 raise StartupError(
                     f"weight {name!r} is NaN in the file, which is damaged; download or save it again, or"
@@ -190,7 +190,7 @@ def _check_shapes(loading: Loading) -> None:
 
 
 def _warn_of_dropped_layers(loading: Loading) -> None:
-    """Warn of weights like those of the network, but with other numbers: config.json has fewer layers."""
+    """Warn of weights of further layers: they are named like the network's, but with other numbers."""
     kinds = {_NUMBER.sub("*", name) for name in loading.network.state_dict()}
     prefix = f"{loading.network.base_model_prefix}."
     dropped = [name for name in loading.unexpected if _NUMBER.sub("*", name.removeprefix(prefix)) in kinds]
@@ -199,7 +199,7 @@ def _warn_of_dropped_layers(loading: Loading) -> None:
 
 
 def _find_parameters(loading: Loading) -> dict[str, Tensor]:
-    """Return the missing weights, without those that share their memory with weights of the file."""
+    """Return the missing weights, without those that share memory with weights from the file."""
     state = loading.network.state_dict(keep_vars=True)
     missing = set(loading.missing)
     found = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
@@ -222,7 +222,7 @@ def _is_finite(transformer: Transformer, model: BaseModel, modality: str) -> boo
         features = transformer.preprocess([_make_probe(modality, get_sampling_rate(model))])
         with torch.inference_mode():
             outputs = transformer.forward(batch_to_device(features, model.device))
-    except Exception:  # whatever a library raises for a made-up image
+    except Exception:  # a library may raise anything for a synthetic image
         if modality == "text":
             raise
         return True
@@ -236,7 +236,7 @@ def _make_probe(modality: str, sampling_rate: int | None) -> Any:
         return Image.new("RGB", (224, 224), (20, 120, 220))
     if modality == "audio":
         return {"array": np.zeros(sampling_rate or 16_000, np.float32), "sampling_rate": sampling_rate}
-    return {"text": _PROBE}
+    return {"text": PARITY_TEXTS[0]}
 
 
 def _describe_missing(loading: Loading, missing: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""Time the parts of a model while it computes requests, and its matrix products alone: for `profile`."""
+"""Time the parts of a model while it computes requests, and its matrix products alone, for `profile`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class _Product(NamedTuple):
 class TorchNetworkTimer:
     """Time one replica, which must compute one batch at a time.
 
-    network_s: the whole network; layers_s: of it, its transformers. What is left is pooling and heads.
+    network_s: time of the whole network; layers_s: the part that its transformers took; the rest is pooling
+        and heads.
     """
 
     def __init__(self, backend: TorchBackend) -> None:
@@ -52,7 +53,7 @@ class TorchNetworkTimer:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Note the matrix products of linear layers that are computed inside the block."""
+        """Record the matrix products of linear layers that are computed inside the block."""
         with ExitStack() as stack:
             for transformer in self._transformers:
                 for module in transformer.modules():
@@ -61,7 +62,7 @@ class TorchNetworkTimer:
             yield
 
     def time_products(self) -> float | None:
-        """Return how long the noted products take alone; None if there are none, as in int8."""
+        """Return how long the recorded products take alone; None if there are none, as in int8."""
         if not self._products:
             return None
         return sum(

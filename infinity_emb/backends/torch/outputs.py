@@ -58,7 +58,7 @@ class MaskedVectors:
 class ConcatenatedVectors:
     """Several vectors per item, concatenated: (T, D), `counts` of them per item.
 
-    num_skipped: first vectors of each item that are no part of its output.
+    num_skipped: number of vectors at the start of each item that are not part of its output.
     """
 
     vectors: Tensor
@@ -69,7 +69,7 @@ class ConcatenatedVectors:
         return replace(self, vectors=copy_to_host(self.vectors.float()))
 
     def to_entries(self) -> list[Float32Array]:
-        """Raise BackendFailed for a wrong number of vectors: items would get those of others."""
+        """Split the vectors. Raise BackendFailed for a wrong number: items would get those of others."""
         if sum(self.counts) != len(self.vectors):
             raise BackendFailed(f"got {len(self.vectors)} rows from the model for {sum(self.counts)} spans")
         entries = np.split(self.vectors.numpy(), np.cumsum(self.counts)[:-1])
@@ -86,7 +86,8 @@ class SparseOutput:
     vectors: Tensor
 
     def copy_to_host(self) -> SparseOutput:
-        return SparseOutput(copy_to_host(_to_strided(self.vectors).float()))
+        vectors = self.vectors if self.vectors.layout is torch.strided else self.vectors.to_dense()
+        return SparseOutput(copy_to_host(vectors.float()))
 
     def to_entries(self) -> list[SparseVector]:
         return [_compress(vector) for vector in self.vectors.numpy()]
@@ -109,7 +110,7 @@ class BlockOutputs:
 class TorchInFlightBatch:
     """A batch whose outputs are being copied to the host.
 
-    copied: recorded after the last copy; None if the outputs are there.
+    copied: recorded after the last copy; None if the outputs are on the host already.
     """
 
     blocks: list[BlockOutputs]
@@ -179,7 +180,3 @@ def split_token_embeddings(features: dict[str, Any], items: Sequence[Encoded]) -
         return list(torch.split(embeddings[0], [len(item.token_ids) for item in items]))
     masks = features["attention_mask"].bool()
     return [vectors[mask] for vectors, mask in zip(embeddings, masks, strict=True)]
-
-
-def _to_strided(vectors: Tensor) -> Tensor:
-    return vectors if vectors.layout is torch.strided else vectors.to_dense()

@@ -1,7 +1,7 @@
 """Refuse a model whose files name code or files elsewhere, unless its code is trusted.
 
-transformers ignores `auto_map` where it has a network of the same `model_type`, and then computes other
-numbers than the model's author: BERT in place of JinaBERT. So an `auto_map` counts as code, except for a few
+transformers ignores `auto_map` if it has a network of the same `model_type`, and then computes other outputs
+than the author's code does: BERT in place of JinaBERT. So an `auto_map` counts as code, except for a few
 architectures that were published with their own code and that transformers has added since.
 """
 
@@ -41,9 +41,9 @@ class OwnCodeError(ValueError):
 
 
 def check_own_code(folder: Path) -> None:
-    """Raise OwnCodeError for a folder, or one that it refers to, that names code which is not trusted.
+    """Raise OwnCodeError if a folder, or one that it refers to, names code.
 
-    Raises StartupError for a folder that it refers to and that must not be read.
+    Raises StartupError if it refers to a folder that must not be read.
     """
     waiting, seen = [folder], set()
     while waiting:
@@ -74,7 +74,7 @@ def _check_field(field: ConfigField, *, computes_network: bool) -> None:
 
 
 def _may_be_option(field: ConfigField) -> bool:
-    """Return whether a field is none of the loader's options that a model's files must not set."""
+    """Return false for an option of the loader that a model's files must not set."""
     if field.key.endswith(_IMPLEMENTATION_KEYS):
         return "/" not in str(field.value)  # code from the hub
     if field.key == "megatron_core":
@@ -90,7 +90,7 @@ def _is_added_since(field: ConfigField) -> bool:
 
 
 def _find_references(field: ConfigField) -> Iterator[Path]:
-    """Return the folder that a field makes the libraries read too: the base of an adapter, a tokenizer."""
+    """Yield the folder that a field makes the libraries read, too: the base of an adapter, a tokenizer."""
     if field.key not in _REFERENCES or not isinstance(field.value, str):
         return
     path = find_local_folder(field.value)

@@ -49,7 +49,7 @@ class PooledRows:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Start and end of each of the concatenated sequences."""
+    """Positions and lengths of the concatenated sequences."""
 
     runs: list[Run]
     cu_seq_lens: Tensor  # (B + 1,) int32, on the model's device
@@ -91,7 +91,7 @@ def grouped_attention(
     """Attend within each sequence, with torch's own kernel.
 
     query: (1, H, T, D); key, value: (1, H_kv, T, D), H a multiple of H_kv. Returns (1, T, H, D).
-    sliding_window: a token attends to those less than this far away, |i - j| < sliding_window.
+    sliding_window: a token attends to those closer than this, |i - j| < sliding_window.
     key_mask: for a padded batch instead of packed sequences: (B, S), 1 for tokens to attend to.
     Raises NotImplementedError for attention with a soft cap, sinks or a position bias.
     """
@@ -128,9 +128,9 @@ def varlen_attention(
     packed_layout: PackedLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute `grouped_attention` in one kernel, for CUDA in float16 or bfloat16.
+    """Compute the same as `grouped_attention` in one kernel, for CUDA in float16 or bfloat16.
 
-    Raises NotImplementedError also if torch's kernel takes no window and no scale (before torch 2.11).
+    Also raises NotImplementedError if torch's kernel takes no window and no scale (before torch 2.11).
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -166,7 +166,7 @@ def varlen_attention(
 
 
 def _is_pooled(layout: PackedLayout) -> bool:
-    """Return whether queries are those of the pooled tokens alone, as in the last layer."""
+    """Return whether there are queries for the pooled tokens only, as in the last layer."""
     return layout.pooled is not None and layout.pooled.key is not None
 
 
@@ -175,7 +175,7 @@ def _take_full_keys(
 ) -> Heads:
     """Return the queries (1, H, B, D) with the keys and values of all tokens, (1, H_kv, T, D).
 
-    Raises NotImplementedError where a token attends to a part of its sequence only.
+    Raises NotImplementedError if tokens attend to only a part of their sequence.
     """
     if is_causal or sliding_window is not None:
         raise NotImplementedError("pooled rows attend to their whole sequence")
@@ -202,13 +202,13 @@ def _attend_from_pooled(heads: Heads, layout: PackedLayout, options: dict[str, A
 
 
 def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, int]:
-    """Return the window for torch, which counts the neighbours on either side."""
+    """Return the window as torch takes it: the number of neighbours on either side."""
     reach = -1 if sliding_window is None else sliding_window - 1
     return (reach, 0) if is_causal else (reach, reach)
 
 
 def _share_heads(heads: Heads, parameters: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
-    """Let query heads share a key and value head, by the kernel's option or by copies (torch 2.11)."""
+    """Let query heads share key and value heads, by the kernel's option or by copies (torch 2.11)."""
     num_sharing = heads.query.shape[1] // heads.key.shape[1]
     if num_sharing == 1:
         return heads, {}
@@ -219,10 +219,10 @@ def _share_heads(heads: Heads, parameters: frozenset[str]) -> tuple[Heads, dict[
 
 
 def register() -> None:
-    """Register both kernels with transformers; may be repeated.
+    """Register both kernels with transformers; may be called repeatedly.
 
-    They have no mask function: without one transformers builds no mask. With one, even if it returns None,
-    its decoders read from the device whether the input is packed, and so wait for all earlier batches.
+    They have no mask function, so that transformers builds no mask. With one, even one that returns None, its
+    decoders read from the device whether the input is packed, and so wait for all earlier batches.
     """
     for name, function in ((GROUPED, grouped_attention), (VARLEN, varlen_attention)):
         AttentionInterface.register(name, function)
@@ -249,7 +249,7 @@ def _make_padded_mask(
     if band is None and is_causal:
         band = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     mask = key_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
-    # A token that attends to none, such as padding before a text, becomes 0 (torch 2.5 and newer).
+    # The output of a token that attends to none, such as padding on the left, is 0 (torch 2.5 and newer).
     return mask.expand(-1, 1, length, -1) if band is None else mask & band
 
 
@@ -280,4 +280,4 @@ def make_band_mask(
 def _check_supported(kwargs: dict[str, Any]) -> None:
     present = [name for name in _UNSUPPORTED if kwargs.get(name) not in (None, False)]
     if present:
-        raise NotImplementedError(f"packed attention does not know {', '.join(present)}")
+        raise NotImplementedError(f"packed attention does not support {', '.join(present)}")

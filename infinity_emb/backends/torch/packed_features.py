@@ -1,7 +1,7 @@
 """Concatenate sequences into the features of a packed batch.
 
-All that depends on the batch is in a few tables, filled on the host and copied to the device: features of the
-same number of texts and tokens differ only in what their tables hold.
+Everything that depends on the batch is in a few tables, filled on the host and copied to the device: features
+of equally many texts and tokens differ only in the values of the tables.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def make_features(
 ) -> dict[str, Any]:
     """Return the features that a model takes, views of the tables on its device.
 
-    lengths: of the texts; None if the tables will hold texts of other lengths.
-    max_length: no text is longer.
+    lengths: of the texts; None if the tables will hold texts of various lengths.
+    max_length: of the longest text.
     """
     input_ids, position_ids, seq_idx, type_ids = tables.tokens.unsqueeze(1)  # (1, T)
     cu_seq_lens, pooled_starts = tables.starts  # (B + 1,)
@@ -84,7 +84,7 @@ def make_features(
     read_starts = cu_seq_lens if pooled is None else pooled_starts  # pooling finds one token per text
     if lengths is not None:
         starts = np.cumsum([0, *lengths]) if pooled is None else np.arange(len(lengths) + 1)
-        # Modules of sentence-transformers ask for the list; the device would answer after earlier batches.
+        # Modules of sentence-transformers call `tolist`, which would wait for earlier batches on the device.
         setattr(read_starts, Tensor.tolist.__name__, starts.tolist)
     features: dict[str, Any] = {
         "input_ids": input_ids,
@@ -112,8 +112,8 @@ def make_features(
 def _count_positions(ids: Any, starts: Any, sequence: Any, first: int) -> Any:
     """Return the position of each token, (T,).
 
-    first: of a sequence's first token. Networks that begin after 0 pass over their padding token wherever a
-    text has it, and its position is its id, first - 1.
+    first: of a sequence's first token. Networks whose positions start above 0 skip their padding token
+        wherever it occurs; its position is its id, first - 1.
     """
     is_padding = ids == first - 1
     if not first or not is_padding.any():
@@ -148,7 +148,7 @@ def _fill_head_table(
 
 
 def _find_last_token(item: Encoded, skipped_token_id: int | None) -> int:
-    """Find it as decoder classifiers do: the last token that is not padding, the first if all are."""
+    """Return the index that decoder classifiers read: of the last token that is not padding, else 0."""
     if skipped_token_id is None:
         return len(item.token_ids) - 1
     kept = np.flatnonzero(item.token_ids != skipped_token_id)

@@ -1,7 +1,8 @@
 """Packed input for models with a head: classifiers, rerankers, yes/no rerankers on language models.
 
-Their head reads certain positions of a padded batch. `PackedBase` replaces the network beneath the head: it
-runs the network on packed sequences and passes the hidden states that the head reads as a (B, k, H) batch.
+The head reads certain positions of a padded batch. `PackedBase` replaces the network beneath the head: it
+runs the network on packed sequences, and passes on the hidden states that the head reads as a (B, k, H)
+batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class PackedBase(torch.nn.Module):
         self.network = network
 
     def __getattr__(self, name: str) -> Any:
-        """Return attributes of the network that the model around it reads."""
+        """Return an attribute of the network, as the model around it reads some."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -64,7 +65,7 @@ class PackedBase(torch.nn.Module):
 
 
 def wrap_base(model: PreTrainedModel) -> bool:
-    """Wrap the network beneath a model's head; return False if the model does not name it."""
+    """Wrap the network beneath a model's head; return false if the model does not name it."""
     prefix = model.base_model_prefix
     network = getattr(model, prefix, None) if prefix else None
     if not isinstance(network, torch.nn.Module) or isinstance(network, PackedBase):

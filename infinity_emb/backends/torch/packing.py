@@ -25,8 +25,8 @@ from infinity_emb.backends.torch.layout_check import compute_vectors, get_tolera
 from infinity_emb.backends.torch.padding_token import NO_TOKEN_ID
 from infinity_emb.items import Encoded, ForwardSpec, TokenIds
 
-# Features for packed attention and for sentence-transformers' flat pooling; the transformer module must pass
-# them on although the network's forward does not name them.
+# Features for packed attention and for sentence-transformers' flat pooling; the Transformer module must pass
+# them on, although the network's `forward` does not name them.
 PACKED_FEATURES = frozenset({"packed_layout", "cu_seq_lens_q", "packed_sequences", "key_mask"})
 
 _MAX_CHECKED_TOKENS = 1100
@@ -91,7 +91,7 @@ def choose_layout(
 def _list_layouts(
     torch_model: TorchModel, transformer: Transformer, packed: InputLayout, spec: ForwardSpec
 ) -> list[InputLayout]:
-    """Return packed layouts to try, each first with a last layer that computes only what is read."""
+    """Return the packed layouts to try, each first with a last layer that computes only pooled tokens."""
     layouts = []
     for reads in _HEAD_READS[str(transformer.transformer_task)]:
         layout = replace(packed, reads=reads)
@@ -112,16 +112,16 @@ def install_packing(transformer: Transformer, kernel: str, layout: InputLayout) 
     if layout.pooled_token is not None:
         last_layer.install(transformer.model)
     for network in transformer.model.modules():
-        if isinstance(network, PreTrainedModel):  # GPT-2 reads two token ids from the device for it
-            setattr(network, PreTrainedModel.warn_if_padding_and_no_attention_mask.__name__, _warn_of_nothing)
+        if isinstance(network, PreTrainedModel):  # in GPT-2, the warning reads token ids from the device
+            setattr(network, PreTrainedModel.warn_if_padding_and_no_attention_mask.__name__, _skip_warning)
     if transformer.model_forward_params is not None:
         transformer.model_forward_params = transformer.model_forward_params | PACKED_FEATURES
     if layout.reads != "flat" and not packed_heads.wrap_base(transformer.model):
         raise ValueError("the network beneath the head has no name")
 
 
-def _warn_of_nothing(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Replace the warning of padding without a mask, which packed input cannot have."""
+def _skip_warning(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Replace the warning about padding without a mask, which packed input cannot have."""
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _temporary_packing(transformer: Transformer, kernel: str, layout: InputLayou
 
 
 def _mixes_tokens(model: torch.nn.Module) -> bool:
-    """Return whether a module behind the network reads neighbouring tokens, also those of other texts."""
+    """Return whether a module after the network reads neighbouring tokens, even those of other texts."""
     return any(isinstance(module, (CNN, LSTM)) for module in model.modules())
 
 
@@ -153,22 +153,22 @@ def _find_obstacle(transformer: Transformer) -> str | None:
     """Return why a transformer's inputs cannot be packed; None if it is worth a try."""
     network = transformer.model
     if not network.is_backend_compatible():  # type: ignore[no-untyped-call]  # transformers has no annotation
-        own_code = f"{network.config.model_type} has attention code of its own"
+        own_code = f"{network.config.model_type} has its own attention code"
         return str(getattr(network, "padding_reason", own_code))
     text = transformer.modality_config.get("text") or transformer.modality_config.get("message")
     if text is None or text["method"] != "forward":
         return "its texts do not go through the model's own forward"
     if _reads_media(transformer):
-        return "images or audio go the way of its texts, with masks of their own"
+        return "images or audio share the network of its texts, with other masks"
     if transformer.transformer_task not in _HEAD_READS:
         return f"its task is {transformer.transformer_task}"
     if not _has_input_embeddings(network):
-        return "it has no table of words to make probes of"
+        return "it has no embedding table to choose probe tokens from"
     return None
 
 
 def _reads_media(transformer: Transformer) -> bool:
-    """Return whether the texts' network also reads images or audio, which the check does not cover."""
+    """Return whether the network for texts also reads images or audio, which the check does not cover."""
     config: Any = transformer.modality_config
     media = [name for name in config if not _MEDIA.isdisjoint([name] if isinstance(name, str) else name)]
     return any("message" in config or config[name]["method"] == "forward" for name in media)

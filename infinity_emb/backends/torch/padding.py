@@ -7,7 +7,7 @@ def group_by_length(lengths: list[int], *, max_padding: float) -> list[tuple[int
     """Cut a batch into runs that may be padded to one length.
 
     lengths: token counts in ascending order.
-    max_padding: the most of a group, as a fraction, that may be padding.
+    max_padding: maximum fraction of padding in a group.
     Returns (start, end) pairs that cover the whole list in order.
     """
     groups: list[tuple[int, int]] = []

@@ -1,8 +1,8 @@
 """Give a padding token to tokenizers that have none, such as those of GPT-2, Llama and Mistral.
 
 sentence-transformers pads even a single text, and transformers refuses to pad without such a token. Padding
-is masked, so its token changes nothing; but it needs an embedding, which a token that was added to the
-tokenizer alone does not have.
+is masked, so any token will do; but it needs an embedding, which a token that was added only to the tokenizer
+does not have.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sentence_transformers.base.model import BaseModel
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.backends.torch.vocabulary import count_embeddings
 
-# Value of a classifier's `pad_token_id`: its head searches a text for the last other token, and must not pass
-# over an end token that belongs to the text.
+# `pad_token_id` for classifiers: the head looks for the last token with another id, and must not skip an end
+# token that belongs to the text.
 NO_TOKEN_ID = -1
 
 

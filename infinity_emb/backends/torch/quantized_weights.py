@@ -10,13 +10,13 @@ from infinity_emb.errors import one_line
 
 
 def find_missing_package(quantization: dict[str, Any]) -> str:
-    """Say which package is missing, or return ""; loading finds what else is wrong.
+    """Name the missing package, or return ""; loading reports any other problem.
 
     quantization: the `quantization_config` of the model's configuration.
     """
-    options: Any = AutoHfQuantizer  # it has no hints
+    quantizer: Any = AutoHfQuantizer  # untyped
     try:
-        options.from_config(quantization, pre_quantized=True).validate_environment(device_map=None)
+        quantizer.from_config(quantization, pre_quantized=True).validate_environment(device_map=None)
     except ImportError as exc:
         method = quantization.get("quant_method") or "bitsandbytes"  # whose configurations need not name it
         return f"has weights of {method!r}: {one_line(exc, 400)}"

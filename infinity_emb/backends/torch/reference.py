@@ -1,7 +1,7 @@
 """Compute with sentence-transformers itself, the reference for a served model.
 
-The model is loaded again, in float32, and computes one input at a time, so without padding. Only public
-methods are used; their exceptions are translated here.
+The model is loaded again, in float32, and computes one input at a time, without padding. Only public methods
+are used; their exceptions are translated here.
 """
 
 from __future__ import annotations
@@ -61,19 +61,16 @@ class Reference:
             return np.array(scores, dtype=np.float32).reshape(len(documents))
         with _translate_errors():
             query_vectors = self._model.encode_query([query], show_progress_bar=False)
-            scores = [
-                self._model.similarity(query_vectors, self._encode_document(document))[0, 0]
-                for document in documents
-            ]
-            return np.array(list(map(float, scores)), dtype=np.float32)
+            similarities = []
+            for document in documents:
+                vectors = self._model.encode_document([document], show_progress_bar=False)
+                similarities.append(float(self._model.similarity(query_vectors, vectors)[0, 0]))
+            return np.array(similarities, dtype=np.float32)
 
     def classify(self, text: str | Pair) -> Float32Array:
         """Return (L,) float32 logits."""
         value = tuple(text) if isinstance(text, Pair) else text
         return self._predict(value, activation_fn=torch.nn.Identity())
-
-    def _encode_document(self, document: str) -> Any:
-        return self._model.encode_document([document], show_progress_bar=False)
 
     def _encode(self, value: Any, task: str | None) -> Float32Array:
         encode: Callable[..., Any] = getattr(self._model, "encode" if task is None else f"encode_{task}")
@@ -86,7 +83,7 @@ class Reference:
             return _to_array(encode([value], **options)[0])
 
     def _predict(self, value: Any, **options: Any) -> Float32Array:
-        """Return (L,), also for one label.
+        """Return (L,), even for one label.
 
         A single text is not passed in a list, which `predict` would take for a pair.
         """

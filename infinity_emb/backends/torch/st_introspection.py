@@ -1,4 +1,4 @@
-"""Read from a loaded sentence-transformers model what it can do and how it takes its inputs."""
+"""Inspect a loaded sentence-transformers model: its capabilities, limits and input modules."""
 
 from __future__ import annotations
 
@@ -178,10 +178,10 @@ def excludes_prompt(model: BaseModel) -> bool:
 def count_prompt_tokens(transformer: Transformer, prompt: str) -> int:
     """Count the leading tokens of a prompt as sentence-transformers does: without an end token.
 
-    Its own function would take a prompt that is a URL or a path for an image, and open it.
+    Its own function would take a prompt that is a URL or a path to be an image, and open it.
     """
     if "message" in transformer.modality_config:
-        return 0  # sentence-transformers does not count in a chat template
+        return 0  # sentence-transformers does not count prompts in a chat template
     ids = transformer.preprocess([{"text": prompt}]).get("input_ids")
     if ids is None or not ids.shape[-1]:
         return 0
@@ -191,7 +191,7 @@ def count_prompt_tokens(transformer: Transformer, prompt: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """ColBERT's query expansion: short queries are filled up with a token that gets vectors too."""
+    """ColBERT's query expansion: short queries are filled up with a token that gets vectors, too."""
 
     length: int
     token_id: int
@@ -199,7 +199,7 @@ class Expansion:
 
     @classmethod
     def resolve(cls, transformer: Transformer) -> Expansion | None:
-        """Return it as sentence-transformers does: with the named token, else [MASK], else the end token."""
+        """Choose the token as sentence-transformers does: the named one, else [MASK], else the end token."""
         expansion, tokenizer = transformer.query_expansion, transformer.tokenizer
         if expansion is None or tokenizer is None:
             return None

@@ -36,7 +36,7 @@ _CLASSES: dict[ModelKind, type[BaseModel]] = {
     ModelKind.sparse: SparseEncoder,
     ModelKind.multivector: MultiVectorEncoder,
 }
-# Those that are added where a model of another kind is loaded.
+# Modules with weights that sentence-transformers adds to a model of another kind.
 _TRAINED_MODULES = ("Dense", "SparseAutoEncoder")
 
 
@@ -76,7 +76,7 @@ def load_sentence_transformers_model(
 def _check_modules(model: BaseModel, folder: Path) -> None:
     """Raise StartupError for a module that sentence-transformers has added, with random weights.
 
-    It does so for a model of another kind, to be trained further.
+    It adds modules to a model of another kind, so that they can be trained.
     """
     saved = {module.class_name for module in list_modules(folder)}
     architectures = read_object(folder / "config.json").get("architectures") or []
@@ -103,7 +103,7 @@ def _adapt(model: BaseModel, options: ModelOptions, dtype: torch.dtype) -> None:
 
 
 def _move_skiplists(model: BaseModel) -> None:
-    """Move the ids of tokens without a vector to the device, to which each batch would copy them."""
+    """Move the ids of tokens without a vector to the device; otherwise each batch copies them."""
     for module in model.modules():
         if isinstance(module, MultiVectorMask) and module._skiplist_ids is not None:
             module._skiplist_ids = module._skiplist_ids.to(model.device)

@@ -17,8 +17,8 @@ def preprocess(
 ) -> dict[str, Any]:
     """Return the features of one input, whose modality is passed explicitly.
 
-    sentence-transformers takes a bare text or prompt that is a URL or path of an image for that image, and
-    would open it; a router would send it to the images' modules.
+    sentence-transformers takes a bare text or prompt that is the URL or path of an image to be that image,
+    and opens it; a router sends it to the modules for images.
     """
     is_text = get_modality(value) is Modality.text
     if is_text and prompt and _joins_prompts(get_input_module(model, task)):
@@ -29,14 +29,14 @@ def preprocess(
 
 
 def get_modality(value: Input) -> Modality:
-    """Return how a model sees the input; everything but images and audio is text."""
+    """Return the modality of an input; everything but images and audio is text."""
     if isinstance(value, ImageInput):
         return Modality.image
     return Modality.audio if isinstance(value, AudioInput) else Modality.text
 
 
 def _joins_prompts(module: object) -> bool:
-    """Return whether the module joins prompt and text; it then also reads the prompt alone."""
+    """Return whether the module joins prompt and text, and then also reads the prompt alone."""
     return isinstance(module, Transformer) and "message" not in module.modality_config
 
 

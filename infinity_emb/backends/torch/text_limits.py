@@ -1,4 +1,4 @@
-"""Find how long texts may be: a model's files may allow more tokens than its network has positions for."""
+"""Limit the length of texts: a model's files may allow more tokens than its network has positions for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from infinity_emb.errors import StartupError
 
 logger = logging.getLogger("infinity_emb")
 
-# Names of tables of absolute positions in the networks of transformers; rotary and relative positions have
-# none.
+# Attributes with tables of absolute positions in transformers' networks; rotary and relative positions have
+# no table.
 _TABLE_NAMES = ("position_embeddings", "position_embedding", "wpe", "embed_positions", "pos_embed")
 _MEDIA = ("vision", "visual", "image", "audio", "video")
 

@@ -1,8 +1,8 @@
 """Check that loaded tokenizers are those that a model's files describe.
 
-transformers builds a tokenizer of the class that the files name, or that goes with the network, from the
-vocabulary in `tokenizer.json`. If the class is another one than wrote the file, texts become other tokens,
-and if the file is missing, it makes one of special tokens alone.
+transformers builds a tokenizer from the vocabulary in `tokenizer.json`, with the class that the files name or
+that belongs to the network. If another class wrote the file, texts get other tokens; if the file is missing,
+the tokenizer has special tokens only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from infinity_emb.preprocessing.fast_tokenizer import open_tokenizer
 logger = logging.getLogger("infinity_emb")
 
 _FILE = "tokenizer.json"
-# Lower case without accents: what options of a tokenizer may change is not in them.
+# Lower case without accents, so that no option of a tokenizer changes them.
 _PLAIN_TEXTS = (
     "the quick brown fox jumps over the lazy dog 3 times.",
     "paris is the capital of france, and 2 + 2 = 4",
@@ -36,11 +36,13 @@ _PLAIN_TEXTS = (
 _NUM_VOCABULARY_WORDS = 40
 _MIN_WORDS = 8
 _MIN_WORD_LETTERS = 4
-# Share of the vocabulary's own words that become themselves; of a tokenizer without its merges, none does.
+# Least share of the vocabulary's words that become their own tokens; without its merges, a tokenizer has
+# none.
 _MIN_KEPT_WORDS = 0.25
-# Below this share of common tokens a tokenizer is another one; a space more or less at the start leaves more.
+# With a smaller share of common tokens, it is another tokenizer; a space more or less at the start changes
+# less.
 _MIN_COMMON_TOKENS = 0.5
-# Vocabularies are shorter than the table of embeddings by a few entries, unless they were cut.
+# A vocabulary is smaller than the embedding table by a few entries at most, unless it was cut off.
 _MIN_VOCABULARY_SHARE = 0.75
 _MAX_SHOWN = 12
 _MAX_SHOWN_CHARS = 100
@@ -107,8 +109,8 @@ def _check_words(tokenizer: Any, folder: Path) -> None:
     if sum(is_kept) < _MIN_KEPT_WORDS * len(words):
         word = words[is_kept.index(False)][0]
         raise StartupError(
-            f"the tokenizer in {folder}, a {type(tokenizer).__name__}, does not find its own words: of"
-            f" {word!r} it makes {_show(loaded, word)}; its files are not whole, or are of another class"
+            f"the tokenizer in {folder}, a {type(tokenizer).__name__}, does not find its own words: {word!r}"
+            f" becomes {_show(loaded, word)}; its files are incomplete, or of another class"
         )
 
 
@@ -129,7 +131,7 @@ def _choose_words(tokenizer: Tokenizer) -> list[tuple[str, int]]:
 
 
 def _compare_with_file(transformer: Transformer, folder: Path) -> None:
-    """Tokenize probe texts by the file and by the tokenizer that was loaded."""
+    """Tokenize probe texts with the tokenizer in the file and with the one that was loaded."""
     tokenizer: Any = transformer.tokenizer
     by_file = _prepare(open_tokenizer(folder / _FILE))
     loaded = _prepare(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
@@ -140,14 +142,14 @@ def _compare_with_file(transformer: Transformer, folder: Path) -> None:
     if share < _MIN_COMMON_TOKENS:
         text = min(plain_texts, key=lambda each: _share_tokens(_encode(by_file, each), _encode(loaded, each)))
         raise StartupError(
-            f"the loaded tokenizer, a {name}, is not the one that {folder / _FILE} describes: of"
-            f" {text[:60]!r} it makes {_show(loaded, text)}, and the file {_show(by_file, text)}; {remedy}"
+            f"the loaded tokenizer, a {name}, is not the one that {folder / _FILE} describes: {text[:60]!r}"
+            f" becomes {_show(loaded, text)} instead of {_show(by_file, text)}; {remedy}"
         )
     rich_texts = [text.lower() if transformer.do_lower_case else text for text in PARITY_TEXTS]
     for text in [*plain_texts, *rich_texts]:
         if _encode(by_file, text) != _encode(loaded, text):
             logger.warning(
-                "the loaded tokenizer, a %s, differs from %s: of %r it makes %s; %s",
+                "the loaded tokenizer, a %s, differs from %s: %r becomes %s; %s",
                 name,
                 folder / _FILE,
                 text[:60],
@@ -159,7 +161,7 @@ def _compare_with_file(transformer: Transformer, folder: Path) -> None:
 
 
 def _compare_special_tokens(tokenizer: Any, by_file: Tokenizer, loaded: Tokenizer, folder: Path) -> None:
-    """Warn of start and end tokens that the files ask for and texts do not get."""
+    """Warn of start and end tokens that the files request and texts do not get."""
     config = read_object(folder / "tokenizer_config.json")
     text = _PLAIN_TEXTS[0]
     ids = loaded.encode(text).ids
@@ -197,14 +199,14 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _join_words(tokenizer: Tokenizer) -> str:
-    """Return a text of the file's own words, for vocabularies of no natural language."""
+    """Return a text of words from the vocabulary, which may not be of a natural language."""
     words = [name.strip("▁Ġ") for name in tokenizer.get_vocab(with_added_tokens=False)]
     words = sorted(word for word in words if word.isascii() and word.isalnum() and word == word.lower())
     return " ".join(words[:: max(1, len(words) // _NUM_VOCABULARY_WORDS)][:_NUM_VOCABULARY_WORDS])
 
 
 def _share_tokens(expected: Sequence[int], ids: Sequence[int]) -> float:
-    """Return the share of tokens that both have, of the longer one; 1 if both are empty."""
+    """Return the number of common tokens, relative to the longer sequence; 1 if both are empty."""
     if expected == ids:
         return 1.0
     num_common = sum((Counter(expected) & Counter(ids)).values())
@@ -218,7 +220,7 @@ def _show(tokenizer: Tokenizer, text: str) -> str:
 def _show_difference(
     loaded: Tokenizer, by_file: Tokenizer, text: str, *, add_special_tokens: bool = False
 ) -> str:
-    """Show the tokens from the first different one on, with their ids, which may be all that differs."""
+    """Show the tokens from the first different one on, with their ids, as only these may differ."""
     ours, theirs = (each.encode(text, add_special_tokens=add_special_tokens) for each in (loaded, by_file))
     pairs = zip(ours.ids, theirs.ids, strict=False)
     start = next((place for place, (id_, other) in enumerate(pairs) if id_ != other), 0)
@@ -226,4 +228,4 @@ def _show_difference(
         " ".join(f"{token} ({id_})" for token, id_ in zip(each.tokens[start:], each.ids[start:], strict=True))
         for each in (ours, theirs)
     ]
-    return f"{shown[0][:_MAX_SHOWN_CHARS]}, and by the file {shown[1][:_MAX_SHOWN_CHARS]}"
+    return f"{shown[0][:_MAX_SHOWN_CHARS]} instead of {shown[1][:_MAX_SHOWN_CHARS]}"

@@ -1,7 +1,7 @@
 """Refuse texts with tokens that the network has no embedding for.
 
-Tokens that were added to a tokenizer, but not to its network, have such ids. On a CPU computing them fails,
-on CUDA it ends the process.
+Tokens that were added to a tokenizer, but not to its network, have such ids. Computing them fails on a CPU,
+and ends the process on CUDA.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def has_token_vectors(model: BaseModel, kind: ModelKind) -> bool:
 
 
 class PythonVocabulary:
-    """Vocabulary of a tokenizer written in Python, which is used by one thread at a time.
+    """Vocabulary of a tokenizer written in Python, which one thread at a time may use.
 
-    Its tokens have no position in the text.
+    Its tokens have no span.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_embeddings: int | None) -> None:

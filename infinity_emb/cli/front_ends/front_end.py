@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 
 from fastapi import FastAPI
 
-from infinity_emb.backends.registry import leave_threads
+from infinity_emb.backends.registry import use_one_thread
 from infinity_emb.cli.front_ends.client import EngineClient
 from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
@@ -43,7 +43,7 @@ def run_front_end(
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process
-    leave_threads()
+    use_one_thread()
     client = EngineClient()
     remote = [
         RemoteEngine(engine, client, number, num_front_ends=num_front_ends)

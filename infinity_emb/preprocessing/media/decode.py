@@ -35,7 +35,7 @@ MAX_PIXELS = 64_000_000
 """Above the 50 megapixels of a phone's camera; 256 MB once decoded."""
 
 MAX_SIDE_PIXELS = 65_535
-"""The limit of JPEG; a TIFF file may store each row by itself, which is slow to decode."""
+"""The limit of JPEG; a TIFF file may store each row separately, which is slow to decode."""
 
 MAX_SLOW_BYTES = 2**20
 

@@ -59,12 +59,12 @@ class DecoderProcess:
         self._is_killed = False
 
     def decode_image(self, data: bytes, reserve: Reserve) -> Pixels:
-        """Implement `Decoder`; raise ImageCorruption also for a file that takes too long."""
+        """Implement `Decoder`; also raise ImageCorruption for a file that takes too long."""
         pixels: Pixels = self._decode({"kind": "image"}, data, reserve, ImageCorruption)
         return pixels
 
     def decode_audio(self, data: bytes, sampling_rate: int, reserve: Reserve) -> Samples:
-        """Implement `Decoder`; raise AudioCorruption also for a file that takes too long."""
+        """Implement `Decoder`; also raise AudioCorruption for a file that takes too long."""
         job = {"kind": "audio", "sampling_rate": sampling_rate}
         samples: Samples = self._decode(job, data, reserve, AudioCorruption)
         return samples

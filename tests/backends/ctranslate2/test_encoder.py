@@ -83,7 +83,7 @@ def test_a_gpu_computes_half_precision_where_it_can(
 def test_a_format_that_the_device_does_not_compute_is_refused_with_those_that_it_does(
     machine: Callable[..., None], dtype: str
 ) -> None:
-    with pytest.raises(StartupError, match=f"--dtype {dtype} is not what .* this cpu; use float32, int8$"):
+    with pytest.raises(StartupError, match=f"--dtype {dtype} is not supported .* cpu; use float32, int8$"):
         choose_target(args(dtype=dtype))
 
 
@@ -109,7 +109,7 @@ def test_a_device_that_is_not_here_is_refused(
             (0, 1),
             "--device-id has 2 devices.* on one of them; start a server for each, or use --engine torch",
         ),
-        ((2,), r"--device-id 2 is not here: there are 2 devices, from 0"),
+        ((2,), r"--device-id 2 does not exist: there are 2 devices, from 0"),
     ],
 )
 def test_a_model_is_on_one_gpu_that_is_here(

@@ -332,7 +332,7 @@ def test_a_cache_that_cannot_be_written_is_named(
                 query_length=32,
                 query_expansion={"strategy": "fixed", "length": 32, "token": "[MASK]", "attend": False},
             ),
-            "its queries are filled up with tokens that the others do not see",
+            "its queries are filled up with tokens that the other tokens do not attend to",
         ),
         (
             lambda folder: save_small_classifier(folder, "bert", is_decoder=True),

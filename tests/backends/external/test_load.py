@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from infinity_emb.backends.external.load import difference_to_torch
+from infinity_emb.backends.external.load import describe_difference
 from infinity_emb.backends.external.network import ExternalNetwork
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.config.engine_args import EngineArgs
@@ -80,7 +80,7 @@ def probe(request: Any, tmp_path_factory: Any) -> Probe:
 
 def difference(probe: Probe, change: Callable[[Any], Any], dtype: Dtype, *, is_named: bool = False) -> str:
     network = _Network(probe.transformer, change(probe.transformer.model))
-    return difference_to_torch(network, probe, ARGS, origin="a file", dtype=dtype, is_named=is_named)
+    return describe_difference(network, probe, ARGS, origin="a file", dtype=dtype, is_named=is_named)
 
 
 @pytest.mark.parametrize("dtype", [Dtype.int8, Dtype.float16, Dtype.bfloat16, Dtype.float32])
@@ -143,4 +143,4 @@ def test_lack_of_memory_says_nothing_of_the_graph(
 
     network = Failing(probe.transformer, probe.transformer.model)
     with pytest.raises(expected):
-        difference_to_torch(network, probe, ARGS, origin="a file", dtype=Dtype.int8)
+        describe_difference(network, probe, ARGS, origin="a file", dtype=Dtype.int8)

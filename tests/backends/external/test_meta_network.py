@@ -19,7 +19,7 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from infinity_emb import AsyncEmbeddingEngine
 from infinity_emb.backends.external.meta_network import empty_networks
-from infinity_emb.backends.external.onnx_export import exported_graph
+from infinity_emb.backends.external.onnx_export import get_exported_graph
 from infinity_emb.backends.registry import load_model
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.errors import StartupError
@@ -54,7 +54,7 @@ def args_of(folder: Path, **options: Any) -> EngineArgs:
 
 def without_weights(folder: Path, target: Path, network: Transformer, name: str = "model.onnx") -> Path:
     """A copy as people publish them for other runtimes: a graph, and the network's weights left out."""
-    graph = exported_graph(network, args_of(folder), ModelFiles(folder, "folder", None)).ensure()
+    graph = get_exported_graph(network, args_of(folder), ModelFiles(folder, "folder", None)).ensure()
     shutil.copytree(folder, target)
     for path in (target, target / "0_Transformer"):
         (path / "model.safetensors").unlink(missing_ok=True)

@@ -12,9 +12,9 @@ import pytest
 from infinity_emb.backends.onnx import session as onnx_session
 from infinity_emb.backends.onnx.session import (
     choose_provider,
+    make_provider_options,
+    make_session_options,
     open_session,
-    provider_options,
-    session_options,
 )
 from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits
 from infinity_emb.config.engine_args import EngineArgs
@@ -97,7 +97,7 @@ def options_of(
     names = {each.name: each.onnx_name for each in onnx_session._PROVIDERS.values()}
     offered.append(names[provider])
     given = args(onnx_provider=provider, **options)
-    return provider_options(choose_provider(given), given, dtype, folder)
+    return make_provider_options(choose_provider(given), given, dtype, folder)
 
 
 def test_cuda_computes_float32_in_float32(offered: list[str]) -> None:
@@ -122,11 +122,11 @@ def test_tensorrt_builds_one_engine_for_all_shapes(offered: list[str], tmp_path:
     """It would build another one while serving, for minutes, whenever a batch has a new shape."""
     offered.insert(0, TENSORRT)
     given = args(device="tensorrt")
-    told = provider_options(choose_provider(given), given, Dtype.float16, tmp_path, ShapeLimits(64, 512))
+    told = make_provider_options(choose_provider(given), given, Dtype.float16, tmp_path, ShapeLimits(64, 512))
     shapes = {name: told[f"trt_profile_{name}_shapes"].split(",") for name in ("min", "opt", "max")}
     assert [shapes[name][0] for name in shapes] == ["input_ids:1x1", "input_ids:64x128", "input_ids:64x512"]
     assert {len(each) for each in shapes.values()} == {4}
-    without = provider_options(choose_provider(given), given, Dtype.float16, tmp_path)
+    without = make_provider_options(choose_provider(given), given, Dtype.float16, tmp_path)
     assert told.items() > without.items()
     assert not [name for name in without if "profile" in name]
 
@@ -140,10 +140,10 @@ def test_others_are_told_their_device_at_most(
 
 def test_threads_and_optimisation_are_as_the_options_say() -> None:
     levels = onnxruntime.GraphOptimizationLevel
-    assert session_options(args()).intra_op_num_threads == num_usable_cpus()
-    assert session_options(args(threads=3)).intra_op_num_threads == 3
-    assert session_options(args()).graph_optimization_level == levels.ORT_ENABLE_ALL
-    plain = session_options(args(onnx_disable_optimize=True))
+    assert make_session_options(args()).intra_op_num_threads == num_usable_cpus()
+    assert make_session_options(args(threads=3)).intra_op_num_threads == 3
+    assert make_session_options(args()).graph_optimization_level == levels.ORT_ENABLE_ALL
+    plain = make_session_options(args(onnx_disable_optimize=True))
     assert plain.graph_optimization_level == levels.ORT_DISABLE_ALL
 
 
@@ -170,7 +170,7 @@ def test_a_node_that_tensorrt_cannot_compute_stays_on_the_gpu(
     offered[:0] = [TENSORRT, CUDA]
     given = args(device="tensorrt", device_id=(3,))
     provider = choose_provider(given)
-    told = provider_options(provider, given, Dtype.float16, tmp_path)
+    told = make_provider_options(provider, given, Dtype.float16, tmp_path)
     open_session(Path("model.onnx"), provider, told, given)
     offered.remove(CUDA)
     open_session(Path("model.onnx"), provider, told, given)

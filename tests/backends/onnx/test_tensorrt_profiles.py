@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits, choose_shape_limits, profile_options
+from infinity_emb.backends.onnx.tensorrt_profiles import (
+    ShapeLimits,
+    choose_shape_limits,
+    make_profile_options,
+)
 from infinity_emb.config.engine_args import EngineArgs
 
 
@@ -40,7 +44,7 @@ def test_a_sparse_model_s_box_has_room_for_the_scores_of_all_words() -> None:
 
 
 def test_the_options_are_tensorrt_s_words() -> None:
-    told = profile_options(ShapeLimits(128, 512))
+    told = make_profile_options(ShapeLimits(128, 512))
     inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
     assert told == {
         "trt_profile_min_shapes": ",".join(f"{name}:1x1" for name in inputs),
@@ -54,7 +58,7 @@ def test_the_options_are_tensorrt_s_words() -> None:
 def test_what_is_made_fastest_lies_in_the_box(max_tokens: int, batch_size: int) -> None:
     limits = choose_shape_limits(max_tokens, args(batch_size=batch_size))
     assert limits is not None
-    told = profile_options(limits)["trt_profile_opt_shapes"]
+    told = make_profile_options(limits)["trt_profile_opt_shapes"]
     items, tokens = (int(each) for each in told.partition(",")[0].partition(":")[2].split("x"))
     assert 1 <= items <= limits.max_items <= batch_size
     assert 1 <= tokens <= limits.max_tokens == max_tokens

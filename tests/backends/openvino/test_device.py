@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infinity_emb.backends.openvino.device import choose_device, choose_dtype, properties
+from infinity_emb.backends.openvino.device import choose_device, choose_dtype, make_properties
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_usable_cpus
@@ -44,7 +44,7 @@ def test_a_gpu_of_intel_goes_before_the_cpu(
     ("options", "available", "message"),
     [
         ({"device": "xpu"}, ["CPU", "NPU"], r"--device xpu .* OpenVINO sees CPU, NPU; install the driver"),
-        ({"device": "xpu", "device_id": (1,)}, ONE_GPU, "number 1 is not here: OpenVINO sees CPU, GPU;"),
+        ({"device": "xpu", "device_id": (1,)}, ONE_GPU, "number 1 does not exist: OpenVINO sees CPU, GPU;"),
         ({"device": "xpu", "device_id": (0, 1)}, TWO_GPUS, "--device-id has 2 devices.* on one of them"),
         ({"device": "cuda"}, ONE_GPU, "--device cuda is not for --engine openvino; use xpu, cpu or auto"),
         ({"device": "mps"}, ["CPU"], "--device mps is not for --engine openvino"),
@@ -93,7 +93,7 @@ def test_a_format_that_the_device_does_not_compute_is_refused(dtype: str, messag
 )
 @pytest.mark.parametrize("device", ["CPU", "GPU.1"])
 def test_the_number_format_is_never_left_to_the_device(device: str, dtype: Dtype, hint: str) -> None:
-    assert properties(args(), device, dtype, num_replicas=1)["INFERENCE_PRECISION_HINT"] == hint
+    assert make_properties(args(), device, dtype, num_replicas=1)["INFERENCE_PRECISION_HINT"] == hint
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_number_format_is_never_left_to_the_device(device: str, dtype: Dtype
 def test_replicas_divide_the_threads_that_may_be_used(
     options: dict[str, Any], num_replicas: int, num_threads: int, num_streams: int
 ) -> None:
-    told = properties(args(**options), "CPU", Dtype.float32, num_replicas=num_replicas)
+    told = make_properties(args(**options), "CPU", Dtype.float32, num_replicas=num_replicas)
     assert (told["INFERENCE_NUM_THREADS"], told["NUM_STREAMS"]) == (num_threads, num_streams)
     assert told["ENABLE_CPU_PINNING"] is False
-    assert "NUM_STREAMS" not in properties(args(**options), "GPU", Dtype.float32, num_replicas=1)
+    assert "NUM_STREAMS" not in make_properties(args(**options), "GPU", Dtype.float32, num_replicas=1)

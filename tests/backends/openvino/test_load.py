@@ -20,7 +20,7 @@ from infinity_emb.backends.external import graph_loader as graph_loading
 from infinity_emb.backends.external import onnx_export
 from infinity_emb.backends.openvino import load as openvino_backend
 from infinity_emb.backends.openvino.compile import compile_graph
-from infinity_emb.backends.openvino.device import properties
+from infinity_emb.backends.openvino.device import make_properties
 from infinity_emb.backends.openvino.network import OpenVinoNetwork
 from infinity_emb.backends.openvino.runtime import core, openvino
 from infinity_emb.backends.registry import load_model
@@ -191,10 +191,10 @@ def test_a_file_that_answers_otherwise_than_torch_is_passed_over_unless_it_is_na
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(graph))
+    monkeypatch.setattr(graph_loading, "get_exported_graph", lambda *given: Kept(graph))
     path = with_files({FILE: scaled(graph, 1.01)})
     model = load_model(args_of(path))
-    assert f"is not served: {FILE} (the repository's float32 file) of model" in caplog.text
+    assert f"cannot be served: {FILE} (the repository's float32 file) of model" in caplog.text
     assert np.abs(rows_of(model) - rows_of(exported)).max() <= 1e-6
     for option in ("graph_file", "onnx_file"):
         assert "(requested)" in load_model(args_of(path, **{option: "openvino_model.xml"})).info.dtype_reason
@@ -204,7 +204,7 @@ def test_an_export_that_answers_otherwise_than_torch_is_refused(
     with_files: Callable[..., Path], folder: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = with_files({FILE: scaled(graph, 1.01)}) / FILE
-    monkeypatch.setattr(graph_loading, "exported_graph", lambda *given: Kept(wrong))
+    monkeypatch.setattr(graph_loading, "get_exported_graph", lambda *given: Kept(wrong))
     with pytest.raises(StartupError, match=r"differs from torch by .* limit is 1e-04; use --engine torch"):
         load_model(args_of(folder))
 
@@ -236,7 +236,7 @@ def test_int8_without_a_file_of_openvino_is_refused(
 
 def test_half_precision_is_computed_or_refused_as_the_cpu_can(folder: Path, exported: LoadedModel) -> None:
     if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(StartupError, match="--dtype bfloat16 is not what CPU computes here"):
+        with pytest.raises(StartupError, match="--dtype bfloat16 is not supported by CPU"):
             load_model(args_of(folder, dtype="bfloat16"))
         return
     model = load_model(args_of(folder, dtype="bfloat16"))
@@ -371,7 +371,7 @@ def test_after_a_batch_that_failed_the_next_one_is_computed(
     folder: Path, graph: Path, num_threads: int
 ) -> None:
     """OpenVINO's graph on the CPU goes on failing, or answers nothing at all."""
-    told = properties(args_of(folder, threads=num_threads), "CPU", Dtype.float32, num_replicas=1)
+    told = make_properties(args_of(folder, threads=num_threads), "CPU", Dtype.float32, num_replicas=1)
     compiling = functools.partial(compile_graph, graph, "CPU", told)
     network = OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
     ids = torch.full((2, 9), 7)
@@ -385,7 +385,7 @@ def test_after_a_batch_that_failed_the_next_one_is_computed(
 
 def test_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Path) -> None:
     """OpenVINO would read whatever lies beside its table."""
-    told = properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
+    told = make_properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
     compiling = functools.partial(compile_graph, graph, "CPU", told)
     network = OpenVinoNetwork(compiling, Transformer(str(folder)), torch.float32)
     for wrong in (-1, VOCABULARY_SIZE):
@@ -396,7 +396,7 @@ def test_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Pat
 
 def test_segment_ids_that_the_network_does_not_know_are_refused(folder: Path, graph: Path) -> None:
     """torch raises for them, and OpenVINO would read whatever lies beside its table."""
-    told = properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
+    told = make_properties(args_of(folder), "CPU", Dtype.float32, num_replicas=1)
     compiling = functools.partial(compile_graph, graph, "CPU", told)
     transformer = Transformer(str(folder))
     network = OpenVinoNetwork(compiling, transformer, torch.float32)

@@ -494,7 +494,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     folder = save_broken(tmp_path)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(StartupError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(StartupError, match=r"tokenizer\.json is not a tokenizer file"):
         load(folder)
 
 

@@ -189,7 +189,7 @@ def test_an_activation_is_not_called_by_any_engine(
     folder = link(reranker, tmp_path / "model")
     write(folder)
     calls = recorder(monkeypatch)
-    with pytest.raises(StartupError, match="brings Python code of its own; --trust-remote-code"):
+    with pytest.raises(StartupError, match="comes with its own Python code; --trust-remote-code"):
         engine_of(folder, engine)
     assert not calls
 
@@ -227,7 +227,7 @@ def test_a_dense_module_imports_nothing(name: str, tmp_path: Path) -> None:
 
     update(config, activation_function=name)
 
-    with pytest.raises(StartupError, match="brings Python code of its own"):
+    with pytest.raises(StartupError, match="comes with its own Python code"):
         engine_of(tmp_path / "dense")
     assert "torch.utils.collect_env" not in sys.modules
 
@@ -238,5 +238,5 @@ def test_a_dense_module_imports_nothing(name: str, tmp_path: Path) -> None:
 def test_a_module_is_a_class_of_sentence_transformers(name: str, reranker: Path, tmp_path: Path) -> None:
     folder = link(reranker, tmp_path / "model")
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": name}]))
-    with pytest.raises(StartupError, match="brings Python code of its own"):
+    with pytest.raises(StartupError, match="comes with its own Python code"):
         engine_of(folder)

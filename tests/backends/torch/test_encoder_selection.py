@@ -69,7 +69,7 @@ def refuse_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(change_tokens, "the tokens are others"), (refuse_texts, "is not for this tokenizer")],
+    [(change_tokens, "the tokens differ"), (refuse_texts, "is not for this tokenizer")],
 )
 def test_a_fast_encoder_that_reads_other_tokens_is_not_used(
     model: SentenceTransformer,

@@ -171,7 +171,7 @@ def test_an_image_without_token_ids_counts_a_fixed_number() -> None:
     ("value", "options", "words"),
     [
         (TokenIdsInput((1,)), InputOptions(), "consists of token ids"),
-        ("abc", InputOptions(truncation="right"), "cuts texts by itself, not on the right"),
+        ("abc", InputOptions(truncation="right"), "cuts texts itself, and not on the right"),
         ("abc" * 5, InputOptions(truncation="off"), "limit of 10 tokens"),
         ("", InputOptions(prompt="q "), "all of them the prompt's"),
     ],

@@ -148,7 +148,7 @@ def test_the_dtype_on_a_cpu_is_float32_unless_asked_for() -> None:
     assert choose_dtype(Dtype.auto, CPU).value == "float32"
     assert choose_dtype(Dtype.bfloat16, CPU) == Choice("bfloat16", "requested")
     with pytest.raises(
-        StartupError, match="--dtype int16 is not what torch computes; use --engine ctranslate2"
+        StartupError, match="--dtype int16 is not supported by torch; use --engine ctranslate2"
     ):
         choose_dtype(Dtype.int16, CPU)
 

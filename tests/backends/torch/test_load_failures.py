@@ -55,7 +55,7 @@ def test_a_broken_tokenizer_is_named(content: str, folder: Path) -> None:
     """It was said to be missing."""
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
     (folder / "tokenizer.json").write_text(content)
-    expected = "tokenizer.json is no file of the tokenizers library"
+    expected = "tokenizer.json is not a file of the tokenizers library"
     assert expected in describe(folder, "Unrecognized processing class in x")
 
 

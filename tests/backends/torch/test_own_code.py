@@ -208,6 +208,6 @@ def test_a_pickle_is_not_run_because_a_config_asks_for_it(small_bert: Path, tmp_
     )
     [options] = folder.rglob("sentence_bert_config.json")
     write(options, model_args={"weights_only": False})
-    with pytest.raises(StartupError, match="brings Python code"):
+    with pytest.raises(StartupError, match="its own Python code"):
         load(folder)
     assert not (tmp_path / "was_run").exists()

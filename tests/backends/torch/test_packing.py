@@ -148,10 +148,10 @@ def has_no_embeddings(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("obstacle", "reason"),
     [
-        (has_own_attention, "bert has attention code of its own"),
+        (has_own_attention, "bert has its own attention code"),
         (has_a_tower, "its texts do not go through the model's own forward"),
         (has_another_task, "its task is any-to-any"),
-        (has_no_embeddings, "it has no table of words"),
+        (has_no_embeddings, "it has no embedding table"),
     ],
 )
 def test_a_model_that_is_not_tried_says_why(

@@ -311,10 +311,12 @@ TRAPS: dict[str, Trap] = {
     "the tokenizer is cut off": Trap(
         "bert",
         _edit("tokenizer.json", lambda data: data[:-500]),
-        r"tokenizer\.json is no file of the tokenizers",
+        r"tokenizer\.json is not a file of the tokenizers",
     ),
     "the tokenizer is a web page": Trap(
-        "bert", _write("tokenizer.json", "<!DOCTYPE html>"), r"tokenizer\.json is no file of the tokenizers"
+        "bert",
+        _write("tokenizer.json", "<!DOCTYPE html>"),
+        r"tokenizer\.json is not a file of the tokenizers",
     ),
     "a tokenizer class that cannot read its file": Trap(
         "bert",
@@ -342,7 +344,7 @@ TRAPS: dict[str, Trap] = {
     "no token for unknown words": Trap(
         "roberta",
         _edit("tokenizer.json", lambda data: re.sub(rb',\s*"unk_token": ?"\[UNK\]"', b"", data)),
-        r"tokenizer\.json is no file of the tokenizers library \(missing field",
+        r"tokenizer\.json is not a file of the tokenizers library \(missing field",
     ),
     "an unknown side of padding": Trap(
         "bert", _set("tokenizer_config.json", padding_side="middle"), r"tokenizer_config\.json: Padding side"

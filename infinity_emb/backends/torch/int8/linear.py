@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-_MAX_CODE = 255  # of activations: uint8
-_MAX_WEIGHT = 127  # of weights, either way: int8
-_SMALLEST_STEP = 1e-30  # of a row whose values are all the same
+_MAX_CODE = 255  # of activations, uint8
+_MAX_WEIGHT = 127  # of weights, int8 of either sign
+_SMALLEST_STEP = 1e-30  # for rows with equal values
 _MAX_KEPT_VALUES = 2**23
 
 
@@ -28,14 +28,14 @@ class CodedRows(NamedTuple):
 
 
 class LastRows(threading.local):
-    """Cache of the rows that a thread has quantized last, since query, key and value have the same input.
+    """Cache of the rows that a thread quantized last, since query, key and value have the same input.
 
-    Thread-local because replicas on a CPU share the layers. Its buffers are reused: to allocate memory for
-    each layer costs a fifth of the speed.
+    Thread-local because replicas on a CPU share the layers. Its buffers are reused: allocating memory in each
+    layer costs a fifth of the speed.
     """
 
     coder: RowCoder | None = None
-    read: Tensor | None = None  # kept, so that no other tensor can take its identity
+    read: Tensor | None = None  # kept alive, so that no other tensor can be mistaken for it
     coded: CodedRows | None = None
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class LastRows(threading.local):
         num_values = shape.numel()
         kept = self._kept.get(dtype)
         if kept is None or len(kept) < num_values:
-            with torch.inference_mode(False):  # so that it can be written to inside and outside of that mode
+            with torch.inference_mode(False):  # so that it can be written to in both modes
                 kept = torch.empty(num_values, dtype=dtype)
             if num_values <= _MAX_KEPT_VALUES:
                 self._kept[dtype] = kept
@@ -88,8 +88,8 @@ def code_rows(rows: Tensor, factors: Tensor | None = None, memory: LastRows | No
     step = ((smooth.amax(dim=1, keepdim=True) - low) / _MAX_CODE).clamp_(min=_SMALLEST_STEP)
     # Half a step lower, so that truncation rounds.
     scaled = torch.sub(smooth, low - step / 2, out=own).mul_(step.reciprocal())
-    # By way of int16: torch narrows float32 to that, and that to uint8, with vector instructions; float32 to
-    # uint8 takes four times as long.
+    # Via int16: torch converts float32 to int16 and int16 to uint8 with vector instructions; converting
+    # directly takes four times as long.
     cut = memory.get_buffer(rows.shape, torch.int16).copy_(scaled)
     codes = memory.get_buffer(rows.shape, torch.uint8).copy_(cut)
     return CodedRows(codes, low, step)
@@ -108,7 +108,7 @@ def rounding_error(rows: Tensor, weight: Tensor, smoothing: Tensor | None) -> fl
 
 
 class Int8Linear(nn.Module):
-    """Replacement of a float32 `Linear`.
+    """Replacement for a float32 `Linear`.
 
     weight: (N, K) float32. bias: (N,) float32 or None. coder: quantizes the input.
     """
@@ -117,7 +117,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._coder = coder
-        # A meta tensor, for models' code that reads the dtype.
+        # A meta tensor, for model code that reads the dtype.
         self.weight = torch.empty(weight.shape, device="meta")
         self._bias = torch.zeros(len(weight)) if bias is None else bias.detach().clone()
         weight = weight.detach()

@@ -1,8 +1,8 @@
 """Quantize a loaded model to int8 or fp8, if that is faster and its outputs stay close.
 
 Only the `Linear` layers in the network's blocks change; heads, pooling and projections do not. On a CPU they
-become those of `linear.py`; on CUDA torchao quantizes them, also per channel and token. Speed and outputs
-before and after are measured at each start, on this machine and with this model.
+are replaced by those of `linear.py`; on CUDA torchao quantizes them, also per channel and token. Speed and
+outputs before and after are compared at each start, on this machine and with this model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from infinity_emb.backends.sample_texts import load_sample_texts
 from infinity_emb.backends.torch.cpu_threads import one_core
 from infinity_emb.backends.torch.device import Choice, is_cpu
 from infinity_emb.backends.torch.int8.linear import Int8Linear, LastRows, RowCoder, rounding_error
-from infinity_emb.backends.torch.int8.smoothquant import inner_linears, inputs_seen
+from infinity_emb.backends.torch.int8.smoothquant import list_inner_linears, record_inputs
 from infinity_emb.backends.torch.reference import Reference
 from infinity_emb.backends.torch.st_introspection import find_transformers, get_activation
 from infinity_emb.errors import StartupError, one_line
@@ -35,13 +35,13 @@ from infinity_emb.types import Dtype, ModelKind
 
 logger = logging.getLogger("infinity_emb")
 
-# Sample texts for choosing the smoothing, and others for comparing outputs.
+# Sample texts to choose the smoothing with, and others to compare outputs.
 _CALIBRATION = slice(0, None, 4)
 _COMPARISON = slice(2, None, 12)
 
 _NUM_TIMED = 4
-# Of a dtype that is asked for by name, whose scores may move more than `find_objection` allows: int8 of
-# all-MiniLM-L6-v2 has 0.999, weights of 2 values 0.6.
+# Least rank correlation of a dtype that the user names, for which scores may move more than `find_objection`
+# allows: int8 of all-MiniLM-L6-v2 has 0.999, weights of two values 0.6.
 _MIN_MEAN_RANK = 0.97
 
 Undo = Callable[[], None]
@@ -53,7 +53,7 @@ def quantize(model: BaseModel, kind: ModelKind, dtype: Dtype, full: Choice) -> C
     full: the model's dtype so far. Returns the dtype that it has now, and why.
     Raises StartupError for a model that cannot be quantized, or whose outputs change too much.
     """
-    layers = inner_linears(transformer.model for transformer in find_transformers(model))
+    layers = list_inner_linears(transformer.model for transformer in find_transformers(model))
     if not layers:
         raise StartupError(_refusal(dtype, full, "the model has no Linear layers in blocks"))
     try:
@@ -89,7 +89,7 @@ class _Trial(NamedTuple):
 
 
 def is_usable(accuracy: Accuracy, change: Change) -> bool:
-    """Tell whether a dtype that the user has named may be served: both vectors and ranks are alike."""
+    """Return whether a dtype that the user has named may be served: vectors and ranks must be similar."""
     return find_bound("quantization", "").holds(accuracy) and change.mean_rank >= _MIN_MEAN_RANK
 
 
@@ -110,7 +110,7 @@ def _refusal(dtype: Dtype, full: Choice, reason: str) -> str:
 def seconds_per_answer(model: BaseModel) -> float:
     """Return the best time for a small batch of texts, or pairs, through sentence-transformers itself.
 
-    On a CPU it is the CPU time of one core, whatever else the machine computes.
+    On a CPU it is the CPU time of one core, which other processes affect little.
     """
     texts = mixed_texts()
     # `predict` takes a list of texts for one pair, so that classifiers are timed with pairs, too.
@@ -164,7 +164,7 @@ def _describe(accuracy: Accuracy, kind: ModelKind) -> str:
 
 def _to_int8(model: BaseModel, kind: ModelKind, layers: Sequence[nn.Linear]) -> Undo:
     """Replace each layer that the sample texts reach by an `Int8Linear`."""
-    with inputs_seen(layers) as seen:
+    with record_inputs(layers) as seen:
         compute_answers(model, kind, _CALIBRATION)
     last = LastRows()
     table: dict[nn.Module, nn.Module] = {}
@@ -199,11 +199,11 @@ def quantize_with_torchao(layers: Sequence[nn.Linear], dtype: Dtype) -> Undo:
             if dtype is Dtype.int8
             else ao.Float8DynamicActivationFloat8WeightConfig
         )
-        # By default torchao changes global settings of torch, also for other models.
+        # By default torchao changes global settings of torch, which affect other models.
         config: Any = make_config(granularity=ao.PerRow(), set_inductor_config=False)
         for layer in layers:
             ao.quantize_(layer, config)
-    except Exception as exc:  # assertions and more, by version and GPU
+    except Exception as exc:  # its type depends on the version and the GPU
         text = one_line(exc, 300)
         raise StartupError(f"--dtype {dtype} cannot be used: torchao refuses it ({text})") from exc
 

@@ -1,8 +1,8 @@
 """Find the layers of a network that can be computed in int8, and the factors that smooth their inputs.
 
-A few input channels of a transformer are far larger than all others, and would make the step too large for
-them. Each channel is divided by a factor and its weights are multiplied by it, which changes only rounding.
-The strength of smoothing is chosen for each layer.
+A few input channels of a transformer have far larger values than all others, which makes the quantization
+step too large for the others. Each channel is divided by a factor and its weights are multiplied by it, which
+changes only rounding. The strength of smoothing is chosen for each layer.
 
 Source: Xiao et al. 2022, SmoothQuant, https://arxiv.org/abs/2211.10438
 """
@@ -50,7 +50,7 @@ class SharedInput:
         self.samples.append(rows[:: -(-len(rows) // _NUM_KEPT)].clone())
 
     def best_smoothing(self, error: RoundingError) -> Tensor | None:
-        """Return (K,) float32, the best divisors of the channels; None if they help too little."""
+        """Return (K,) float32, the best divisors of the channels; None if the gain is too small."""
         rows, weight = torch.cat(self.samples), torch.cat([each.weight.detach() for each in self.layers])
         errors = {each: error(rows, weight, self._smoothing(each, weight)) for each in _STRENGTHS}
         best = min(errors, key=errors.__getitem__)
@@ -68,7 +68,7 @@ def _floored(largest: Tensor) -> Tensor:
     return largest.clamp(min=max(float(largest.mean()) * _SMALLEST_PART, torch.finfo(torch.float32).tiny))
 
 
-def inner_linears(networks: Iterable[nn.Module]) -> list[nn.Linear]:
+def list_inner_linears(networks: Iterable[nn.Module]) -> list[nn.Linear]:
     """Return the `Linear` layers, subclasses excluded, in the networks' blocks, without heads and poolers."""
     found: dict[nn.Linear, None] = {}
     for network in networks:
@@ -80,8 +80,8 @@ def inner_linears(networks: Iterable[nn.Module]) -> list[nn.Linear]:
 
 
 @contextlib.contextmanager
-def inputs_seen(layers: Sequence[nn.Linear]) -> Iterator[list[SharedInput]]:
-    """Record the inputs of the layers until the end of the block, for layers that are reached."""
+def record_inputs(layers: Sequence[nn.Linear]) -> Iterator[list[SharedInput]]:
+    """Record the inputs of the layers until the end of the block; layers that are not used are left out."""
     seen: list[SharedInput] = []
     by_layer: dict[nn.Linear, SharedInput] = {}
     latest: tuple[Tensor, SharedInput] | None = None

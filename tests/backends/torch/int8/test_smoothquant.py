@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from infinity_emb.backends.torch.int8.smoothquant import SharedInput, inner_linears, inputs_seen
+from infinity_emb.backends.torch.int8.smoothquant import SharedInput, list_inner_linears, record_inputs
 from tests.support.small_models import save_small_classifier
 
 pytestmark = pytest.mark.model
@@ -23,7 +23,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_the_layers_of_the_blocks_are_found_and_no_head(bert: Any) -> None:
-    layers = inner_linears([bert])
+    layers = list_inner_linears([bert])
     assert len(layers) == 6 * len(bert.bert.encoder.layer)
     assert bert.classifier not in layers
     assert bert.bert.pooler.dense not in layers
@@ -35,13 +35,13 @@ def test_a_subclass_may_compute_in_another_way_and_is_left_alone() -> None:
             return 2 * super().forward(read)
 
     plain = nn.Linear(4, 4)
-    assert inner_linears([nn.ModuleList([plain, Doubled(4, 4)]), nn.Linear(4, 4)]) == [plain]
+    assert list_inner_linears([nn.ModuleList([plain, Doubled(4, 4)]), nn.Linear(4, 4)]) == [plain]
 
 
 def test_query_key_and_value_are_seen_to_read_the_same(bert: Any) -> None:
     attention = bert.bert.encoder.layer[0].attention
     siblings = [attention.self.query, attention.self.key, attention.self.value]
-    with torch.inference_mode(), inputs_seen(inner_linears([bert])) as seen:
+    with torch.inference_mode(), record_inputs(list_inner_linears([bert])) as seen:
         for _ in range(2):
             bert(input_ids=torch.arange(4, 20)[None])
     assert seen[0].layers == siblings
@@ -51,7 +51,7 @@ def test_query_key_and_value_are_seen_to_read_the_same(bert: Any) -> None:
 
 def test_the_largest_value_of_each_channel_is_remembered_over_all_passes() -> None:
     layer = nn.Linear(3, 2)
-    with inputs_seen([layer]) as seen:
+    with record_inputs([layer]) as seen:
         layer(torch.tensor([[[1.0, -5.0, 0.0], [2.0, 1.0, 0.0]]]))
         layer(torch.tensor([[-3.0, 4.0, 0.5]]))
     layer(torch.full((1, 3), 100.0))  # no longer looked at
@@ -61,7 +61,7 @@ def test_the_largest_value_of_each_channel_is_remembered_over_all_passes() -> No
 
 def test_a_layer_that_no_text_reaches_is_not_among_those_seen() -> None:
     used, unused = nn.Linear(3, 2), nn.Linear(3, 2)
-    with inputs_seen([used, unused]) as seen:
+    with record_inputs([used, unused]) as seen:
         used(torch.ones(1, 3))
     assert [each.layers for each in seen] == [[used]]
 
