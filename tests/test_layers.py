@@ -109,7 +109,7 @@ class Import(NamedTuple):
         return f"{self.module} imports {self.target} in line {self.line}"
 
 
-def module_names() -> dict[str, Path]:
+def list_module_names() -> dict[str, Path]:
     """Every module of the package: `worker`, `server.app`; a package by its folder; the package itself ``."""
     names = {}
     for path in sorted(ROOT.rglob("*.py")):
@@ -118,7 +118,7 @@ def module_names() -> dict[str, Path]:
     return names
 
 
-MODULES = module_names()
+MODULES = list_module_names()
 
 
 def imports_of(module: str, source: str, *, is_package: bool = False) -> Iterator[tuple[str, int]]:

@@ -63,7 +63,7 @@ def fill_batch(samples: Iterable[Encoded], num_tokens: int) -> list[Encoded]:
     return batch
 
 
-def tokens_per_s(
+def measure_tokens_per_s(
     backend: Backend, batch: Sequence[Encoded], *, num_in_flight: int = 1, min_duration_s: float = 0.0
 ) -> float:
     """Compute a batch over and over and return the rate.

@@ -7,7 +7,13 @@ import time
 from collections.abc import Sequence
 
 from infinity_emb.backends.base import Backend, Encode
-from infinity_emb.backends.probes import as_inputs, fill_batch, measure_rates, mixed_texts, tokens_per_s
+from infinity_emb.backends.probes import (
+    as_inputs,
+    fill_batch,
+    measure_rates,
+    measure_tokens_per_s,
+    mixed_texts,
+)
 from infinity_emb.items import Encoded, InputOptions, number_inputs
 from infinity_emb.storage.load_progress import report_stage
 
@@ -43,7 +49,7 @@ def find_batch_tokens(backend: Backend, samples: Sequence[Encoded], *, device_ki
     deadline_s = time.monotonic() + _DEADLINE_S
     batches = _fitting_batches(backend, samples, device_kind, deadline_s)
     rates = measure_rates(
-        {size: functools.partial(tokens_per_s, backend, batch) for size, batch in batches.items()},
+        {size: functools.partial(measure_tokens_per_s, backend, batch) for size, batch in batches.items()},
         max_rounds=_MAX_TURNS,
         deadline_s=deadline_s,
     )

@@ -54,12 +54,12 @@ def detect_kind(folder: Path, name: str = "") -> ModelKind:
         return ModelKind.classifier if _num_labels(config, architectures) > 1 else ModelKind.reranker
     if isinstance(stated, str) and stated in _KINDS_BY_MODEL_TYPE and stated != "SentenceTransformer":
         return _KINDS_BY_MODEL_TYPE[stated]
-    for module in module_names(folder):
+    for module in list_module_names(folder):
         if module in _KINDS_BY_MODULE:
             return _KINDS_BY_MODULE[module]
     if _is_late_interaction(folder, architectures):
         return ModelKind.multivector
-    is_plain_decoder = not module_names(folder) and any(
+    is_plain_decoder = not list_module_names(folder) and any(
         each.endswith("ForCausalLM") for each in architectures
     )
     if is_plain_decoder and "rerank" in name.lower():
@@ -67,7 +67,7 @@ def detect_kind(folder: Path, name: str = "") -> ModelKind:
     return ModelKind.embedder
 
 
-def module_names(folder: Path) -> list[str]:
+def list_module_names(folder: Path) -> list[str]:
     """Return the class names of the pipeline's modules, in order; [] without a `modules.json`."""
     return [str(each.get("type", "")).rpartition(".")[2] for each in read_modules(folder)]
 
@@ -104,7 +104,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _is_classifier(folder: Path, architectures: list[str]) -> bool:
-    return not module_names(folder) and any("SequenceClassification" in each for each in architectures)
+    return not list_module_names(folder) and any("SequenceClassification" in each for each in architectures)
 
 
 def _num_labels(config: dict[str, Any], architectures: list[str]) -> int:

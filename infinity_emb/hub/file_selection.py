@@ -37,7 +37,7 @@ def select_needed_files(names: Iterable[str]) -> list[str]:
     ]
 
 
-def weights_bytes(folder: pathlib.Path) -> int:
+def count_weight_bytes(folder: pathlib.Path) -> int:
     """Return the size on disk of the weights that torch reads."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return sum(files[name].stat().st_size for name in select_needed_files(files) if is_weights(name))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.config_files import is_config, walk_fields
-from infinity_emb.hub.detect import detect_kind, module_names, read_object
+from infinity_emb.hub.detect import detect_kind, list_module_names, read_object
 from infinity_emb.hub.failures import explain_failure, explain_offline, list_failures
 from infinity_emb.hub.file_selection import is_graph, is_weights, name_missing_part, select_needed_files
 from infinity_emb.hub.resolve import Listing, ModelFiles, find_on_this_machine, list_repository
@@ -114,7 +114,7 @@ def _describe(
 ) -> ModelNeeds:
     needed = {each: sizes[each] for each in select_needed_files(sizes)}
     weights = sum(size for each, size in needed.items() if is_weights(each))
-    modules = module_names(folder)
+    modules = list_module_names(folder)
     config = read_object(folder / "config.json")
     is_static = modules[:1] == ["StaticEmbedding"] or config.get("model_type") == "model2vec"
     return ModelNeeds(

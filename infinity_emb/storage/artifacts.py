@@ -31,7 +31,7 @@ def artifact_dir(engine: str) -> Path:
     return cache_dir(os.environ) / engine
 
 
-def file_stats(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+def get_file_stats(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Return path, size and modification time of each file that exists, to detect changes."""
     found = [(path, path.stat()) for path in paths if path.is_file()]
     return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in found]

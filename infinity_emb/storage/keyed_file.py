@@ -15,7 +15,7 @@ logger = logging.getLogger("infinity_emb")
 _MAX_NAME_CHARS = 60
 
 
-def keyed_name(name: str, *key: object) -> str:
+def make_keyed_name(name: str, *key: object) -> str:
     """Return a file name that people recognize and that differs for each `repr` of name and key."""
     readable = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[-_MAX_NAME_CHARS:]
     return f"{readable}-{hashlib.sha256(repr((name, *key)).encode()).hexdigest()[:32]}"
@@ -42,7 +42,7 @@ class KeyedFile:
     @property
     def path(self) -> Path:
         """Return where the file is or would be."""
-        return self.folder / f"{keyed_name(self.name, self.key)}{self.suffix}"
+        return self.folder / f"{make_keyed_name(self.name, self.key)}{self.suffix}"
 
     def read(self) -> bytes | None:
         """Return the content that was written for this key, or None; a file that cannot be used is logged."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infinity_emb.errors import StartupError
-from infinity_emb.hub.detect import detect_kind, lacks_weights, module_names, read_object
+from infinity_emb.hub.detect import detect_kind, lacks_weights, list_module_names, read_object
 
 CLASSIFIER = ["BertForSequenceClassification"]
 DECODER = ["Qwen3ForCausalLM"]
@@ -117,9 +117,9 @@ def test_a_broken_list_of_modules_is_named(content: str, tmp_path: Path) -> None
 
 
 def test_modules_are_named_by_their_class_in_order(tmp_path: Path) -> None:
-    assert module_names(tmp_path) == []
+    assert list_module_names(tmp_path) == []
     save(tmp_path, {"modules.json": [*modules("a.b.Transformer", "Pooling"), {}]})
-    assert module_names(tmp_path) == ["Transformer", "Pooling", ""]
+    assert list_module_names(tmp_path) == ["Transformer", "Pooling", ""]
 
 
 def test_a_file_that_is_missing_is_an_empty_object(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from infinity_emb.errors import DeviceFailed, StartupError
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir, reuse_or_fill
-from infinity_emb.storage.keyed_file import keyed_name
+from infinity_emb.storage.keyed_file import make_keyed_name
 
 
 def artifact(home: Path, make: Callable[[Path], None]) -> CachedArtifact:
@@ -183,14 +183,14 @@ def test_each_model_and_revision_has_its_own_folder(tmp_path: Path, monkeypatch:
     (tmp_path / "config.json").write_text("{}")
     local = ModelFiles(tmp_path, "folder", None)
     names = [
-        keyed_name("some/model", local.version, 1),
-        keyed_name("some/model", local.version, 2),
-        keyed_name("some/model", ModelFiles(tmp_path, "hub", "a commit").version, 1),
-        keyed_name("other/model", local.version, 1),
+        make_keyed_name("some/model", local.version, 1),
+        make_keyed_name("some/model", local.version, 2),
+        make_keyed_name("some/model", ModelFiles(tmp_path, "hub", "a commit").version, 1),
+        make_keyed_name("other/model", local.version, 1),
     ]
-    assert keyed_name("some/model", local.version, 1) == names[0]
+    assert make_keyed_name("some/model", local.version, 1) == names[0]
     (tmp_path / "config.json").write_text("{ }")
-    names.append(keyed_name("some/model", local.version, 1))
+    names.append(make_keyed_name("some/model", local.version, 1))
     assert len(set(names)) == 5
     assert names[0].startswith("some-model-")
     monkeypatch.setenv("INFINITY_HOME", str(tmp_path))

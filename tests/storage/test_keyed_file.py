@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infinity_emb.storage.keyed_file import KeyedFile, keyed_name
+from infinity_emb.storage.keyed_file import KeyedFile, make_keyed_name
 
 
 def keyed_file(folder: Path) -> KeyedFile:
@@ -69,11 +69,11 @@ def test_any_name_makes_a_file_in_the_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_keyed_name_differs_for_each_part_of_the_key() -> None:
     names = {
-        keyed_name("m"),
-        keyed_name("m", 1),
-        keyed_name("m", "1"),
-        keyed_name("m", 1, 2),
-        keyed_name("n", 1),
+        make_keyed_name("m"),
+        make_keyed_name("m", 1),
+        make_keyed_name("m", "1"),
+        make_keyed_name("m", 1, 2),
+        make_keyed_name("n", 1),
     }
     assert len(names) == 5
-    assert keyed_name("m", 1) in names
+    assert make_keyed_name("m", 1) in names

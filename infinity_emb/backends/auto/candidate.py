@@ -19,9 +19,9 @@ from infinity_emb.backends.probes import (
     as_inputs,
     fill_batch,
     measure_rates,
+    measure_tokens_per_s,
     passages,
     short_texts,
-    tokens_per_s,
 )
 from infinity_emb.items import BatchOutputs, Encoded, Float32Array, InputOptions, SparseVector, number_inputs
 from infinity_emb.types import ModelInfo, ModelKind, OutputName
@@ -51,7 +51,7 @@ class Candidate:
         for thread in self._threads:
             thread.shutdown()
 
-    def tokens_per_s(self, min_turn_s: float) -> float:
+    def measure_tokens_per_s(self, min_turn_s: float) -> float:
         """Measure short texts and passages; return the geometric mean, so that both count the same."""
         return math.exp(statistics.fmean(math.log(self._measure(each, min_turn_s)) for each in self._batches))
 
@@ -90,7 +90,11 @@ class Candidate:
     def _measure(self, batch: Sequence[Encoded], min_turn_s: float) -> float:
         turns = [
             thread.submit(
-                tokens_per_s, replica, batch, num_in_flight=replica.num_in_flight, min_duration_s=min_turn_s
+                measure_tokens_per_s,
+                replica,
+                batch,
+                num_in_flight=replica.num_in_flight,
+                min_duration_s=min_turn_s,
             )
             for thread, replica in zip(self._threads, self.model.replicas, strict=True)
         ]
@@ -106,7 +110,7 @@ def compare_speed(
     min_turn_s: least time of a turn, since one batch on a fast device takes too little to measure.
     """
     rates = measure_rates(
-        {each: functools.partial(each.tokens_per_s, min_turn_s) for each in (best, challenger)},
+        {each: functools.partial(each.measure_tokens_per_s, min_turn_s) for each in (best, challenger)},
         min_rounds=_MIN_ROUNDS,
         max_rounds=_MAX_ROUNDS,
         deadline_s=time.monotonic() + max_duration_s,

@@ -15,7 +15,7 @@ from infinity_emb.backends.auto.decision import Decision, find_decision_file, lo
 from infinity_emb.backends.auto.measurement import Measurement, format_table, summarize
 from infinity_emb.backends.auto.selection import EngineSelection, describe_failure
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.torch.device import device_names
+from infinity_emb.backends.torch.device import list_device_names
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import ModelTooLarge, StartupError
 from infinity_emb.hub.detect import lacks_weights
@@ -42,7 +42,7 @@ def load_model(args: LoadOptions, files: ModelFiles) -> LoadedModel:
         return _load_graph(args, files, engines)
     if engines == [InferenceEngine.torch]:
         return _load(args, files, InferenceEngine.torch, "no other engine is installed")
-    file = find_decision_file(args, files, list(libraries.values()), device_names())
+    file = find_decision_file(args, files, list(libraries.values()), list_device_names())
     return _load_remembered(args, files, file) or _load_fastest(args, files, engines, file)
 
 

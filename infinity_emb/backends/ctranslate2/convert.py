@@ -14,7 +14,7 @@ from infinity_emb.backends.ctranslate2.spec import make_spec
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir
-from infinity_emb.storage.keyed_file import keyed_name
+from infinity_emb.storage.keyed_file import make_keyed_name
 
 # Raised when the output changes, so that older folders are converted again.
 _CONVERSION_VERSION = 2
@@ -25,7 +25,7 @@ def get_conversion(encoder: PreTrainedModel, args: LoadOptions, files: ModelFile
 
     encoder: the network without its head, on the CPU, in float32.
     """
-    name = keyed_name(
+    name = make_keyed_name(
         args.model_name_or_path,
         files.version,
         # A model with its own code may differ from transformers' network of the same type.

@@ -21,8 +21,8 @@ from infinity_emb.backends.external.onnx_weights import find_weight_files
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError
 from infinity_emb.hub.resolve import ModelFiles
-from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir, file_stats
-from infinity_emb.storage.keyed_file import keyed_name
+from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir, get_file_stats
+from infinity_emb.storage.keyed_file import make_keyed_name
 
 # Raised when the output changes, so that older graphs are exported again.
 _EXPORT_VERSION = 1
@@ -35,7 +35,7 @@ def engine_folder(graph: Path) -> Path:
 
     TensorRT compares only the structure of a graph, and would use the engine of another revision's weights.
     """
-    key = repr(file_stats([graph, *(graph.parent / name for name in find_weight_files(graph))]))
+    key = repr(get_file_stats([graph, *(graph.parent / name for name in find_weight_files(graph))]))
     return artifact_dir("onnx") / "tensorrt" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -54,7 +54,7 @@ def get_exported_graph(transformer: Transformer, args: LoadOptions, files: Model
 
 def name_export_folder(transformer: Transformer, args: LoadOptions, files: ModelFiles) -> str:
     """Return a name that changes with whatever may change the exported graph."""
-    return keyed_name(
+    return make_keyed_name(
         args.model_name_or_path,
         files.version,
         # A model with its own code may differ from transformers' network of the same type.

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from infinity_emb.storage.artifacts import file_stats
+from infinity_emb.storage.artifacts import get_file_stats
 
 
 def find_weight_files(graph: Path) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def find_weight_files(graph: Path) -> tuple[str, ...]:
 
     A damaged graph has none: the library that computes it reports the damage.
     """
-    return _read_names(graph, *file_stats([graph]))
+    return _read_names(graph, *get_file_stats([graph]))
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,8 +13,8 @@ from infinity_emb.backends.external.onnx_weights import find_weight_files
 from infinity_emb.backends.openvino.runtime import core, openvino
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.errors import StartupError, one_line
-from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir, file_stats, reuse_or_fill
-from infinity_emb.storage.keyed_file import keyed_name
+from infinity_emb.storage.artifacts import CachedArtifact, artifact_dir, get_file_stats, reuse_or_fill
+from infinity_emb.storage.keyed_file import make_keyed_name
 
 logger = logging.getLogger("infinity_emb")
 
@@ -67,9 +67,9 @@ def choose_compiled_folder(
 
     OpenVINO compares the structure of a graph, and may not notice that its weights have changed.
     """
-    return artifact_dir("openvino") / keyed_name(
+    return artifact_dir("openvino") / make_keyed_name(
         parts[0].name,
-        file_stats(parts),
+        get_file_stats(parts),
         openvino.__version__,
         core().get_property(device, "FULL_DEVICE_NAME"),
         properties["INFERENCE_PRECISION_HINT"],
@@ -97,7 +97,7 @@ def _get_links(parts: Sequence[Path]) -> CachedArtifact:
     name = parts[0].name
     return CachedArtifact(
         action=f"preparing {name} for OpenVINO",
-        folder=artifact_dir("openvino") / keyed_name(name, "links", *file_stats(parts)),
+        folder=artifact_dir("openvino") / make_keyed_name(name, "links", *get_file_stats(parts)),
         main_file=name,
         make=lambda folder: _link(parts, folder),
     )

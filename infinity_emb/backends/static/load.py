@@ -20,7 +20,7 @@ from infinity_emb.backends.static.table import read_table
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_tokenizer_threads
-from infinity_emb.hub.detect import module_names, read_object
+from infinity_emb.hub.detect import list_module_names, read_object
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer, open_tokenizer
 from infinity_emb.preprocessing.vocabulary import FastVocabulary
@@ -56,7 +56,7 @@ def find_parts(folder: Path) -> StaticParts | None:
     """
     if read_object(folder / _CONFIG).get("model_type", "SentenceTransformer") != "SentenceTransformer":
         return None
-    names = module_names(folder)
+    names = list_module_names(folder)
     if names:
         return _find_module_parts(folder, names)
     config = read_object(folder / "config.json")

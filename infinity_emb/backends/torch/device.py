@@ -245,7 +245,7 @@ def _format_capability(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
 
 
-def device_names() -> list[str]:
+def list_device_names() -> list[str]:
     """Return the product names of the devices from which `--device auto` chooses."""
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

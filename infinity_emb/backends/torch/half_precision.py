@@ -10,7 +10,7 @@ from sentence_transformers.base.model import BaseModel
 
 from infinity_emb.backends.closeness import measure_change
 from infinity_emb.backends.torch.device import Choice
-from infinity_emb.backends.torch.int8.quantize import compute_answers, score_answers, seconds_per_answer
+from infinity_emb.backends.torch.int8.quantize import compute_answers, measure_answer_s, score_answers
 from infinity_emb.types import ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -26,7 +26,7 @@ def keep_half_if_faster(
     full = load_full()
     if not isinstance(model, SentenceTransformer):
         return full, Choice("float32", f"{dtype.value} was requested, but CPUs compute it slower")
-    half_s, full_s = (seconds_per_answer(candidate) for candidate in (model, full))
+    half_s, full_s = (measure_answer_s(candidate) for candidate in (model, full))
     if half_s < full_s:
         new, old = (score_answers(each, kind, compute_answers(each, kind)) for each in (model, full))
         reason = f"measured {full_s / half_s:.1f}x as fast as float32 here, {measure_change(new, old)}"

@@ -64,7 +64,7 @@ from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import ModelTooLarge, StartupError, one_line
 from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.hub.detect import choose_kind
-from infinity_emb.hub.file_selection import weights_bytes
+from infinity_emb.hub.file_selection import count_weight_bytes
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.items import Float32Array, InputOptions, number_inputs
 from infinity_emb.types import Dtype, ModelInfo, ModelKind
@@ -124,7 +124,7 @@ def _check_fits(files: ModelFiles, device: torch.device) -> None:
     Linux overcommits memory, and kills the process that then uses it.
     """
     free = free_bytes(device) if is_cpu(device) else None
-    if free is not None and weights_bytes(files.path) > free:
+    if free is not None and count_weight_bytes(files.path) > free:
         raise MemoryError
 
 

@@ -58,7 +58,7 @@ def test_replicas_compute_side_by_side_with_as_many_batches_under_way_as_they_ta
     barrier = threading.Barrier(2, timeout=30)
     replicas = [Watching(2, barrier), Watching(2, barrier)]
     candidate = Candidate(replace(fake_model(), replicas=replicas))
-    assert candidate.tokens_per_s(0) > 0
+    assert candidate.measure_tokens_per_s(0) > 0
     candidate.close()
     assert [each.most_under_way for each in replicas] == [2, 2]
     assert [each.under_way for each in replicas] == [0, 0]

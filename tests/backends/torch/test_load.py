@@ -159,9 +159,9 @@ def test_half_precision_on_a_cpu_is_kept_only_where_it_measures_faster(
     def seconds(faster: torch.dtype) -> Any:
         return lambda model: 1.0 if next(model.parameters()).dtype == faster else 2.0
 
-    monkeypatch.setattr(half_precision, "seconds_per_answer", seconds(torch.bfloat16))
+    monkeypatch.setattr(half_precision, "measure_answer_s", seconds(torch.bfloat16))
     assert load(bert, dtype="bfloat16").info.dtype == "bfloat16"
-    monkeypatch.setattr(half_precision, "seconds_per_answer", seconds(torch.float32))
+    monkeypatch.setattr(half_precision, "measure_answer_s", seconds(torch.float32))
     info = load(bert, dtype="bfloat16").info
     assert info.dtype == "float32"
     assert "slower on this CPU" in info.dtype_reason

@@ -22,7 +22,7 @@ from infinity_emb.backends.torch.device import free_bytes, measure_memory
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.errors import BackendFailed, ModelTooLarge, StartupError
 from infinity_emb.hardware import MemoryUse
-from infinity_emb.hub.file_selection import weights_bytes
+from infinity_emb.hub.file_selection import count_weight_bytes
 from infinity_emb.hub.resolve import ModelFiles, resolve_model_files
 from tests.support.small_models.embedders import save_small_model
 
@@ -42,7 +42,7 @@ def test_weights_that_are_larger_than_what_is_free_are_not_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux would hand out the memory, and end the process later."""
-    size_bytes = weights_bytes(folder)
+    size_bytes = count_weight_bytes(folder)
     assert size_bytes == (folder / "model.safetensors").stat().st_size
     monkeypatch.setattr(torch_loading, "free_bytes", lambda _: size_bytes)
     load_model(args_of(folder))

@@ -95,7 +95,7 @@ def code_rows(rows: Tensor, factors: Tensor | None = None, memory: LastRows | No
     return CodedRows(codes, low, step)
 
 
-def rounding_error(rows: Tensor, weight: Tensor, smoothing: Tensor | None) -> float:
+def measure_rounding_error(rows: Tensor, weight: Tensor, smoothing: Tensor | None) -> float:
     """Return the mean over the rows of the squared rounding error, relative to the exact output.
 
     rows: (T, K) float32. weight: (N, K) float32. smoothing: (K,) float32 or None.

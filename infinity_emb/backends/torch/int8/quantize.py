@@ -25,7 +25,7 @@ from infinity_emb.backends.probes import measure_rates, mixed_texts
 from infinity_emb.backends.sample_texts import load_sample_texts
 from infinity_emb.backends.torch.cpu_threads import one_core
 from infinity_emb.backends.torch.device import Choice, is_cpu
-from infinity_emb.backends.torch.int8.linear import Int8Linear, LastRows, RowCoder, rounding_error
+from infinity_emb.backends.torch.int8.linear import Int8Linear, LastRows, RowCoder, measure_rounding_error
 from infinity_emb.backends.torch.int8.smoothquant import list_inner_linears, record_inputs
 from infinity_emb.backends.torch.reference import Reference
 from infinity_emb.backends.torch.st_introspection import find_transformers, get_activation
@@ -95,9 +95,9 @@ def is_usable(accuracy: Accuracy, change: Change) -> bool:
 
 def _try(model: BaseModel, kind: ModelKind, dtype: Dtype, layers: Sequence[nn.Linear]) -> _Trial:
     with one_core():
-        before, full_s = compute_answers(model, kind), seconds_per_answer(model)
+        before, full_s = compute_answers(model, kind), measure_answer_s(model)
         undo = _to_int8(model, kind, layers) if is_cpu(model.device) else quantize_with_torchao(layers, dtype)
-        quantized_s = seconds_per_answer(model)
+        quantized_s = measure_answer_s(model)
         after = compute_answers(model, kind)
     change = measure_change(*(score_answers(model, kind, each) for each in (after, before)))
     return _Trial(full_s / quantized_s, compare_answers(before, after, kind), change, undo)
@@ -107,7 +107,7 @@ def _refusal(dtype: Dtype, full: Choice, reason: str) -> str:
     return f"--dtype {dtype} cannot be used: {reason}; use --dtype {full.value}"
 
 
-def seconds_per_answer(model: BaseModel) -> float:
+def measure_answer_s(model: BaseModel) -> float:
     """Return the best time for a small batch of texts, or pairs, through sentence-transformers itself.
 
     On a CPU it is the CPU time of one core, which other processes affect little.
@@ -170,7 +170,7 @@ def _to_int8(model: BaseModel, kind: ModelKind, layers: Sequence[nn.Linear]) -> 
     table: dict[nn.Module, nn.Module] = {}
     with torch.inference_mode():
         for shared in seen:
-            coder = RowCoder(shared.best_smoothing(rounding_error), last)
+            coder = RowCoder(shared.best_smoothing(measure_rounding_error), last)
             for layer in shared.layers:
                 table[layer] = Int8Linear(layer.weight, layer.bias, coder)
     _swap(model, table)

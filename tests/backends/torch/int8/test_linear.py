@@ -15,8 +15,8 @@ from infinity_emb.backends.torch.int8.linear import (
     Product,
     RowCoder,
     code_rows,
+    measure_rounding_error,
     round_weight,
-    rounding_error,
 )
 
 pytestmark = pytest.mark.model
@@ -138,7 +138,7 @@ def test_smoothing_changes_nothing_but_rounding() -> None:
     plain = relative_error(int8_of(layer)(read), layer(read))
     smoothed = relative_error(int8_of(layer, RowCoder(smoothing, LastRows()))(read), layer(read))
     assert smoothed < 0.5 * plain
-    foretold = [rounding_error(read, layer.weight, each) for each in (smoothing, None)]
+    foretold = [measure_rounding_error(read, layer.weight, each) for each in (smoothing, None)]
     assert foretold[0] < 0.5 * foretold[1]
 
 

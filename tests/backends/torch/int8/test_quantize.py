@@ -44,7 +44,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def time_goes(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
     """What is measured: first the full format, then the quantised one."""
     measured = itertools.cycle(seconds)
-    monkeypatch.setattr(torch_quantized, "seconds_per_answer", lambda model: next(measured))
+    monkeypatch.setattr(torch_quantized, "measure_answer_s", lambda model: next(measured))
 
 
 @pytest.fixture
