@@ -58,7 +58,7 @@ def check_outputs_differ(model: LoadedModel, name: str, *, may_be_wrong: bool = 
             f"model {name!r} was loaded but cannot compute: {type(exc).__name__}: {text}"
         ) from exc
     if fault and may_be_wrong:
-        logger.warning("model %r is served as asked, though %s", name, fault)
+        logger.warning("model %r is served as requested, although %s", name, fault)
     elif fault:
         raise StartupError(
             f"model {name!r} cannot be served: {fault}, so its weights are damaged or not its own; download"

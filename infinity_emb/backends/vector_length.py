@@ -39,7 +39,7 @@ def measure_vector_length(model: LoadedModel) -> LoadedModel:
     named, width = model.info.embedding_dimension, vectors.shape[1]
     if width < named:
         logger.warning(
-            "the model's files say that vectors have %d dimensions, and they have %d", named, width
+            "the model's files say that vectors have %d dimensions, but they have %d", named, width
         )
     info = replace(model.info, is_normalized=is_normalized, embedding_dimension=min(named, width))
     return replace(model, info=info)

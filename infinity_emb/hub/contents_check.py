@@ -152,7 +152,7 @@ def _check_prompts(folder: Path) -> None:
     prompts = config.get("prompts", {})
     if not isinstance(prompts, dict) or not all(isinstance(each, str | None) for each in prompts.values()):
         raise StartupError(
-            f"{path} has prompts={_shorten(prompts)}, and needs an object of texts; correct it"
+            f"{path} has prompts={_shorten(prompts)}, but they must be an object of texts; correct it"
         )
 
 
@@ -163,7 +163,7 @@ def _check_labels(folder: Path) -> None:
         return
     if set(names) != {str(each) for each in range(len(names))}:
         raise StartupError(
-            f"{path} numbers its labels {', '.join(map(str, names))} in id2label, and scores have the"
+            f"{path} numbers its labels {', '.join(map(str, names))} in id2label, but scores have the"
             f" numbers 0 to {len(names) - 1}; correct it"
         )
 
@@ -175,8 +175,8 @@ def _check_limits(folder: Path) -> None:
             value = config.get(key)
             if value is not None and not _is_limit(value):
                 raise StartupError(
-                    f"{folder / name} has {key}={_shorten(value)}, and needs a whole number above 0, or null;"
-                    " correct it"
+                    f"{folder / name} has {key}={_shorten(value)}, but it must be a whole number above 0, or"
+                    " null; correct it"
                 )
 
 
@@ -188,8 +188,8 @@ def _check_quantization(folder: Path) -> None:
     )
     if value is not None and not is_named:
         raise StartupError(
-            f"{folder / 'config.json'} has quantization_config={_shorten(value)}, and needs an object with"
-            " quant_method, or null; correct it"
+            f"{folder / 'config.json'} has quantization_config={_shorten(value)}, but it must be an object"
+            " with quant_method, or null; correct it"
         )
 
 

@@ -73,5 +73,6 @@ def _check_routes(config: dict[str, Any], types: dict[str, Any], source: Path) -
     default = parameters.get("default_route")
     if default is not None and default not in routes:
         raise StartupError(
-            f"{source}: the default route {default!r} is none of its routes {', '.join(routes)}; correct it"
+            f"{source}: the default route {default!r} is not one of its routes"
+            f" {', '.join(routes)}; correct it"
         )

@@ -65,7 +65,7 @@ def check_truncated(num_tokens: int, max_tokens: int | None, truncation: Truncat
         )
     if num_tokens > max_tokens:
         raise BadInput(
-            f"has {num_tokens} tokens, and this model's own preprocessing cannot cut it at {max_tokens};"
+            f"has {num_tokens} tokens, but this model's own preprocessing cannot cut it at {max_tokens};"
             " shorten it, or leave the limit to the model",
             position=position,
         )

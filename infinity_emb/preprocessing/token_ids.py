@@ -31,9 +31,7 @@ class TokenIdReader:
         self._policy = policy
         self._decode_openai = load_cl100k() if policy is TokenIdPolicy.cl100k else None
         if policy is TokenIdPolicy.model and vocabulary is None:
-            raise StartupError(
-                "--token-ids model cannot be used: the model has no tokenizer that can be asked"
-            )
+            raise StartupError("--token-ids model cannot be used: the model's tokenizer cannot be inspected")
 
     def read(
         self,

@@ -50,7 +50,7 @@ def retry_in_full_precision(backend: Backend, items: list[Item], completer: Comp
     stored = launched.collect(completer.lock)
     if not isinstance(stored, Exception):
         completer.complete(launched, select_items(items, stored))
-        completer.fail(select_items(items, ~stored), BackendFailed("gives NaN or infinity, also in float32"))
+        completer.fail(select_items(items, ~stored), BackendFailed("gives NaN or infinity, even in float32"))
     elif len(items) == 1:
         completer.fail(items, translate_failure(stored))
     else:

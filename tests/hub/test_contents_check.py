@@ -226,7 +226,7 @@ def test_limits_that_are_no_numbers_of_tokens_are_refused(
     name: str, key: str, value: Any, folder: Path
 ) -> None:
     (folder / name).write_text(json.dumps({key: value}))
-    with pytest.raises(StartupError, match=f"{name} has {key}=.*needs a whole number above 0"):
+    with pytest.raises(StartupError, match=f"{name} has {key}=.*it must be a whole number above 0"):
         check_contents(folder)
 
 

@@ -68,7 +68,7 @@ def test_a_model_that_reads_texts_its_own_way_says_so(bert: Path) -> None:
     encode = ProcessorEncoder(
         model=load_embedder(bert), lock=None, max_tokens=256, count_prompt_tokens=lambda prompt: 0
     )
-    with pytest.raises(BadInput, match="input 1 consists of token ids, and this model's own preprocessing"):
+    with pytest.raises(BadInput, match="input 1 consists of token ids, but this model's own preprocessing"):
         encode(number_inputs(["a", TokenIdsInput((1,))]), InputOptions())
-    with pytest.raises(BadInput, match=r"has 6 tokens, and this model's own preprocessing cannot cut it"):
+    with pytest.raises(BadInput, match=r"has 6 tokens, but this model's own preprocessing cannot cut it"):
         encode(number_inputs(["word1 word2 word3 word4"]), InputOptions(max_tokens=3))

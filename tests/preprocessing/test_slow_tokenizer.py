@@ -47,7 +47,7 @@ def test_where_the_pipeline_may_not_cut_a_text_that_fills_the_limit_is_refused()
 
 def test_the_pipeline_cuts_at_the_limit_of_its_model_alone() -> None:
     assert len(encode_ids(make_slow_tokenizer(), ["abc"], max_tokens=3)[0]) == 3
-    with pytest.raises(BadInput, match=r"^input 1 has 4 tokens, and .* cannot cut it at 3;"):
+    with pytest.raises(BadInput, match=r"^input 1 has 4 tokens, but .* cannot cut it at 3;"):
         encode_ids(make_slow_tokenizer(), ["a", "abcd"], max_tokens=3)
 
 

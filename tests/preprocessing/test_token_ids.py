@@ -86,7 +86,7 @@ def test_an_empty_list_of_ids_is_refused() -> None:
 
 
 def test_a_model_without_a_vocabulary_cannot_be_started_with_its_own_ids() -> None:
-    with pytest.raises(StartupError, match="no tokenizer that can be asked"):
+    with pytest.raises(StartupError, match="tokenizer cannot be inspected"):
         TokenIdReader(TokenIdPolicy.model, None)
     TokenIdReader(TokenIdPolicy.refuse, None)
 

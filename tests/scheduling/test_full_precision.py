@@ -82,7 +82,7 @@ def test_an_item_that_is_not_finite_in_full_precision_fails_with_its_position() 
     error = requests.errors()[0]
     assert isinstance(error, BackendFailed)
     assert error.position == 2
-    assert str(error) == "input 2 gives NaN or infinity, also in float32"
+    assert str(error) == "input 2 gives NaN or infinity, even in float32"
     for index in (1, 2):
         requests.check_outputs(index)
     assert backend.launched == [[4, 5, 7, 8, 1, 2, 3]]
@@ -99,7 +99,7 @@ def test_all_nonfinite_items_of_a_batch_are_recomputed_in_one_launch() -> None:
     assert (backend.launched, backend.launched_full) == ([[1, 2, 3, 4]], [[1, 3, 4]])
     for index in (0, 1, 3):
         requests.check_outputs(index)
-    assert str(requests.errors()[2]) == "input 0 gives NaN or infinity, also in float32"
+    assert str(requests.errors()[2]) == "input 0 gives NaN or infinity, even in float32"
     assert (pool.stats.num_items, pool.stats.num_failed_items) == (3, 1)
 
 

@@ -76,7 +76,7 @@ async def test_by_default_they_are_refused_with_the_way_out(inputs: Any) -> None
         ({"input": ["a", [0x110000]]}, 400, "input 1 has the token id 1114112"),
         ({"input": [-1]}, 400, "input 0 has the token id -1"),
         ({"input": [1], "prompt": "p"}, 400, "input 0 consists of token ids, which no prompt can precede"),
-        ({"input": [1], "input_type": "query"}, 400, "no prompt can go"),
+        ({"input": [1], "input_type": "query"}, 400, "no prompt can precede"),
         ({"input": [[1] * 9000], "truncate": False}, 400, "has 9000 tokens, the limit is 8192"),
         ({"input": [[1], [2]], "late_chunking": True}, 400, "cannot be split or joined"),
         ({"input": [1], "modality": "image"}, 422, "token ids are not accepted"),

@@ -62,8 +62,8 @@ def _load_graph(args: LoadOptions, files: ModelFiles, engines: Sequence[Inferenc
     raise _refuse(
         args,
         rejected,
-        "the repository has no torch weights: name a file by --graph-file, and install infinity-emb[onnx] or"
-        " infinity-emb[openvino]",
+        "the repository has no torch weights: name a file with --graph-file, and install infinity-emb[onnx]"
+        " or infinity-emb[openvino]",
     )
 
 

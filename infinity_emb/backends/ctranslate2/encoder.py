@@ -50,7 +50,7 @@ def choose_target(args: LoadOptions) -> Target:
         return Target(device, 0, len(ids), *_choose_format(args, device, 0))
     if len(ids) > 1:
         raise StartupError(
-            f"--device-id has {len(ids)} devices, and --engine {args.engine} serves a model on one of them;"
+            f"--device-id has {len(ids)} devices, but --engine {args.engine} serves a model on one of them;"
             " start a server for each, or use --engine torch"
         )
     num_devices = ctranslate2.get_cuda_device_count()

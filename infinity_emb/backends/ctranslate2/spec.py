@@ -71,7 +71,7 @@ def explain_unsupported(network: PreTrainedModel) -> str | None:
     architecture = _ARCHITECTURES.get(type(network))
     if architecture is None:
         known = ", ".join(each.__name__ for each in _ARCHITECTURES)
-        return f"its network is {type(network).__name__}, and CTranslate2 computes only the encoders {known}"
+        return f"its network is {type(network).__name__}, but CTranslate2 computes only the encoders {known}"
     if getattr(network.config, "is_decoder", False):
         return "its tokens look only at those before them"
     activation = getattr(network.config, architecture.activation)

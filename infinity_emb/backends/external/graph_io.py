@@ -30,7 +30,7 @@ def find_output(names: Iterable[str], *, wanted: str) -> str:
         if name in names:
             return name
     raise StartupError(
-        f"the graph has the outputs {', '.join(names)}, and the model needs {' or '.join(accepted)}"
+        f"the graph has the outputs {', '.join(names)}, but the model needs {' or '.join(accepted)}"
     )
 
 

@@ -90,11 +90,11 @@ class GraphLoader:
             suffixes = " or ".join(kind.suffix for kind in self.kinds)
             raise StartupError(
                 f"--dtype {wanted} needs a file {suffixes} of that format, and {args.model_name_or_path!r}"
-                " has none; leave it out, or name a file by --graph-file, or use --engine torch"
+                " has none; leave it out, or name a file with --graph-file, or use --engine torch"
             )
         if file is not None and args.dtype is not Dtype.auto and file.dtype not in (wanted, self.dtype):
             raise StartupError(
-                f"--graph-file {file.name} is {file.dtype} by its name, and --dtype is {args.dtype};"
+                f"--graph-file {file.name} is {file.dtype} by its name, but --dtype is {args.dtype};"
                 " leave one of them out"
             )
         return file
@@ -103,7 +103,7 @@ class GraphLoader:
         graphs = [name for name in names if name.endswith(tuple(kind.suffix for kind in self.kinds))]
         return (
             f"model {self.args.model_name_or_path!r} has no torch weights, and no {Dtype.float32} graph where"
-            f" --engine {self.args.engine} looks for one; name one by --graph-file, of: "
+            f" --engine {self.args.engine} looks for one; name one with --graph-file, of: "
             + (", ".join(graphs) or "none")
         )
 

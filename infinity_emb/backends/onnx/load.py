@@ -83,7 +83,7 @@ def choose_devices(args: LoadOptions, provider: Provider) -> list[torch.device]:
         return [torch.device("cpu")] * max(1, len(args.device_id))
     if len(args.device_id) > 1:
         raise StartupError(
-            f"--device-id has {len(args.device_id)} devices, and --engine {args.engine} serves a model on one"
+            f"--device-id has {len(args.device_id)} devices, but --engine {args.engine} serves a model on one"
             " of them; start a server for each, or use --engine torch"
         )
     if provider.memory == "cuda" and torch.cuda.is_available():

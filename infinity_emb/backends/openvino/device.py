@@ -29,7 +29,7 @@ def choose_device(args: LoadOptions, available: Sequence[str]) -> str:
         raise StartupError(f"--device {args.device} is not for --engine {args.engine}; use xpu, cpu or auto")
     if len(args.device_id) > 1:
         raise StartupError(
-            f"--device-id has {len(args.device_id)} devices, and --engine {args.engine} serves a model on one"
+            f"--device-id has {len(args.device_id)} devices, but --engine {args.engine} serves a model on one"
             " of them; start a server for each"
         )
     number = args.device_id[0] if args.device_id else 0

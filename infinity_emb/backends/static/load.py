@@ -137,7 +137,7 @@ def _check_options(args: LoadOptions) -> None:
         idle.append(f"--dtype {args.dtype}")
     if idle:
         logger.warning(
-            "%s is a static model, which numpy computes on the CPU in float32; %s changes nothing",
+            "%s is a static model, which numpy computes on the CPU in float32; %s has no effect",
             args.model_name_or_path,
             " and ".join(idle),
         )
@@ -200,7 +200,7 @@ def _read_prompts(config: dict[str, Any], path: Path) -> tuple[dict[str, str], s
     default_name = config.get("default_prompt_name")
     if default_name is not None and default_name not in prompts:
         raise StartupError(
-            f"{path} names {default_name!r} as default prompt, and has {sorted(prompts)}; correct the file"
+            f"{path} names {default_name!r} as default prompt, but has {sorted(prompts)}; correct the file"
         )
     return prompts, default_name
 
@@ -212,6 +212,6 @@ def _read_dimension(config: dict[str, Any], width: int, path: Path) -> int:
         return width
     if not isinstance(wanted, int) or wanted < 1:
         raise StartupError(
-            f"{path} has truncate_dim={wanted!r}, and needs a whole number above 0; correct it"
+            f"{path} has truncate_dim={wanted!r}, but it must be a whole number above 0; correct it"
         )
     return min(width, wanted)

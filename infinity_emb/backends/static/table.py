@@ -101,7 +101,7 @@ def _as_rows(table: Array) -> Float32Array:
 def _checked_table(table: Array, path: Path) -> Array:
     if table.ndim != 2 or not table.size:
         raise StartupError(
-            f"{path} holds a table of shape {table.shape}, and each token needs a row; save the model again"
+            f"{path} holds a table of shape {table.shape}, but each token needs a row; save the model again"
         )
     return table
 
@@ -109,8 +109,8 @@ def _checked_table(table: Array, path: Path) -> Array:
 def _checked_mapping(mapping: Array, num_rows: int, path: Path) -> Array:
     if mapping.ndim != 1 or mapping.dtype.kind not in "iu":
         raise StartupError(
-            f"{path} holds a mapping of shape {mapping.shape} and dtype {mapping.dtype}, and a row number per"
-            " token is needed; save the model again"
+            f"{path} holds a mapping of shape {mapping.shape} and dtype {mapping.dtype}, but needs one"
+            " row number per token; save the model again"
         )
     outside = mapping[(mapping < 0) | (mapping >= num_rows)]
     if len(outside):

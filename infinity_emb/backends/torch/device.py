@@ -232,8 +232,8 @@ def _check_quantized(dtype: Dtype, device: torch.device) -> None:
         found, needed = torch.cuda.get_device_capability(device), _QUANTIZED[dtype]
         if torch.version.hip is None and found < needed:
             raise StartupError(
-                f"--dtype {dtype} needs a GPU of compute capability {_format_capability(needed)} or newer and"
-                f" this one has {_format_capability(found)}; use float16 or auto"
+                f"--dtype {dtype} needs a GPU of compute capability {_format_capability(needed)} or newer,"
+                f" but this one has {_format_capability(found)}; use float16 or auto"
             )
     elif device.type != "cpu":
         raise StartupError(f"--dtype {dtype} has no fast path on {device.type}; use float32, float16 or auto")

@@ -152,7 +152,7 @@ class ProcessorEncoder:
     def _encode(self, value: Input, options: InputOptions, position: int) -> Encoded:
         if isinstance(value, TokenIdsInput):
             raise BadInput(
-                "consists of token ids, and this model's own preprocessing reads texts", position=position
+                "consists of token ids, but this model's own preprocessing reads texts", position=position
             )
         is_text = get_modality(value) is Modality.text
         if is_text and options.truncation in ("left", "right"):
@@ -235,6 +235,6 @@ class UnroutedEncoder:
         """Raise BadInput."""
         problem = "names no task" if self.task is None else f"names the task {self.task!r}"
         raise BadInput(
-            f"the request {problem}, and the model has a part for each of {', '.join(self.tasks)} and no"
-            " default; choose one by input_type"
+            f"the request {problem}, but the model has routes only for {', '.join(self.tasks)};"
+            " choose one with input_type"
         )

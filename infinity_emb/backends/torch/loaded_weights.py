@@ -142,7 +142,7 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
         if not missing:
             continue
         if allow_missing:
-            logger.warning("%s; serving them as asked", _describe_missing(loading, missing))
+            logger.warning("%s; serving them as requested", _describe_missing(loading, missing))
             continue
         with torch.no_grad():
             for parameter in missing.values():
@@ -153,7 +153,7 @@ def check_weights(model: BaseModel, loadings: Sequence[Loading], *, allow_missin
         if not all(_is_finite(transformer, model, each) for each in _list_modalities(transformer)):
             raise StartupError(
                 f"{_describe_missing(loading, missing)}. Copy the whole model, correct config.json, or serve"
-                " it nevertheless with --allow-missing-weights"
+                " it anyway with --allow-missing-weights"
             )
 
 
@@ -177,14 +177,14 @@ def _check_numbers(model: BaseModel, loadings: Sequence[Loading]) -> None:
             if weights.sum(dtype=torch.float32).isnan() and weights.isnan().any():
                 raise StartupError(
                     f"weight {name!r} is NaN in the file, which is damaged; download or save it again, or"
-                    " serve it nevertheless with --allow-missing-weights"
+                    " serve it anyway with --allow-missing-weights"
                 )
 
 
 def _check_shapes(loading: Loading) -> None:
     for name, in_file, in_network in loading.mismatched:
         raise StartupError(
-            f"weight {name!r} has the shape {tuple(in_file)} in the file, and {tuple(in_network)} by"
+            f"weight {name!r} has the shape {tuple(in_file)} in the file, but {tuple(in_network)} by"
             " config.json; one of them belongs to another model"
         )
 

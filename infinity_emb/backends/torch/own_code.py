@@ -69,7 +69,7 @@ def _check_field(field: ConfigField, *, computes_network: bool) -> None:
         return
     if computes_network or not field.key.startswith(("AutoConfig", "AutoModel")):
         raise OwnCodeError(
-            f"auto_map in {field.path.name} names {field.value!r}; without it the outputs would be others"
+            f"auto_map in {field.path.name} names {field.value!r}; without it the outputs would differ"
         )
 
 

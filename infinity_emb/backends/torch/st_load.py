@@ -86,7 +86,7 @@ def _check_modules(model: BaseModel, folder: Path) -> None:
     if unsaved := next((name for name in added if name not in saved), ""):
         raise StartupError(
             f"its files have no {unsaved} module, whose weights would be random; choose the --model-kind that"
-            " the model was trained as, or serve it nevertheless with --allow-missing-weights"
+            " the model was trained as, or serve it anyway with --allow-missing-weights"
         )
 
 

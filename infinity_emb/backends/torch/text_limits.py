@@ -59,7 +59,7 @@ def _limit_transformer(transformer: Transformer, num_positions: int) -> None:
     expansion = transformer.query_expansion
     if expansion is not None and expansion["length"] > num_positions:
         raise StartupError(
-            f"the model's files fill queries up to {expansion['length']} tokens, and its network has"
+            f"the model's files fill queries up to {expansion['length']} tokens, but its network has"
             f" {num_positions} positions; lower query_expansion in sentence_bert_config.json"
         )
     limit = transformer.max_seq_length

@@ -76,7 +76,7 @@ def _check_vocabulary(transformer: Transformer, folder: Path) -> None:
         has_words = any(character.isalnum() for name in names for character in name)
     if not has_words:
         raise StartupError(
-            f"the tokenizer has special tokens only, so that all texts would be alike: {folder} has no"
+            f"the tokenizer has special tokens only, so all texts would get the same tokens: {folder} has no"
             f" vocabulary; copy {_FILE} (or vocab.txt, or vocab.json with merges.txt) of the model into it"
         )
     num_embeddings = count_embeddings(transformer)
@@ -84,14 +84,14 @@ def _check_vocabulary(transformer: Transformer, folder: Path) -> None:
         num_words = backend.get_vocab_size(with_added_tokens=False)
         if num_words > num_embeddings:
             logger.warning(
-                "the tokenizer in %s has %d tokens, and the network %d: it may be another model's",
+                "the tokenizer in %s has %d tokens, but the network %d: it may be another model's",
                 folder,
                 num_words,
                 num_embeddings,
             )
     if num_embeddings is not None and len(tokenizer) < _MIN_VOCABULARY_SHARE * num_embeddings:
         logger.warning(
-            "the tokenizer in %s has %d tokens, and the network %d: its vocabulary may be cut off",
+            "the tokenizer in %s has %d tokens, but the network %d: its vocabulary may be cut off",
             folder,
             len(tokenizer),
             num_embeddings,

@@ -38,7 +38,7 @@ class KnownTokensEncoder:
             largest = int(item.token_ids.max(initial=0))
             if largest >= self.num_embeddings:
                 raise BadInput(
-                    f"has the token id {largest}, and the network has embeddings for 0 to"
+                    f"has the token id {largest}, but the network has embeddings for 0 to"
                     f" {self.num_embeddings - 1}; remove that token from the text",
                     position=item.position,
                 )

@@ -306,7 +306,7 @@ def test_a_named_file_of_another_format_than_the_one_asked_for_is_refused(
     folder = with_files(model_quantized=graph)
     with pytest.raises(
         StartupError,
-        match=rf"model_quantized\.onnx is int8 by its name, and --dtype is {dtype}; leave one",
+        match=rf"model_quantized\.onnx is int8 by its name, but --dtype is {dtype}; leave one",
     ):
         load_model(args_of(folder, graph_file="model_quantized.onnx", dtype=dtype))
     model = load_model(args_of(folder, graph_file="model_quantized.onnx", dtype="int8"))
@@ -598,7 +598,7 @@ class _Named:
         (
             ["input_ids"],
             ["sentence_embedding"],
-            "has the outputs sentence_embedding, and the model needs last_hidden",
+            "has the outputs sentence_embedding, but the model needs last_hidden",
         ),
     ],
 )

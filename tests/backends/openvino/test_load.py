@@ -430,7 +430,7 @@ def test_a_graph_of_another_kind_is_refused(folder: Path) -> None:
     opset: Any = openvino.opset13
     for name, message in (
         ("pixel_values", "needs the inputs pixel_values"),
-        ("input_ids", "and the model needs last"),
+        ("input_ids", "but the model needs last"),
     ):
         given = opset.parameter([-1, -1], openvino.Type.i64, name=name)
         given.output(0).set_names({name})

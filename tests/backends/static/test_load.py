@@ -417,7 +417,7 @@ def test_options_that_change_nothing_are_said_in_one_line(
 ) -> None:
     load(plain, **options)
     (message,) = caplog.messages
-    assert message.endswith(f"--{next(iter(options))} {next(iter(options.values()))} changes nothing")
+    assert message.endswith(f"--{next(iter(options))} {next(iter(options.values()))} has no effect")
 
 
 def test_usual_options_are_not_talked_about(plain: Path, caplog: pytest.LogCaptureFixture) -> None:

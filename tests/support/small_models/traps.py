@@ -363,7 +363,7 @@ TRAPS: dict[str, Trap] = {
     "a default route that is none": Trap(
         "router",
         _set("router_config.json", parameters={"default_route": "other"}),
-        r"router_config\.json: the default route 'other' is none of its routes query, document",
+        r"router_config\.json: the default route 'other' is not one of its routes query, document",
     ),
     "routes without a structure": Trap(
         "router",
@@ -373,7 +373,7 @@ TRAPS: dict[str, Trap] = {
     "more dimensions in the pooling than in the network": Trap(
         "bert",
         _set("1_Pooling/config.json", embedding_dimension=64),
-        warned="vectors have 64 dimensions, and they have 32",
+        warned="vectors have 64 dimensions, but they have 32",
     ),
     "an activation of no name": Trap(
         "bert", _set("config.json", hidden_act="foo"), r"config\.json has the unknown hidden_act 'foo'"
@@ -385,7 +385,7 @@ TRAPS: dict[str, Trap] = {
         "bert", _set("config_sentence_transformers.json", truncate_dim=0), "has truncate_dim=0"
     ),
     "quantized by nothing": Trap(
-        "bert", _set("config.json", quantization_config={"bits": 4}), "needs an object with quant_method"
+        "bert", _set("config.json", quantization_config={"bits": 4}), "it must be an object with quant_method"
     ),
     "quantized by a list": Trap("bert", _set("config.json", quantization_config=[4]), "with quant_method"),
     "an adapter that does not name its base": Trap(

@@ -179,8 +179,8 @@ def test_fp8_has_no_fast_path_on_a_cpu(bert: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "capability", "refused"),
     [
-        (Dtype.int8, (7, 0), "needs a GPU of compute capability 7.5 or newer and this one has 7.0"),
-        (Dtype.fp8, (8, 6), "needs a GPU of compute capability 8.9 or newer and this one has 8.6"),
+        (Dtype.int8, (7, 0), "needs a GPU of compute capability 7.5 or newer, but this one has 7.0"),
+        (Dtype.fp8, (8, 6), "needs a GPU of compute capability 8.9 or newer, but this one has 8.6"),
         (Dtype.int8, (7, 5), None),
         (Dtype.fp8, (9, 0), None),
     ],
