@@ -97,7 +97,9 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    with pytest.raises(StartupError, match=r"model-00002-of-00002\.safetensors is missing \(1 of 2 parts"):
+    with pytest.raises(
+        StartupError, match=r"model-00002-of-00002\.safetensors is missing \(1 of the 2 parts"
+    ):
         check_contents(folder)
 
 

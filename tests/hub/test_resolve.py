@@ -485,7 +485,7 @@ def test_repository_that_is_no_torch_model_is_refused_before_a_download(
     with HubServer({"org/small": {"main": files}}) as hub:
         error = machine.start(hub.endpoint).error
         assert not hub.fetched_files()
-    assert "no model for torch" in error
+    assert "not a model for torch" in error
     assert missing_part in error
 
 

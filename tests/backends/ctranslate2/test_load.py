@@ -318,8 +318,14 @@ def test_a_cache_that_cannot_be_written_is_named(
 @pytest.mark.parametrize(
     ("save", "reason"),
     [
-        (lambda folder: save_small_model(folder, "mpnet"), "its network is MPNetModel, and of encoders"),
-        (lambda folder: save_small_model(folder, "qwen3"), "its network is Qwen3Model, and of encoders"),
+        (
+            lambda folder: save_small_model(folder, "mpnet"),
+            "its network is MPNetModel, but CTranslate2 computes only",
+        ),
+        (
+            lambda folder: save_small_model(folder, "qwen3"),
+            "its network is Qwen3Model, but CTranslate2 computes only",
+        ),
         (lambda folder: save_clip(folder), "its texts do not go through the network's own forward"),
         (
             lambda folder: save_small_yes_no_reranker(folder / "rerank", "qwen3"),

@@ -77,7 +77,7 @@ def test_the_cpu_is_exact_unless_asked_otherwise(
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        ("float16", "--dtype float16 .* CPU computes here: OpenVINO says that it can BF16, FP32, INT8;"),
+        ("float16", "--dtype float16 .* by CPU: OpenVINO reports the capabilities BF16, FP32, INT8;"),
         ("fp8", "--dtype fp8 is not for --engine openvino; use float32, float16, bfloat16 or int8"),
     ],
 )
