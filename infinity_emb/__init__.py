@@ -1,7 +1,7 @@
-"""Serve embedding models: high throughput, low latency, sentence-transformers' own numbers.
+"""Serve embedding models with high throughput, low latency and the outputs of sentence-transformers.
 
-Importing this package imports nothing else: names are looked up when they are first used, so that it
-needs no more than numpy, starts nothing and reads no environment.
+Each public name is imported when it is first used, so importing the package needs no more than numpy,
+starts no thread and reads no environment variable.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ _MODULES = {
         "TokenIdPolicy",
     ),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_BY_NAME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     except ModuleNotFoundError as exc:
         if name != "create_server":
             raise

@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 _CHILD_NICENESS = 5
 
 
-def open_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
+def create_shared_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
     """Return a future of the running loop and a callback that completes it from any thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
@@ -46,7 +46,7 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) 
 
 
 class LoopCalls:
-    """Call functions on one event loop, from any thread; those that come together wake it once."""
+    """Call functions on one event loop from any thread; functions that arrive together wake it once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -54,29 +54,29 @@ class LoopCalls:
         self._is_due = False
 
     def add(self, function: Callable[[], None]) -> None:
-        """Have a function called that raises nothing."""
+        """Schedule a call of the function, which must not raise."""
         self._functions.append(function)
         if not self._is_due:
             self._is_due = True
             call_in_loop(self.loop, self._call_all)
 
     def _call_all(self) -> None:
-        self._is_due = False  # before the functions are taken, so that none is left without a call
+        self._is_due = False  # first, so that a function added meanwhile schedules another call
         while self._functions:
             self._functions.popleft()()
 
 
 class OncePerTurn:
-    """Call a function once for all that ask for it in the same turn of the running event loop."""
+    """Call a function once per turn of the running event loop, however often it is requested."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         self._loop: asyncio.AbstractEventLoop | None = None  # which will call the function
 
     def request(self) -> None:
-        """Have the function called when the loop has run what is ready now."""
+        """Call the function after the callbacks that are ready now."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # one that was closed before its call is forgotten
+        if self._loop is not loop:  # None, or a loop that was closed before the call
             self._loop = loop
             loop.call_soon(self._call)
 
@@ -85,20 +85,20 @@ class OncePerTurn:
         self._function()
 
 
-class ProcessMark:
-    """Remember the process that starts threads: a fork of it has none of them."""
+class ForkDetector:
+    """Detect a fork of the process that started threads: the child has none of them."""
 
     def __init__(self) -> None:
         self._process_id = os.getpid()
 
     @property
     def is_forked(self) -> bool:
-        """Return true in a fork of the process that has made the mark."""
+        """Return true in a fork of the process that created this object."""
         return self._process_id != os.getpid()
 
 
 class ExclusiveTask(Generic[ResultT]):
-    """Run one coroutine at a time, as a task that goes on when those who wait for it are cancelled."""
+    """Run one coroutine at a time, as a task that continues when its waiters are cancelled."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[ResultT] | None = None  # None unless one is running
@@ -107,7 +107,7 @@ class ExclusiveTask(Generic[ResultT]):
         """Start a coroutine; none may be running."""
         assert self.task is None, "another coroutine is running"
         self.task = asyncio.ensure_future(coroutine)
-        self.task.add_done_callback(self._forget)  # runs before the callbacks of those who wait
+        self.task.add_done_callback(self._forget)  # runs before the callbacks of waiters
         return self.task
 
     async def wait(self) -> None:
@@ -145,9 +145,9 @@ async def run_on_daemon_thread(function: Callable[[], ResultT], name: str) -> Re
 
 
 def start_isolated_python(program: str) -> subprocess.Popen[bytes]:
-    """Start a child that runs a program with this package, in a session of its own; its pipes are binary.
+    """Start a child process in a new session that runs a program with this package; its pipes are binary.
 
-    It imports nothing from the working directory or the environment, where anything may be called `json.py`.
+    It imports nothing from the working directory or the environment, which may contain a file `json.py`.
     """
     package_folder = str(Path(__file__).parents[1])
     path = [package_folder, *(each for each in sys.path if each not in ("", os.getcwd()))]
@@ -211,7 +211,7 @@ def call_within(timeout_s: float, function: Callable[[], ResultT]) -> ResultT:
         with lock:
             if not is_over:
                 has_fired = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(_TimeIsUp))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(_TimedOut))
 
     timer = threading.Timer(timeout_s, interrupt)
     timer.daemon = True
@@ -225,7 +225,7 @@ def call_within(timeout_s: float, function: Callable[[], ResultT]) -> ResultT:
                 if has_fired:  # and perhaps not raised yet
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, None)
             timer.cancel()
-    except _TimeIsUp:
+    except _TimedOut:
         raise TimeoutError(f"took longer than {timeout_s:g} s") from None
 
 
@@ -272,4 +272,4 @@ async def gather_or_cancel(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list
         await asyncio.gather(*tasks, return_exceptions=True)  # only the first error is raised
         raise
     finally:
-        tasks.clear()  # an error refers to this frame, and they to the error
+        tasks.clear()  # breaks the reference cycle of an error and this frame

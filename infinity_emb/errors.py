@@ -149,7 +149,7 @@ class LoadFailed(ServingError):
 
 
 def quote_all(names: Iterable[str]) -> str:
-    """Return the names for a sentence, each in quotes: 'a', 'b'."""
+    """Join names for a message, each in quotes: 'a', 'b'."""
     return ", ".join(map(repr, names))
 
 

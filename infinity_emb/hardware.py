@@ -17,7 +17,6 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 STATM = Path("/proc/self/statm")
 CPUINFO = Path("/proc/cpuinfo")
-
 PROCESS_STAT = Path("/proc/self/stat")
 
 MAX_TOKENIZER_THREADS = 8
@@ -38,7 +37,7 @@ def num_usable_cpus(cgroup_root: Path = CGROUP_ROOT) -> int:
 
 
 def process_age_s(stat: Path = PROCESS_STAT) -> float:
-    """Return the seconds since this process was started; on other systems than Linux, since it came here.
+    """Return the seconds since this process started; outside Linux, since this module was imported.
 
     Source: proc_pid_stat(5), field 22.
     """
@@ -79,7 +78,7 @@ def free_memory_bytes(cgroup_root: Path = CGROUP_ROOT, meminfo: Path = MEMINFO) 
 
 
 class MemoryUse(NamedTuple):
-    """Bytes that this process holds, of how many; 0 where unknown."""
+    """Bytes used by this process, and the limit; 0 if unknown."""
 
     used_bytes: int
     limit_bytes: int
@@ -145,7 +144,7 @@ def _read_words(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a file of the kernel; [] where there is none."""
+    """Return the lines of a kernel file, or [] if it does not exist."""
     try:
         return path.read_text().splitlines()
     except OSError:  # the controller is not available

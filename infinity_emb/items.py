@@ -100,7 +100,7 @@ def count_request_chars(values: Sequence[Input], prompt: str = "") -> int:
 
 
 def iterate_chunks(num_chars: Sequence[int], *, max_inputs: int, max_chars: int) -> Iterator[slice]:
-    """Yield slices that cover inputs of so many characters; a longer input is alone in its slice."""
+    """Yield slices of the inputs within both limits; an input over `max_chars` gets its own slice."""
     start = num_chars_before = 0
     for index, number in enumerate(num_chars):
         is_full = index - start == max_inputs or num_chars_before + number > max_chars
@@ -159,7 +159,7 @@ class Encoded:
     input, arrays with a leading dimension of 1 and lists of one element.
     spans: token ranges [start, end), for each of which the output `chunks` has a vector.
     query_vectors: (q, D) float32, token vectors of the query for the output `maxsim`.
-    media_tokens: what an image or audio input without token ids counts in a batch.
+    media_tokens: number of tokens that an image or audio input without token ids counts as.
     position: the input's index in the request, for errors.
     """
 
@@ -175,7 +175,7 @@ class Encoded:
 
     @property
     def num_tokens(self) -> int:
-        """Return how many tokens the input counts in a batch and in the queue."""
+        """Return the number of tokens that the input counts as in a batch and in the queue."""
         return len(self.token_ids) or self.media_tokens
 
 

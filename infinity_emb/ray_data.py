@@ -1,7 +1,7 @@
-"""Compute the rows of a Ray Dataset as the commands `embed`, `rerank` and `classify` compute those of files.
+"""Compute the rows of a Ray Dataset, as the commands `embed`, `rerank` and `classify` do for files.
 
-`ComputeRows` is the class for `Dataset.map_batches`: each actor loads the model once. `RowSink` writes the
-rows with a result to Parquet, and those without one to a file beside it.
+`ComputeRows` is the class for `Dataset.map_batches`: each actor loads the model once. `RowSink` writes
+rows with a result to Parquet, and rows without one to JSON Lines beside it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ class ComputeRows:
         )
 
     task: embed, rerank or classify.
-    options: those of the command of that name that are about columns and results, such as `text_column`,
+    options: the options of that command that concern columns and results, such as `text_column`,
         `keep_columns`, `dimensions` and `truncate`, or `url` for a running server in place of a model.
-    A batch is a table; the one returned has two more columns: the results, and `error`, a structure of
-    `reason` and `content` for rows that have no result. Raises StartupError for an option or a model that is
-    wrong.
+    A batch is a table; the returned one has two more columns: the results, and `error`, a struct of
+    `reason` and `content` for rows without a result. Raises StartupError for an invalid option or model.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ComputeRows:
         self._slots = asyncio.Semaphore(self._computer.concurrency)
 
     def __call__(self, table: Any) -> Any:
-        """Compute a pyarrow.Table. Raises ServingError where no row can be computed."""
+        """Compute a pyarrow.Table. Raises ServingError if no row can be computed."""
         check_text_columns(table.schema, self._columns, _DATASET)
         kept_names = self._columns.select_kept(table.column_names)
         if ERROR_COLUMN in kept_names:
@@ -113,7 +112,7 @@ def _make_error_column(inputs: Sequence[RowInput | Rejected], results: Sequence[
 
 
 class Written(NamedTuple):
-    """The numbers of rows that were written: with a result, and without one."""
+    """The numbers of rows written with and without a result."""
 
     num_rows: int
     num_bad_rows: int
@@ -122,12 +121,11 @@ class Written(NamedTuple):
 class RowSink(Datasink):
     """Write what `ComputeRows` returns, with `Dataset.write_datasink(RowSink("vectors/"))`.
 
-    The folder gets `part-000000.parquet`, … of rows with a result, and `_bad-000000.jsonl`, … of the others,
-    with the reason and the columns that were kept. A part that is written again after a crash replaces the
-    first.
+    Rows with a result go to `part-000000.parquet`, …, and the others, with the reason and the kept columns,
+    to `_bad-000000.jsonl`, …. A part that is rewritten after a crash replaces the earlier one.
 
-    output: a folder that is empty or does not exist, on storage that all nodes reach, or its address for
-        pyarrow, such as s3://bucket/vectors.
+    output: a folder that is empty or does not exist, on storage that all nodes can reach, or an address
+        that pyarrow understands, such as s3://bucket/vectors.
     written: the numbers of rows, once all are written.
     Raises StartupError for a folder with files.
     """
@@ -161,7 +159,7 @@ class RowSink(Datasink):
         return Written(good.num_rows, bad.num_rows)
 
     def on_write_complete(self, write_result: Any) -> None:
-        """Add up what the tasks have written."""
+        """Add up the rows that the tasks have written."""
         columns = zip(*write_result.write_returns, strict=True)
         self.written = Written(*map(sum, columns)) if write_result.write_returns else Written(0, 0)
 

@@ -1,6 +1,6 @@
 """Closed sets of choices, and small values that pass between layers.
 
-It imports the exceptions that users of infinity_emb 0.0.77 import from `infinity_emb.primitives`.
+It re-exports the exceptions that users of infinity_emb 0.0.77 import from `infinity_emb.primitives`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Truncation = Literal["model", "left", "right", "off"]
 # Interactive requests go first; bulk requests get the remaining capacity and are never starved.
 Lane = Literal["interactive", "bulk"]
 
-# Of a name that a model is served under or that a client gives.
+# Limit for the names of served models and for names in requests.
 MAX_MODEL_NAME_CHARS = 512
 
 
@@ -114,7 +114,7 @@ class PoolingMethod(_NameEnum):
 class Normalization(_NameEnum):
     """Scale vectors to length 1, or leave them as they are.
 
-    auto: as the model's own files say; on the routes of servers that always do, always.
+    auto: follow the model's files; always on the routes of dialects whose servers always normalize.
     """
 
     auto = "auto"

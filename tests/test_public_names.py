@@ -86,16 +86,16 @@ def test_the_public_names_are_these() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(infinity_emb._HOMES))
+@pytest.mark.parametrize("name", sorted(infinity_emb._MODULE_BY_NAME))
 def test_a_public_name_is_the_one_of_its_module(name: str) -> None:
-    home = importlib.import_module(infinity_emb._HOMES[name])
+    home = importlib.import_module(infinity_emb._MODULE_BY_NAME[name])
     assert getattr(infinity_emb, name) is getattr(home, name)
     assert getattr(infinity_emb, name).__module__ == home.__name__
     assert inspect.getdoc(getattr(infinity_emb, name))
 
 
 def test_every_public_name_has_a_home_and_can_be_imported_by_star() -> None:
-    assert set(infinity_emb.__all__) == {*infinity_emb._HOMES, "__version__", "logger"}
+    assert set(infinity_emb.__all__) == {*infinity_emb._MODULE_BY_NAME, "__version__", "logger"}
     names: dict[str, object] = {}
     exec("from infinity_emb import *", names)  # the statement itself is what is tested
     assert set(infinity_emb.__all__) <= names.keys()
@@ -104,7 +104,7 @@ def test_every_public_name_has_a_home_and_can_be_imported_by_star() -> None:
 def test_type_checkers_see_the_names_that_are_looked_up_at_run_time() -> None:
     imports = [node for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.ImportFrom)]
     seen = {alias.name: node.module for node in imports for alias in node.names}
-    assert infinity_emb._HOMES.items() <= seen.items()
+    assert infinity_emb._MODULE_BY_NAME.items() <= seen.items()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -28,7 +28,7 @@ MAX_CHARS_SHOWN = 200
 
 
 class Resolved(NamedTuple):
-    """The engine of a name, and the input type that the name ends in."""
+    """The engine that a name refers to, and the input type in the suffix of the name, if any."""
 
     engine: AsyncEmbeddingEngine
     input_type: str | None
@@ -40,7 +40,7 @@ class AsyncEngineArray(ModelTasks):
     def __init__(self, engines: Sequence[AsyncEmbeddingEngine]) -> None:
         if not engines:
             raise ValueError("an engine array needs at least one engine")
-        # Whether an only engine answers to every name, as in infinity_emb 0.0.77.
+        # A single engine serves requests for any name, as in infinity_emb 0.0.77.
         self.accepts_any_name = True
         self._has_warned = False
         self.engines_dict: dict[str, AsyncEmbeddingEngine] = {}
@@ -73,7 +73,7 @@ class AsyncEngineArray(ModelTasks):
         engine.host.on_death = lambda: None
 
     def call_on_death(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the name of a model that can compute no more, on any thread."""
+        """Call `callback`, on any thread, with the name of a model whose workers have failed for good."""
         self._on_death = callback
         for engine in self:
             engine.host.on_death = partial(callback, engine.engine_args.served_model_name)
@@ -91,19 +91,19 @@ class AsyncEngineArray(ModelTasks):
         return len(self.engines_dict)
 
     def __getitem__(self, index_or_name: str | int) -> AsyncEmbeddingEngine:
-        """Return an engine; an only one answers to every name. Raises UnknownModel with the served names."""
+        """Return an engine; a single one answers to any name. Raises UnknownModel with the served names."""
         if isinstance(index_or_name, int):
             engines = list(self)
             if not 0 <= index_or_name < len(engines):
                 raise UnknownModel(f"no model at position {index_or_name}; there are {len(engines)}")
             return engines[index_or_name]
-        return self.find(index_or_name) or self._replace_unknown(index_or_name)
+        return self.find(index_or_name) or self._get_only_engine(index_or_name)
 
     def find(self, name: str) -> AsyncEmbeddingEngine | None:
         """Return the engine of a name, alias or path, or None.
 
-        Names are compared like Ollama does: without the tag `:latest`, and without regard to case where that
-        leaves one engine.
+        Names are compared as in Ollama: without the tag `:latest`, and ignoring case if that leaves one
+        engine.
         """
         for candidate in (name, name.removesuffix(DEFAULT_TAG), name + DEFAULT_TAG):
             engine = self._by_name.get(candidate) or self._by_path.get(candidate)
@@ -118,7 +118,7 @@ class AsyncEngineArray(ModelTasks):
         return next(iter(similar.values())) if len(similar) == 1 else None
 
     def unknown_model(self, name: str) -> UnknownModel:
-        """Make the error about a name that is not served, which lists those that are."""
+        """Return the error for a name that is not served; it lists the served names."""
         shown = name[:MAX_CHARS_SHOWN]
         return UnknownModel(
             f"Invalid model: Engine for model name `{shown}` not found."
@@ -126,7 +126,7 @@ class AsyncEngineArray(ModelTasks):
             name=shown,
         )
 
-    def _replace_unknown(self, name: str) -> AsyncEmbeddingEngine:
+    def _get_only_engine(self, name: str) -> AsyncEmbeddingEngine:
         """Return the only engine for a name that is not served. Raises UnknownModel."""
         engines = list(self)
         if len(engines) != 1 or not self.accepts_any_name:
@@ -134,8 +134,8 @@ class AsyncEngineArray(ModelTasks):
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "requests name the model %r, which is not served: %r, the only one, is used for every unknown"
-                " name; --strict-model-names refuses them",
+                "a request names the model %r, which is not served; %r, the only model, is used for every"
+                " unknown name (--strict-model-names refuses them)",
                 name[:MAX_CHARS_SHOWN],
                 engines[0].engine_args.served_model_name,
             )

@@ -36,12 +36,12 @@ class Calibrator:
         return self._info is info
 
     def ranges(self, dimensions: int | None, *, is_normalized: bool = False) -> QuantizationRanges:
-        """Return the ranges of vectors cut to `dimensions`, perhaps normalized; call `prepare` first."""
+        """Return the ranges of vectors cut to `dimensions`, normalized if requested; call `prepare` first."""
         assert self._file is not None
         return self._file.ranges(dimensions, is_normalized=is_normalized)
 
     async def prepare(self, info: ModelInfo, runner: Runner) -> None:
-        """Load or compute the calibration vectors, unless that was done.
+        """Load or compute the calibration vectors, unless that has been done.
 
         Raises what `runner.run` raises, and StartupError for an unusable file of texts.
         """

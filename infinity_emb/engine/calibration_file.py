@@ -56,7 +56,7 @@ class CalibrationFile:
 
     @property
     def path(self) -> Path:
-        """Return where the file is or would be."""
+        """Return the path of the file, which may not exist yet."""
         return self._file.path
 
     @property
@@ -96,7 +96,7 @@ class CalibrationFile:
     def ranges(self, dimensions: int | None = None, *, is_normalized: bool = False) -> QuantizationRanges:
         """Return the ranges of vectors cut to `dimensions`; call `load` or `save` first.
 
-        is_normalized: of vectors that are scaled to length 1 also if they are not cut.
+        is_normalized: scale vectors to length 1 even if they are not cut.
         """
         return self._cached_ranges(dimensions or self._key.embedding_dimension, is_normalized)
 

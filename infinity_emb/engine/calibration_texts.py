@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +18,7 @@ logger = logging.getLogger("infinity_emb")
 def read_texts(path: Path) -> list[str]:
     """Read a UTF-8 file with one text per line; blank lines are skipped.
 
-    Raises StartupError where the file cannot be read, is not UTF-8, holds fewer than 2 different texts, over
+    Raises StartupError if the file cannot be read, is not UTF-8, holds fewer than 2 different texts, over
     10,000 texts, or one of over 100,000 characters. Logs a warning below 100 different texts.
     """
     try:
@@ -38,10 +37,6 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _nonblank(lines: Iterable[str]) -> list[str]:
-    return [text for line in lines if (text := line.strip())]
-
-
 def _read_lines(file: TextIO, path: Path) -> list[str]:
     """Read no further than the limits allow, as the file may have been given by mistake."""
     texts: list[str] = []
@@ -51,7 +46,8 @@ def _read_lines(file: TextIO, path: Path) -> list[str]:
                 f"the calibration file {str(path)!r} has a line of over {MAX_TEXT_CHARS} characters, the"
                 " limit; give one text per line"
             )
-        texts += _nonblank([line])
+        if text := line.strip():
+            texts.append(text)
         if len(texts) > MAX_TEXTS:
             raise StartupError(
                 f"the calibration file {str(path)!r} has over {MAX_TEXTS} texts, the limit; give a random"

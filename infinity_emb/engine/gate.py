@@ -17,7 +17,7 @@ from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import current_request, token_budget
 from infinity_emb.scheduling.throughput import Progress
 
-# Count inputs of a flow for the time of a block; the last number is the size of the whole request.
+# Counts inputs of a flow for the duration of a block; the last number is the size of the whole request.
 HoldElsewhere = Callable[[int, Flow, int], AbstractContextManager[None]]
 _NOWHERE = nullcontext()
 _NO_DEADLINE = nullcontext()
@@ -30,7 +30,7 @@ class RequestGate:
         self.num_requests = 0  # accepted, not yet completed
         self.num_timed_out = 0
         self.num_cancelled = 0  # mostly by clients that disconnected
-        # Where several processes share the limits, they count a request in a second place.
+        # A front end also counts its requests in the engine process, which holds the limits of all.
         self.hold_elsewhere: HoldElsewhere = lambda *_: _NOWHERE
         self._slot = slot
         self._limits = limits
@@ -89,7 +89,7 @@ class RequestGate:
             self.admission.release(num_more, flow)
 
     def check_room(self, flow: Flow) -> None:
-        """Raise Overloaded, and count a refused request, when any request of the flow would be refused now.
+        """Raise Overloaded, and count a refused request, if any request of the flow would be refused now.
 
         For a server that checks before it parses the request.
         """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.cache.cached_runner import CachedRunner, Runner
 from infinity_emb.cache.stats import CacheStats
-from infinity_emb.concurrency import open_future
+from infinity_emb.concurrency import create_shared_future
 from infinity_emb.config.limits import CacheOptions
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.engine.runner import ModelRunner
@@ -28,7 +28,7 @@ BATCH_GRACE_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model that can compute, and what prepares the inputs of its requests."""
+    """A model that can compute, with the threads and processes that prepare its inputs."""
 
     model: LoadedModel
     runner: Runner
@@ -37,7 +37,7 @@ class OpenModel:
 
 
 class ModelHost:
-    """Start and stop what computes with a model, for one event loop at a time.
+    """Start and stop the threads and processes of a model, for one event loop at a time.
 
     max_batch_tokens: as given in the options, or as measured.
     batch_grace_s: extra time for running batches when the drain timeout of `close` ends.
@@ -92,7 +92,7 @@ class ModelHost:
         loop = asyncio.get_running_loop()
         # After a crash everything accepted has failed, and a hung thread does not end.
         deadline_s = loop.time() + (drain_timeout_s if self.pool.is_alive else 0.0)
-        ended, set_ended = open_future()
+        ended, set_ended = create_shared_future()
         num_failed = 0
         try:
             await asyncio.wait([idle], timeout=max(0.0, deadline_s - loop.time()))

@@ -1,7 +1,7 @@
 """Cancel requests when Ctrl-C leaves the event loop that awaits them.
 
-asyncio.run, servers and notebook kernels cancel their tasks on Ctrl-C. A loop under `run_until_complete`, as
-that of IPython in a terminal, is left with a KeyboardInterrupt: its requests would be computed for nobody.
+asyncio.run, servers and notebook kernels cancel their tasks on Ctrl-C. A loop under `run_until_complete`,
+such as IPython's in a terminal, is left with a KeyboardInterrupt, and its requests would still be computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from infinity_emb.scheduling.requests import PendingRequest
 
-# That of `signal` tries to convert a function to an enum: an exception raised and caught in each request.
+# `signal.getsignal` tries to convert the handler to an enum: each request would raise and catch an exception.
 _get_handler = importlib.import_module("_signal").getsignal
 # Weak, so that requests of a loop that was closed are freed with their tasks, which ends them.
 _awaited: WeakKeyDictionary[PendingRequest, weakref.ref[asyncio.Task[object]] | None] = WeakKeyDictionary()

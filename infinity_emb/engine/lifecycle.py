@@ -1,4 +1,4 @@
-"""Start and stop an engine for callers that know nothing of each other."""
+"""Start and stop an engine that independent callers share."""
 
 from __future__ import annotations
 

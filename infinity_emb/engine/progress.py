@@ -1,4 +1,4 @@
-"""Show a progress bar for long work where somebody watches, and nothing elsewhere."""
+"""Show a progress bar for long work in interactive sessions and terminals, and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_interactive() -> bool:
 
 
 def is_watched() -> bool:
-    """Return true in an interactive session, and where a script writes its errors to a terminal."""
+    """Return true in an interactive session, or if stderr is a terminal."""
     return is_interactive() or sys.stderr.isatty()
 
 
@@ -67,9 +67,9 @@ def open_progress_bar(num_items: int, description: str, *, is_shown: bool | None
 
 
 def open_terminal_bar(num_items: int | None, description: str, *, num_done: int) -> ProgressBar:
-    """Open a bar with rate and remaining time, where stderr is a terminal.
+    """Open a bar with rate and remaining time if stderr is a terminal.
 
-    num_items: None where it is not known.
+    num_items: None if unknown.
     """
     if not sys.stderr.isatty():
         return _NoBar()

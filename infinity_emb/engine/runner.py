@@ -43,15 +43,15 @@ from infinity_emb.types import OutputName
 # other requests get their turn on the threads.
 INPUTS_PER_CHUNK = 64
 MEDIA_PER_CHUNK = 2
-# What preparing an image or a clip costs on the threads, compared to a character.
-CHARS_PER_MEDIUM = 2**14
+# Cost of preparing an image or a clip on the threads, in characters of text.
+CHARS_PER_MEDIA_INPUT = 2**14
 # Up to this many characters are tokenized on the event loop: a fraction of a millisecond, less than the
 # hand-over to a thread and back costs. Each input has a fixed cost, so their number is limited too.
 INLINE_CHARS = 1024
 MAX_INLINE_INPUTS = 16
 _FLOAT_BYTES = 4
 _TOKEN_BYTES = 4
-# As many numbers for every text, however long it is.
+# Outputs whose size does not depend on the length of the text.
 _FIXED_OUTPUTS = frozenset[OutputName]({"dense", "maxsim"})
 
 
@@ -94,9 +94,9 @@ class ModelRunner:
             raise
         finally:
             bar.close()
-            # An error refers to this frame, and they to the error: the outputs would wait for the collector.
+            # Breaks the reference cycle of an error and this frame, which would keep the outputs in memory.
             del request, done
-        if not unique.has_equal:
+        if not unique.has_duplicates:
             return outputs
         num_bytes = unique.count_copied_bytes(outputs)
         take_memory(num_bytes)
@@ -129,7 +129,7 @@ class ModelRunner:
     ) -> npt.NDArray[np.int64]:
         """Encode a chunk and queue it, unless the request has ended; return its token counts."""
         started_s = time.monotonic()
-        if self._is_quick(chunk):
+        if self._fits_inline(chunk):
             encoded = self._model.encode(chunk.inputs, options)
         else:
             # By the time a thread is free the request may have ended.
@@ -156,9 +156,10 @@ class ModelRunner:
     def _hold_outputs(
         self, request: PendingRequest, done: asyncio.Future[None], options: InputOptions
     ) -> None:
-        """Count the outputs in the memory of the calling request: dense ones now, others as they come.
+        """Count the outputs in the memory of the HTTP request: dense ones now, others when they are computed.
 
-        Raises its error when there is no room for them, or lets `done` raise it and skips what is queued.
+        If there is no room, raises the error of the memory budget, or lets `done` raise it and cancels the
+        queued items.
         """
         memory = current_memory()
         request_ref = weakref.ref(request)  # which refers to `hold`
@@ -174,7 +175,7 @@ class ModelRunner:
                     pending.cancel()
                 done.set_exception(memory.make_error())
 
-    def _is_quick(self, chunk: _Chunk) -> bool:
+    def _fits_inline(self, chunk: _Chunk) -> bool:
         is_small = len(chunk.inputs) <= MAX_INLINE_INPUTS and chunk.num_chars <= INLINE_CHARS
         return is_small and self._model.prepares_inline
 
@@ -193,7 +194,7 @@ class _Chunk:
 class UniqueInputs:
     """The distinct inputs of a request.
 
-    indices: for each input of the request, the index of its equal in `inputs`.
+    indices: for each input of the request, the index of the equal input in `inputs`.
     """
 
     inputs: Sequence[RequestInput]
@@ -201,14 +202,14 @@ class UniqueInputs:
     indices: Sequence[int]
 
     @property
-    def has_equal(self) -> bool:
+    def has_duplicates(self) -> bool:
         """Return true if an input occurs more than once."""
         return len(self.inputs) < len(self.indices)
 
     def split(self, num_prompt_chars: int) -> list[_Chunk]:
         """Return the inputs in chunks that are encoded one by one."""
         values = [item.value for item in self.inputs]
-        counts = [num_prompt_chars + number for number in list_num_chars(values, CHARS_PER_MEDIUM)]
+        counts = [num_prompt_chars + number for number in list_num_chars(values, CHARS_PER_MEDIA_INPUT)]
         max_inputs = INPUTS_PER_CHUNK if is_tokenized(values[0]) else MEDIA_PER_CHUNK
         num_chars = sum(counts)
         if len(values) <= max_inputs and num_chars <= MAX_SHORT_CHARS:
@@ -227,7 +228,7 @@ class UniqueInputs:
         )
 
     def expand(self, outputs: Outputs) -> Outputs:
-        """Repeat outputs for inputs that occur more than once; no two share memory."""
+        """Return one output per input of the request; no two share memory."""
         return Outputs(
             {name: _take(output, self.indices) for name, output in outputs.by_name.items()},
             outputs.num_tokens[list(self.indices)],
@@ -235,7 +236,7 @@ class UniqueInputs:
 
 
 def find_unique(inputs: Sequence[RequestInput]) -> UniqueInputs:
-    """Find equal texts, pairs and token ids; images and audio are all taken for different."""
+    """Find equal texts, pairs and token ids; images and audio are not compared."""
     is_single = len(inputs) == 1 or not is_tokenized(inputs[0].value)
     if is_single or len({item.value for item in inputs}) == len(inputs):
         return UniqueInputs(inputs, [1] * len(inputs), range(len(inputs)))

@@ -31,7 +31,7 @@ from infinity_emb.preprocessing.first_tokens import keep_first_tokens
 from infinity_emb.preprocessing.prompts import check_prompt, choose_prompt
 from infinity_emb.types import ClassifyReturnType, ModelInfo, ModelKind, RerankReturnType
 
-# Up to so many scores are ranked on the event loop, in some milliseconds.
+# Up to this many scores are ranked on the event loop, in some milliseconds.
 MAX_INLINE_SCORES = 2**12
 
 
@@ -124,7 +124,7 @@ async def _score_pairs(
     model = open_model.model
     prompt = choose_prompt(model.info, prompt=options.prompt, prompt_name=options.prompt_name)
     outputs = await open_model.runner.run(
-        _number([Pair(query, document) for document in documents], options),
+        _number_documents([Pair(query, document) for document in documents], options),
         InputOptions(prompt=prompt.text, truncation=options.truncation, max_tokens=options.max_tokens),
     )
     logits: Float32Array = outputs.by_name["dense"]  # (N, 1)
@@ -138,9 +138,9 @@ async def _compare_vectors(
     """Return (N,) float32 similarities of the vectors of an embedder and the number of tokens."""
     runner, output = open_model.runner, open_model.model.info.outputs[0]
     query_options, document_options = _resolve_sides(options, open_model.model.info)
-    # Errors are not to name the query as input 0, which is the first document.
+    # Errors must not name the query as input 0, which is the first document.
     query_inputs = [RequestInput(query, QUERY_POSITION)]
-    inputs = _number(documents, options)
+    inputs = _number_documents(documents, options)
     if output == "multivector":
         first = await runner.run(query_inputs, query_options)
         second = await runner.run(
@@ -160,7 +160,7 @@ async def _compare_vectors(
     return scores, int(first.num_tokens.sum() + second.num_tokens.sum())
 
 
-def _number(documents: Sequence[Input], options: RerankOptions) -> list[RequestInput]:
+def _number_documents(documents: Sequence[Input], options: RerankOptions) -> list[RequestInput]:
     positions = range(len(documents)) if options.positions is None else options.positions
     return list(map(RequestInput, documents, positions))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.concurrency import ExclusiveTask, ProcessMark, run_on_daemon_thread
+from infinity_emb.concurrency import ExclusiveTask, ForkDetector, run_on_daemon_thread
 from infinity_emb.engine.host import ModelHost, OpenModel
 from infinity_emb.errors import EngineNotReady, StartupError
 
@@ -52,7 +52,7 @@ class ModelSlot:
         self._idle_unload_s = idle_unload_s
         self._is_started = False
         self._was_started = False
-        self._process = ProcessMark()
+        self._process = ForkDetector()
         self._idle: asyncio.Future[None] | None = None  # while closing: done with the last active request
         self._change: ExclusiveTask[StartupError | None] = ExclusiveTask()  # a load, an unload or both
         self._timer: asyncio.TimerHandle | None = None
@@ -76,7 +76,7 @@ class ModelSlot:
 
     @property
     def is_dead(self) -> bool:
-        """Return true when a worker thread has crashed for good, which only a restart mends."""
+        """Return true when a worker thread has crashed for good; only a restart of the process helps."""
         return self._is_started and self._open_model is not None and not self.host.pool.is_alive
 
     def start(self) -> None:
@@ -86,7 +86,7 @@ class ModelSlot:
         """
         if self._is_started and self._process.is_forked:
             raise self.not_ready()
-        self._process = ProcessMark()
+        self._process = ForkDetector()
         if self.model is not None:
             self._open(self.model)
         self._is_started = self._was_started = True
@@ -236,7 +236,7 @@ def _try_to_load(load: Callable[[], LoadedT], name: str) -> LoadedT | StartupErr
         failure = type(exc)(exc.reason)
     except Exception as exc:  # noqa: BLE001 - a model's own code may raise anything
         failure = StartupError(f"model {name!r} could not be loaded: {type(exc).__name__}: {str(exc)[:400]}")
-    # Only here: inside of `except` the exception's frames keep the model alive.
+    # Not inside `except`, where the exception's frames keep the model alive.
     gc.collect()
     return failure
 

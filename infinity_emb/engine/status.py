@@ -19,7 +19,7 @@ from infinity_emb.types import Lane, ModelInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """The state of one engine; counters count since it was loaded first.
+    """The state of one engine; counters start when it is first loaded.
 
     is_running: a new request would be computed, after a load if need be.
     is_ready: as is_running, and no worker thread is restarting.
@@ -28,8 +28,8 @@ class EngineStatus:
     is_overloaded: the next request would be refused.
     estimated_wait_s: how long a new input of each lane would wait; 0 until known.
     histograms: by the names of `StageHistograms`.
-    device_memory: of the model's devices, what this process holds and all; zeros while it is unloaded.
-    pool: the queue and each worker thread, in words.
+    device_memory: of the model's devices, used by this process and in total; zeros while it is unloaded.
+    pool: a description of the queue and each worker thread.
     """
 
     name: str
@@ -58,7 +58,7 @@ class EngineStatus:
 
 
 def _measure_memory(measure: Callable[[], MemoryUse]) -> MemoryUse:
-    """Measure once a second at most, as it reads files: that takes longer than all the rest."""
+    """Measure once a second at most: it reads files, which takes longer than the rest of the status."""
     return _measure_in_second(measure, int(time.monotonic()))
 
 

@@ -31,9 +31,9 @@ ROUTER_DEFAULTS: Mapping[str, Any] = {
 def build(args: dict[str, Any]) -> Any:
     """Return the application of `import_path: infinity_emb.ray_serve:build`.
 
-    args: `models`, a list of options of each model; `server`, options of the HTTP server; `router`, true for
-        a router also before a single model. Without `models`, the other members are options of one model.
-    Each deployment has the name of its model; below `deployments`, Serve's YAML sets replicas and devices.
+    args: `models`, the options of each model; `server`, options of the HTTP server; `router`, true for a
+        router in front of a single model too. Without `models`, the other keys are options of one model.
+    Each deployment has the name of its model; `deployments` in Serve's YAML sets replicas and devices.
     Raises StartupError.
     """
     options = ServeOptions.from_args(args)

@@ -40,7 +40,7 @@ class ModelApp:
         self.server_app = build_app(
             lambda: AsyncEngineArray.from_args([args]), config, documents_at_start=config.docs
         )
-        self.app = leave_request_id_to_serve(self.server_app)
+        self.app = drop_request_id_header(self.server_app)
 
     @property
     def engine(self) -> AsyncEmbeddingEngine:
@@ -110,8 +110,8 @@ class ModelReplica:
         return self._model.engine.info
 
 
-def leave_request_id_to_serve(app: ASGIApp) -> ASGIApp:
-    """Drop the header from responses: Serve gives each request an id, which the app keeps, and returns it."""
+def drop_request_id_header(app: ASGIApp) -> ASGIApp:
+    """Drop `x-request-id` from responses: Serve adds it, with the id that the app got from Serve."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_without_id(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Read the arguments of an application, which stand below `args` in Serve's YAML."""
+"""Read the arguments of an application: `args` in Serve's YAML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infinity_emb.errors import StartupError
 
 ROUTER_NAME = "Router"
 _NAMES = ("models", "server", "router")
-# They would show or change one replica of several, whichever the request reaches.
+# These routes would show or change one of several replicas, whichever the request reaches.
 _DEFAULTS: Mapping[str, Any] = {"metrics": "off", "ui": False}
 _REFUSED = ("admin_key", "batch_dir", "preload_only")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -60,7 +60,7 @@ class ServeOptions:
 
 
 def read_server_config(given: Mapping[str, Any]) -> ServerConfig:
-    """Make the options of a replica's server; those that are left out come from the replica's `INFINITY_*`.
+    """Return the options of a replica's server; missing ones come from the replica's `INFINITY_*` variables.
 
     Raises StartupError, also for options that make no sense with several replicas.
     """
@@ -78,7 +78,7 @@ def read_server_config(given: Mapping[str, Any]) -> ServerConfig:
 
 
 def _name_deployments(models: Sequence[EngineArgs]) -> dict[str, EngineArgs]:
-    """Name the deployments after the served models; - stands for what is no letter, digit, dot, _ or -."""
+    """Name the deployments after the served models; `-` replaces all but letters, digits, `.` and `_`."""
     named = {_UNSAFE.sub("-", args.served_model_name): args for args in models}
     if len(named) < len(models) or ROUTER_NAME in named:
         raise StartupError(
@@ -89,5 +89,5 @@ def _name_deployments(models: Sequence[EngineArgs]) -> dict[str, EngineArgs]:
 
 
 def _join_lists(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the lists of YAML as options have them."""
+    """Convert lists from YAML to tuples, as options have them."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}

@@ -44,7 +44,7 @@ class RemoteModel:
         return set(self.info.capabilities)
 
     async def load_info(self, timeout_s: float) -> None:
-        """Ask a replica once. Raises EngineNotReady."""
+        """Ask a replica for it, unless it is known. Raises EngineNotReady."""
         if self._info is None:
             self._info = await self._call("describe", timeout_s=timeout_s)
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
-from infinity_emb.ray_serve.model_server import ForwardedRequest, leave_request_id_to_serve
+from infinity_emb.ray_serve.model_server import ForwardedRequest, drop_request_id_header
 from infinity_emb.ray_serve.options import read_server_config
 from infinity_emb.ray_serve.remote_model import RemoteModel
 from infinity_emb.scheduling.fair_threads import FairThreads
@@ -53,15 +53,15 @@ _CAPABILITIES: Mapping[str, Capability] = {
     "classify": "classify",
     "predict": "classify",
 }
-# They describe the body as it was sent, and the router has read it.
+# They describe the body as sent, which the router has decompressed.
 _DROPPED_HEADERS = (b"content-encoding", b"content-length", b"transfer-encoding", HEADER)
 
 
 @serve.ingress()
 class Router:
-    """An app that reads requests, and has the replicas of the model that they name answer them.
+    """An app that forwards each request to a replica of the model that it names.
 
-    models: in the order of `handles`, the handles of their deployments.
+    handles: the handle of each model's deployment, in the order of `models`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Router:
     ) -> None:
         config = read_server_config(server)
         self._models = list(map(RemoteModel, models, handles))
-        # It looks up names, and needs their options and capabilities alone.
+        # Only looks up names, for which the options and capabilities suffice.
         self._names = AsyncEngineArray(cast("list[AsyncEmbeddingEngine]", self._models))
         self._names.accepts_any_name = not config.strict_model_names
         self._threads = FairThreads(1, "infinity-router")
@@ -86,7 +86,7 @@ class Router:
                     ApiKeyMiddleware, api_keys=keys, open_paths=paths, error_formats=self._error_formats
                 )
             )
-        self._app = leave_request_id_to_serve(
+        self._app = drop_request_id_header(
             Starlette(routes=self._make_routes(), middleware=middleware, exception_handlers=HANDLERS)
         )
 
@@ -105,7 +105,7 @@ class Router:
         ]
 
     async def _forward(self, request: Request) -> Response:
-        """Have one model answer."""
+        """Forward a request to one model."""
         set_error_context(
             request.scope, ErrorContext(self._error_formats.get(strip_root_path(request.scope)))
         )
@@ -126,7 +126,7 @@ class Router:
         if isinstance(name, str) and name not in NO_MODEL_NAMES:
             return cast("RemoteModel", self._names.resolve(name).engine)
         if len(self._models) == 1 or not fields:
-            return self._models[0]  # any model's app describes the API, and says what is wrong with a body
+            return self._models[0]  # any model's app can describe the API or reject an invalid body
         await asyncio.gather(*(model.load_info(ANSWER_TIMEOUT_S) for model in self._models))
         ending = request.url.path.rstrip("/").rpartition("/")[2]
         return cast("RemoteModel", self._names.default_for(_CAPABILITIES.get(ending, "embed")))
@@ -145,7 +145,7 @@ class Router:
         return await asyncio.gather(*(model.answer(forwarded, ANSWER_TIMEOUT_S) for model in self._models))
 
     async def _check_all(self, request: Request) -> Response:
-        """Answer like the first model that is not well, or like the first."""
+        """Return the first response that is not 200, else the first."""
         answers = await self._ask_all(request)
         return _make_response(next((each for each in answers if each.status != 200), answers[0]))
 

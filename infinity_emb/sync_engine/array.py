@@ -1,7 +1,7 @@
 """Use engines from synchronous code: an event loop on a background thread runs them.
 
 Every task returns a `concurrent.futures.Future` immediately. Cancelling it, or Ctrl-C while waiting for it,
-ends its work.
+cancels the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
-from infinity_emb.concurrency import ProcessMark
+from infinity_emb.concurrency import ForkDetector
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
@@ -24,13 +24,12 @@ from infinity_emb.sync_engine.tasks import SyncModelTasks
 
 T = TypeVar("T")
 
-
 # Time for requests to pass on their errors after the engines have stopped.
 GRACE_S = 1.0
 
 
-class _Answer(Future[T]):
-    """The result of a coroutine on another thread, which is cancelled when waiting for it is interrupted."""
+class _TaskFuture(Future[T]):
+    """The result of a coroutine on another thread, which is cancelled if waiting for it is interrupted."""
 
     def __init__(self, work: Future[T]) -> None:
         super().__init__()
@@ -81,8 +80,8 @@ class _LoopThread:
 
     def __init__(self, array: AsyncEngineArray) -> None:
         self._array = array
-        self.process = ProcessMark()
-        self._answers: set[_Answer[Any]] = set()  # that are not done
+        self.process = ForkDetector()
+        self._pending: set[_TaskFuture[Any]] = set()
         self._is_stopping = asyncio.Event()
         ready: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(
@@ -99,19 +98,19 @@ class _LoopThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         work = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        answer = _Answer(work)
-        self._answers.add(answer)
-        work.add_done_callback(lambda _: self._answers.discard(answer))
-        return answer
+        future = _TaskFuture(work)
+        self._pending.add(future)
+        work.add_done_callback(lambda _: self._pending.discard(future))
+        return future
 
     def cancel_all(self, *, keep_callbacks: bool = False) -> None:
-        """Cancel what is not done.
+        """Cancel pending futures.
 
-        keep_callbacks: leave out those whose results are passed to a callback.
+        keep_callbacks: keep those whose results are passed to a callback.
         """
-        for answer in list(self._answers):
-            if not (keep_callbacks and answer.has_callbacks):
-                answer.cancel()
+        for future in list(self._pending):
+            if not (keep_callbacks and future.has_callbacks):
+                future.cancel()
 
     def begin_stop(self) -> None:
         """Tell the engines and the thread to end; does not wait, as the garbage collector may call it."""
@@ -124,7 +123,7 @@ class _LoopThread:
         self._thread.join()
 
     def _stop_at_exit(self) -> None:
-        """Stop without the answers that nobody can read any more."""
+        """Stop, and cancel futures whose results nobody can read any more."""
         if not self.process.is_forked:
             self.cancel_all(keep_callbacks=True)
             self.stop()
@@ -134,8 +133,8 @@ class _LoopThread:
         await self._is_stopping.wait()
         try:
             await self._array.astop()
-            if unanswered := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(unanswered, timeout=GRACE_S)
+            if unfinished := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(unfinished, timeout=GRACE_S)
         finally:
             atexit.unregister(self._stop_at_exit)
 
@@ -147,8 +146,8 @@ class SyncEngineArray(SyncModelTasks):
             vectors, num_tokens = array.embed(model=0, sentences=["Hello"]).result()
 
     The constructor loads the models, which blocks. An array stops itself when it is garbage-collected or when
-    the interpreter exits. Only the exit waits for that: the collector may run on a thread that has to end. Of
-    what is not finished by then, only results with a callback are still computed.
+    the interpreter exits. Only the exit waits for the stop, since the collector may run on a thread that has
+    to end. Of unfinished tasks, only those with a callback are still computed.
     """
 
     def __init__(self, engine_args_array: Sequence[EngineArgs | str] | EngineArgs) -> None:
@@ -183,7 +182,7 @@ class SyncEngineArray(SyncModelTasks):
         return self._finalizer.alive and not self._thread.process.is_forked and self._array.is_running()
 
     def stop(self) -> None:
-        """Finish accepted requests, then end the threads; blocks. Nothing in a forked process."""
+        """Finish accepted requests, then end the threads; blocks. Does nothing in a forked process."""
         if self._thread.process.is_forked:
             return
         with self._lock:

@@ -37,7 +37,7 @@ class LocalModel:
 
     def __init__(self, model: str | EngineArgs = DEFAULT_MODEL) -> None:
         args = EngineArgs(model_name_or_path=model) if isinstance(model, str) else model
-        # A caller that blocks waits for as long as it takes.
+        # A blocking caller waits as long as necessary.
         self._array = SyncEngineArray([replace(args, max_queue_wait_s=0)])
         self._name = args.model_name_or_path
         self.info: ModelInfo = self._array[0].info

@@ -1,4 +1,4 @@
-"""Compute a list of any length in parts, which fit the limits of a request and move a progress bar."""
+"""Compute a list of any length in parts that fit the limits of a request and advance a progress bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infinity_emb.items import Input, count_chars, iterate_chunks
 InputT = TypeVar("InputT", bound=Input)
 ResultT = TypeVar("ResultT")
 
-# Less than `MIN_ITEMS`, from which on the engine would show a bar for each part.
+# Less than `MIN_ITEMS`, at which the engine would show a bar for each part.
 MAX_INPUTS_PER_PART = MIN_ITEMS // 2
 MAX_CHARS_PER_PART = 2**20
 # Parts in the queue behind the first: batches are filled from all of them.

@@ -69,7 +69,7 @@ def verify(args: EngineArgs, *, write_line: Callable[[str], None] = lambda line:
 
 @contextlib.contextmanager
 def _relay_warnings(write_line: Callable[[str], None]) -> Iterator[None]:
-    """Write what is logged as a warning while a model is loaded, each message once, and nowhere else."""
+    """Pass warnings that are logged inside the block to `write_line` only, each message once."""
     handler = _LineHandler(write_line)
     package = logging.getLogger("infinity_emb")
     package.addHandler(handler)
