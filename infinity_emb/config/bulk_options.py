@@ -27,19 +27,19 @@ class FileOptions:
     output: str = option(
         "",
         "File to write, or a folder for several shards; required.",
-        "A name that ends in / and an existing folder stand for a folder.",
+        "A name that ends in /, or an existing folder, selects a folder.",
         short="-o",
     )
     input_format: str = option(
-        "auto", "Format of the input; auto goes by the names of the files.", choices=INPUT_FORMATS
+        "auto", "Format of the input; auto reads the file names.", choices=INPUT_FORMATS
     )
     output_format: str = option(
         "auto",
-        "Format of the output; auto goes by the name.",
-        "A folder gets Parquet. lance needs the package pylance.",
+        "Format of the output; auto reads its name.",
+        "Default for a folder: Parquet. lance needs the package pylance.",
         choices=OUTPUT_FORMATS,
     )
-    text_column: str = option("text", "Column that holds the texts; of `rerank`, the documents.")
+    text_column: str = option("text", "Column of the texts; for `rerank`, of the documents.")
     keep_columns: tuple[str, ...] = option(
         (),
         "Column to copy to the output; repeatable.",
@@ -47,7 +47,7 @@ class FileOptions:
     )
     output_column: str = option(
         "",
-        "Column of the results.",
+        "Name of the result column.",
         "Default: `embedding`, `sparse_embedding`, `score` or `classification`.",
     )
     rows_per_shard: int = option(
@@ -61,7 +61,7 @@ class FileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
-    """A running server that computes in place of a model in this process."""
+    """A running server to use instead of a model in this process."""
 
     url: str = option(
         "",
@@ -73,22 +73,22 @@ class RemoteOptions:
     url_api_key: str = option("", "API key of that server.", is_secret=True)
     max_retries: int = option(
         8,
-        "Times that a request to the server is repeated before the job stops.",
+        "Maximum retries of a request to the server before the job stops.",
         "The pause doubles each time, up to a minute, unless the server says how long to wait.",
         minimum=0,
     )
-    concurrency: int = option(0, "Requests at the same time; 0 means 16, or 8 with --url.", minimum=0)
+    concurrency: int = option(0, "Concurrent requests; 0 means 16, or 8 with --url.", minimum=0)
     inputs_per_request: int = option(
-        0, "Maximum inputs of one request; 0 means 256, or 64 with --url.", minimum=0
+        0, "Maximum inputs per request; 0 means 256, or 64 with --url.", minimum=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruncationOptions:
-    """Texts that are over the limit of the model."""
+    """Handling of texts over the limit of the model."""
 
     truncate: bool = option(
-        True, "Truncate texts that are too long.", "With --no-truncate they are bad rows."
+        True, "Truncate texts that are too long.", "With --no-truncate they become bad rows."
     )
 
 
@@ -117,7 +117,7 @@ class ClassifyJobOptions(TruncationOptions):
     """Options of `classify`."""
 
     raw_scores: bool = option(
-        False, "Skip the activation function of the model.", "Of `rerank` and `classify`."
+        False, "Skip the activation function of the model.", "`rerank` and `classify` only."
     )
 
 

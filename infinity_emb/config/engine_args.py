@@ -1,4 +1,4 @@
-"""The options of one served model, flat as users give them, and in parts as the layers below take them."""
+"""The options of one served model: flat for users, and in parts for the layers below."""
 
 from __future__ import annotations
 

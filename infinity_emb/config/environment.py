@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from infinity_emb.config.options import ENV_PREFIX, list_options
 from infinity_emb.config.parsing import choose_spelling, parse_option
 
-# Variables that are not options; each is read where its files are kept.
+# Variables that are not options; the code that uses the directory reads them.
 DIRECTORY_VARIABLES = {
     "HF_HOME": "Model files from the hub. Default: `~/.cache/huggingface`. `TRANSFORMERS_CACHE` and"
     " `SENTENCE_TRANSFORMERS_HOME` are not read.",
@@ -20,7 +20,7 @@ DIRECTORY_VARIABLES = {
     " `--engine auto`. Default: the directory `infinity_emb` under `HF_HOME`, `XDG_CACHE_HOME` or"
     " `~/.cache`.",
 }
-# Variables of infinity_emb 0.0.77 without a counterpart here; they stand in many compose files.
+# Variables of infinity_emb 0.0.77 without a counterpart here; many compose files set them.
 IGNORED_VARIABLES = {
     "INFINITY_ANONYMOUS_USAGE_STATS": "There is no telemetry.",
     "INFINITY_CALIBRATION_DATASET_URL": "Nothing is downloaded; use `--calibration-file`.",
@@ -71,7 +71,7 @@ def collect_given(
 
 
 def parse_given(config: type, given: Mapping[str, Given]) -> dict[str, Any]:
-    """Parse what was given: of several values the last one counts, or all for a repeatable option.
+    """Parse the given values: the last one of several counts, or all for a repeatable option.
 
     Raises StartupError naming the flag or variable that a wrong value was given to.
     """

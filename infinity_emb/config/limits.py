@@ -37,20 +37,20 @@ class BatchLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLimits:
-    """The requests that are admitted, and for how long they and the model stay."""
+    """Limits of admission, waiting and idle time."""
 
     max_queue_items: int = option(
         32_000,
         "Maximum queued inputs.",
-        "Per model, and for interactive and bulk requests each; further requests get 429. A client that holds"
-        " less than others finds room in a reserve: an eighth more, at least 64 inputs.",
+        "Per model, and for interactive and bulk requests each; further requests get 429. A reserve of an"
+        " eighth, at least 64 inputs, is kept for clients that hold less than others.",
         env="QUEUE_SIZE",
         minimum=1,
     )
     max_queue_tokens: int = option(
         8_000_000,
         "Maximum queued tokens.",
-        "Per model, and for interactive and bulk requests each; further requests get 429, but for those of"
+        "Per model, and for interactive and bulk requests each; further requests get 429, except those of"
         " clients that hold less than their share.",
         minimum=1,
     )
@@ -64,7 +64,7 @@ class QueueLimits:
     max_request_chars: int = option(
         2**25,
         "Maximum characters to tokenize per request.",
-        "A prompt counts with each input, a reranker's query with each document. Larger requests get 400.",
+        "A prompt counts once per input, a reranker's query once per document. Larger requests get 400.",
         minimum=1,
     )
     max_request_tokens: int = option(
@@ -76,20 +76,20 @@ class QueueLimits:
     request_timeout_s: int = option(
         0,
         "Maximum time to compute a request; 0 means no limit.",
-        "Later ones get 504. A request may set its own `timeout`.",
+        "Slower requests get 504. A request may set its own `timeout`.",
         minimum=0,
     )
     idle_unload_s: int = option(
         0,
         "Unload the model after this time without requests; 0 never.",
-        "The next request loads it again, and waits for that.",
+        "The next request waits until it is loaded again.",
         minimum=0,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
-    """The caches of results, and their sizes."""
+    """The caches of results and their sizes."""
 
     vector_disk_cache: bool = option(
         False,
@@ -102,7 +102,7 @@ class CacheOptions:
     vector_memory_cache_mb: int = option(
         0,
         "Size limit of the memory cache in MB, per model; 0 turns it off.",
-        "Needs `infinity-emb[cache]`. Either cache also computes equal texts of concurrent requests once.",
+        "Needs `infinity-emb[cache]`. Either cache makes concurrent requests compute equal texts once.",
         minimum=0,
     )
 

@@ -1,4 +1,4 @@
-"""Options that decide which model is loaded, and how: the part of `EngineArgs` that backends are given."""
+"""Options that decide which model is loaded and how: the part of `EngineArgs` that backends receive."""
 
 # ruff: noqa: RUF009 - `option` returns a dataclass field, and its defaults are immutable
 
@@ -54,7 +54,7 @@ class ModelOptions:
     )
     load_timeout_s: int = option(
         3600,
-        "Time limit for loading the model; 0 sets none.",
+        "Time limit for loading the model; 0 means none.",
         "A download does not count.",
         minimum=0,
         affects_speed=False,
@@ -70,7 +70,7 @@ class ModelOptions:
     normalize: Normalization = option(
         Normalization.auto,
         "Scale vectors to length 1; auto follows the model's files.",
-        "Cohere's, Ollama's and text-embeddings-inference's routes scale them also with `auto`, as those"
+        "The routes of Cohere, Ollama and text-embeddings-inference also normalize with `auto`, as those"
         " servers do. Fields of a request take precedence.",
         affects_speed=False,
     )
@@ -90,7 +90,7 @@ class ModelOptions:
     allow_missing_weights: bool = option(
         False,
         "Serve a model whose files lack weights.",
-        "They are random numbers, others at each start; without the option the model is refused.",
+        "Missing weights are random and differ at each start. Without the option the model is refused.",
     )
     served_model_aliases: tuple[str, ...] = ()
 
@@ -141,9 +141,9 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(BatchLimits, ComputeOptions, ModelOptions):
-    """All that the backends need to know."""
+    """All options of the backends."""
 
-    # Whether a stranger may have chosen the files: they are then loaded in another process before.
+    # Load the model in a child process first, because a client may have chosen its files.
     needs_trial: bool = False
 
 

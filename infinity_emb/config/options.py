@@ -1,6 +1,6 @@
 """Declare options as dataclass fields, and describe the declared ones.
 
-Type, default, limits and help stand at the field alone. Command line flags, environment variables,
+Type, default, limits and help are written at the field only. Command line flags, environment variables,
 docs/settings.md and `/admin/models` are derived from them.
 """
 
@@ -19,16 +19,16 @@ ENV_PREFIX = "INFINITY_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionSpec:
-    """The part of a declaration that a type annotation and a default do not say.
+    """What an option declares in addition to its type annotation and default.
 
     help: one sentence; details: further ones, for docs/settings.md.
-    flag: the command line name without dashes where it differs from the field's; env: likewise without
+    flag: the command line name without dashes, if it differs from the field's; env: likewise, without
         `INFINITY_`.
     short: a second name for the command line, with its dash.
     choices: the texts that are allowed; an enum field has its own.
     check: returns what is wrong with a value ("must start with /"), or None.
-    may_be_empty: whether empty text is a value; otherwise it stands for the default.
-    when_empty: what the server would do without the option; empty text is an error then.
+    may_be_empty: whether empty text is a value; otherwise it means the default.
+    when_empty: makes empty text an error, which says that the server does this without the option.
     is_ignored: accepted so that old command lines keep working, without effect.
     affects_speed: whether the value may change which engine is the fastest for given model files.
     old_names: deprecated field names that are still accepted.
@@ -115,13 +115,9 @@ def option(default: Any, help: str, details: str = "", *, is_secret: bool = Fals
     return field(default=default, repr=not is_secret, metadata={"option": spec})
 
 
-def list_options(config: type) -> tuple[Option, ...]:
-    """List the options of a config class in the order of its fields."""
-    return _read_declarations(config)
-
-
 @functools.cache
-def _read_declarations(config: Any) -> tuple[Option, ...]:
+def list_options(config: Any) -> tuple[Option, ...]:
+    """List the options of a config class in the order of its fields."""
     hints = get_type_hints(config)
     return tuple(
         _describe(each.name, hints[each.name], each.default, each.metadata["option"])

@@ -15,7 +15,7 @@ from infinity_emb.errors import StartupError
 
 _TRUE_WORDS = ("true", "t", "1", "yes", "y", "on")
 _FALSE_WORDS = ("false", "f", "0", "no", "n", "off")
-# Common names of choices that are called otherwise here.
+# Common aliases of choices.
 _CHOICE_ALIASES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "gpu": "cuda"}
 
 
@@ -34,7 +34,7 @@ def parse_keywords(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_option(option: Option, value: Any, *, source: str) -> Any:
-    """Parse one value; None stands for the default, and so does "" unless the option may be empty.
+    """Parse one value; None means the default, and so does "" unless the option may be empty.
 
     source: what the value was given to, such as `--port` or `INFINITY_PORT`.
     Raises StartupError naming it.
@@ -71,7 +71,7 @@ def merge_old_names(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_names(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a file by field name; it may use the names of flags, with `_` for `-`.
+    """Return values from a file by field name; the file may use names of flags, with `_` for `-`.
 
     Raises StartupError for a name that no option has.
     """
@@ -147,7 +147,7 @@ def _parse_int(value: Any, source: str) -> int:
 
 
 def _parse_texts(value: Any, source: str) -> tuple[str, ...]:
-    """Parse one text or several: stripped, blank ones dropped. Errors show no value, for it may be a key."""
+    """Parse one text or several, stripped, without blank ones. Errors omit the value, which may be a key."""
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise StartupError(f"{source} must be text or a list of texts")

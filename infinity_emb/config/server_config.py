@@ -14,7 +14,6 @@ from infinity_emb.errors import StartupError
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
-
 # As browsers write it in the header `Origin`. Source: RFC 6454 section 6.2
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PREFIX = re.compile(r"(/[^/\s?#{}]+)*|/")
@@ -47,8 +46,8 @@ class HttpOptions:
     api_servers: int = option(
         1,
         "Processes that accept, tokenize and encode.",
-        "One more process computes for all of them. Worth it where one processor core is busy with requests"
-        " while the device waits; see operating.md for what it excludes. Linux only.",
+        "One more process computes for all of them. Useful if requests saturate one CPU core while the device"
+        " waits; operating.md lists the options that it excludes. Linux only.",
         minimum=1,
         maximum=64,
     )
@@ -62,23 +61,23 @@ class HttpOptions:
     redirect_slash: str = option(
         "/ui",
         "Redirect target of GET /; empty turns it off.",
-        "/ui and /docs stand for these pages, also below --url-prefix; without /ui, / leads to /docs.",
+        "/ui and /docs are found below --url-prefix too; without the page /ui, / redirects to /docs.",
         check=_check_redirect,
         may_be_empty=True,
     )
     strict_model_names: bool = option(
         False,
-        "Refuse unknown model names also if one model is served.",
-        "By default an only model answers requests for any name, as on servers of one model, with a warning.",
+        "Refuse unknown model names even if one model is served.",
+        "By default a single model serves requests for any name, and a warning is logged.",
     )
-    ui: bool = option(True, "Serve the page at /ui, without a key.", "What the page calls needs one.")
+    ui: bool = option(True, "Serve the page at /ui, without a key.", "The API calls of the page need one.")
     docs: bool = option(True, "Serve /docs and /openapi.json, without a key.")
     log_level: str = option("info", "Minimum log level.", choices=LOG_LEVELS)
     log_format: str = option("text", "Log as text or as JSON lines.", choices=("text", "json"))
     otel: bool = option(
         False,
         "Send traces with OpenTelemetry.",
-        "To where the standard variables say, OTEL_EXPORTER_OTLP_ENDPOINT first of all. Needs"
+        "Configured by the standard variables, such as OTEL_EXPORTER_OTLP_ENDPOINT. Needs"
         " `infinity-emb[otel]`.",
     )
     preload_only: bool = option(False, "Load and warm up every model, then exit.")
@@ -86,7 +85,7 @@ class HttpOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
-    """Keys, and what needs one."""
+    """Keys, and the routes that need one."""
 
     api_key: tuple[str, ...] = option(
         (),
@@ -98,8 +97,8 @@ class AccessOptions:
     api_key_file: str = option(
         "",
         "File with API keys, one per line.",
-        "A key has 8 characters or more. What follows a # at the start of a line or behind a blank is a"
-        " comment. The file is read again when it changes.",
+        "A key has 8 characters or more. A # at the start of a line or after a space begins a comment. The"
+        " file is read again when it changes.",
         when_empty="serve without a key",
     )
     admin_key: str = option(
@@ -114,7 +113,7 @@ class AccessOptions:
         "Access to /metrics: public, authenticated or disabled.",
         choices=("open", "key", "off"),
     )
-    permissive_cors: bool = option(False, "Allow browsers of every origin to call the API.")
+    permissive_cors: bool = option(False, "Allow pages of every origin to call the API.")
     cors_origins: tuple[str, ...] = option(
         (),
         "Origin whose pages may call the API from a browser; repeatable.",
@@ -131,8 +130,8 @@ class BatchOptions:
     batch_dir: str = option(
         "",
         "Folder for /v1/files and /v1/batches, which exist only with it.",
-        "Holds uploaded files, results and unfinished batches, which another start continues. One server at a"
-        " time uses a folder. Each API key sees its own files and batches; without keys, clients see all.",
+        "Holds uploaded files, results and unfinished batches, which continue after a restart. One server at a"
+        " time can use a folder. Each API key sees its own files and batches; without keys, clients see all.",
     )
     batch_max_file_mb: int = option(200, "Maximum size of an uploaded file in MB.", minimum=1)
     batch_max_total_mb: int = option(
@@ -145,7 +144,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
-    """Sizes, numbers and times that requests and connections are held to."""
+    """Limits on the size, number and duration of requests and connections."""
 
     max_client_batch_size: int = option(2048, "Maximum number of inputs per request.", minimum=1)
     max_body_bytes: int = option(
@@ -157,22 +156,22 @@ class ConnectionLimits:
     max_total_body_bytes: int = option(
         2**30,
         "Maximum size of all requests and responses held.",
-        "Texts and vectors count as they lie in memory until the response is made, and the response until the"
-        " client has read it. Further requests get 503; one client may hold five sixths.",
+        "Texts and vectors count with their size in memory until the response is built, and the response until"
+        " the client has read it. Further requests get 503; one client may hold five sixths.",
         minimum=1,
     )
     max_connections: int = option(
         4096,
         "Maximum open connections.",
-        "Fewer where the system allows fewer open files. On further connections probes are answered and other"
+        "Fewer if the system allows fewer open files. On further connections, probes are answered and POST"
         " requests get 503.",
         minimum=1,
     )
     keep_alive_s: int = option(
         120,
         "Time to keep an idle connection open after a response.",
-        "Longer than proxies keep theirs, so that they never send a request on a connection that is being"
-        " closed: nginx and AWS keep them for 60 s, Go for 90 s.",
+        "Longer than the timeout of proxies, which then never send a request on a connection that is being"
+        " closed: nginx and AWS use 60 s, Go 90 s.",
         minimum=1,
     )
     request_read_timeout_s: int = option(
@@ -236,7 +235,7 @@ class ServerConfig(_AllOptions):
 
     @classmethod
     def from_given(cls, given: Mapping[str, Given]) -> ServerConfig:
-        """Make an instance; of several values the last one counts, or all for a repeatable option.
+        """Make an instance; the last one of several values counts, or all for a repeatable option.
 
         Raises StartupError naming the flag or variable that a wrong value was given to.
         """
