@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from benchmarks.rounds import Row, describe_machine, print_rows, summarize_rows
 from benchmarks.texts import load_texts
 from infinity_emb.bulk.columns import Columns
-from infinity_emb.bulk.engine_computer import EngineComputer, load_engine
+from infinity_emb.bulk.engine_executor import EngineExecutor, load_engine
 from infinity_emb.bulk.job import Job
 from infinity_emb.bulk.journal import Journal, Layout
 from infinity_emb.bulk.reading import RowSource
@@ -148,22 +148,22 @@ class SpeedBench:
     def _time_job(self, texts: list[str]) -> Timing:
         self._source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         start_s = time.monotonic()
-        computer = EngineComputer(self._engine, TaskOptions(task="embed"))
-        self._loop.run_until_complete(self._run_job(computer))
-        return Timing(computer.num_tokens, time.monotonic() - start_s)
+        executor = EngineExecutor(self._engine, TaskOptions(task="embed"))
+        self._loop.run_until_complete(self._run_job(executor))
+        return Timing(executor.num_tokens, time.monotonic() - start_s)
 
-    async def _run_job(self, computer: EngineComputer) -> None:
+    async def _run_job(self, executor: EngineExecutor) -> None:
         columns = Columns.from_options("embed", BulkOptions(output="x"), "embedding")
         source = RowSource(
             find_files([str(self._source)]), input_format="jsonl", output_format="parquet", columns=columns
         )
-        [vector] = await computer.compute(["probe"])
+        [vector] = await executor.compute(["probe"])
         journal = Journal(Layout(self._folder / "texts.parquet", None))
         journal.open({}, overwrite=True)
         job = Job(
             source=source,
             journal=journal,
-            computer=computer,
+            executor=executor,
             shard_format=make_format("parquet", source.schema, "embedding", detect_type(vector)),
             rows_per_shard=None,
             probe="probe",

@@ -22,7 +22,7 @@ from infinity_emb.bulk.columns import Columns
 from infinity_emb.bulk.computing import compute_rows
 from infinity_emb.bulk.results import ResultType, detect_type, to_arrow
 from infinity_emb.bulk.rows import Rejected, RowInput, show_input
-from infinity_emb.bulk.run import compute_probe, open_computer
+from infinity_emb.bulk.run import compute_probe, open_executor
 from infinity_emb.bulk.tables import check_text_columns, read_inputs
 from infinity_emb.bulk.tasks import Task, TaskOptions
 from infinity_emb.config.bulk_options import BulkOptions
@@ -65,10 +65,10 @@ class ComputeRows:
         self._columns = Columns.from_options(task, bulk_options, self._task.result_column)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="infinity-rows", daemon=True).start()
-        self._opened = open_computer(self._task, bulk_options, model)  # for as long as the process lives
-        self._computer = self._run(self._opened.__aenter__())
-        self._result_type = detect_type(self._run(compute_probe(self._computer, self._task)))
-        self._slots = asyncio.Semaphore(self._computer.concurrency)
+        self._opened = open_executor(self._task, bulk_options, model)  # for as long as the process lives
+        self._executor = self._run(self._opened.__aenter__())
+        self._result_type = detect_type(self._run(compute_probe(self._executor, self._task)))
+        self._slots = asyncio.Semaphore(self._executor.concurrency)
 
     def __call__(self, table: Any) -> Any:
         """Compute a pyarrow.Table. Raises ServingError if no row can be computed."""
@@ -77,7 +77,7 @@ class ComputeRows:
         if ERROR_COLUMN in kept_names:
             raise StartupError(f"{_DATASET} has a column {ERROR_COLUMN!r} already; rename it")
         inputs = [value for batch in table.to_batches() for value in read_inputs(batch, self._columns)]
-        results = self._run(compute_rows(inputs, self._computer, self._task.probe, self._slots))
+        results = self._run(compute_rows(inputs, self._executor, self._task.probe, self._slots))
         columns = {
             self._columns.result: _make_result_column(results, self._result_type),
             ERROR_COLUMN: _make_error_column(inputs, results),

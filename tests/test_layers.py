@@ -64,7 +64,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "PIL": ("preprocessing.media.decode", "backends.torch"),
     "soundfile": ("preprocessing.media.decode",),
     "soxr": ("preprocessing.media.decode",),
-    "httpx2": ("preprocessing.media.fetch", "bulk.server_computer"),
+    "httpx2": ("preprocessing.media.fetch", "bulk.server_executor"),
     "pyarrow": ("bulk", "ray_data"),
     "lance": ("bulk.lance_dataset",),
     # For type checkers alone: no start imports it.

@@ -1,4 +1,4 @@
-"""Choose the columns of the input that are computed and copied, and take texts from them."""
+"""Choose the input columns that are computed and copied, and read texts from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP_NONE = ("none",)
 class Columns:
     """The columns that a job reads.
 
-    query_column: None where the rows have no query of their own; query: the one of all rows then, or None.
+    query_column: None if rows have no own query; query: then the query of all rows, or None.
     kept: None for all.
     result: the column that is added.
     """
@@ -49,7 +49,7 @@ class Columns:
         return [self.text] if self.query_column is None else [self.query_column, self.text]
 
     def check(self, names: Sequence[str], file: str) -> None:
-        """Raise StartupError where a column is missing, or the result's name is taken."""
+        """Raise StartupError if a column is missing or the name of the result is taken."""
         for name in [*self.read, *(self.kept or ())]:
             if name not in names:
                 option = "--query-column" if name == self.query_column else "--text-column"
@@ -65,17 +65,22 @@ class Columns:
             )
 
     def select_kept(self, names: Sequence[str]) -> list[str]:
-        """Return the names that are copied, in the order of the input or as they were given."""
+        """Return the names of copied columns, in the order of the input or as given."""
         return list(names) if self.kept is None else list(self.kept)
 
     def make_input(self, values: Sequence[Any], content: str = "") -> RowInput | Rejected:
-        """Make an input of the values of the columns `read`, or say what is wrong with them."""
+        """Make an input from the values of the columns `read`, or return what is wrong with them."""
         for name, value in zip(self.read, values, strict=True):
             if not isinstance(value, str):
                 what = "missing or null" if value is None else f"{type(value).__name__}, not text"
                 return Rejected(f"column {name!r} is {what}", content)
-            if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            if has_surrogates(value):
                 return Rejected(f"column {name!r} is not valid UTF-8", content)
         if self.query is not None:
             return Pair(self.query, values[0])
         return values[0] if self.query_column is None else Pair(*values)
+
+
+def has_surrogates(text: str) -> bool:
+    """Return true for a text with surrogates, which UTF-8 cannot encode."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from infinity_emb.bulk.isolation import compute_each
 from infinity_emb.bulk.rows import Rejected, RowInput, count_chars
-from infinity_emb.bulk.tasks import Computer
+from infinity_emb.bulk.tasks import Executor
 from infinity_emb.concurrency import gather_or_cancel
 from infinity_emb.items import iterate_chunks
 
@@ -16,27 +16,27 @@ _MAX_REQUEST_CHARS = 2**20
 
 
 async def compute_rows(
-    inputs: Sequence[RowInput | Rejected], computer: Computer, probe: RowInput, slots: asyncio.Semaphore
+    inputs: Sequence[RowInput | Rejected], executor: Executor, probe: RowInput, slots: asyncio.Semaphore
 ) -> list[Any]:
-    """Return the results of rows in their order, `Rejected` for those that have none.
+    """Return the results of rows in their order, `Rejected` for rows without one.
 
     probe: an input that can be computed.
-    slots: as many requests at the same time.
-    Raises what ends the job.
+    slots: limits the number of concurrent requests.
+    Raises errors that end the job.
     """
     results: list[Any] = list(inputs)
     good = [index for index, value in enumerate(results) if not isinstance(value, Rejected)]
     good.sort(key=lambda index: count_chars(results[index]), reverse=True)
     counts = [count_chars(results[index]) for index in good]
-    chunks = iterate_chunks(counts, max_inputs=computer.inputs_per_request, max_chars=_MAX_REQUEST_CHARS)
+    chunks = iterate_chunks(counts, max_inputs=executor.inputs_per_request, max_chars=_MAX_REQUEST_CHARS)
 
     async def check_health() -> None:
-        await computer.compute([probe])
+        await executor.compute([probe])
 
     async def compute(indices: Sequence[int]) -> None:
         async with slots:
             chunk = [results[index] for index in indices]
-            computed = await compute_each(chunk, computer.compute, check_health)
+            computed = await compute_each(chunk, executor.compute, check_health)
             for index, result in zip(indices, computed, strict=True):
                 results[index] = result
 

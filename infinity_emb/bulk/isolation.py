@@ -18,10 +18,10 @@ async def compute_each(
 ) -> list[Any]:
     """Return a result per input, or `Rejected` with the reason for those that cannot be computed.
 
-    compute: raises BadInput or BackendFailed where some input is to blame; its inputs are then computed in
-        halves, until the one to blame is alone.
-    check_health: raises where no input can be computed; called when a single input fails with BackendFailed.
-    Raises what else `compute` raises, and what `check_health` does.
+    compute: raises BadInput or BackendFailed if some input is at fault; the inputs are then computed in
+        halves, until that input is alone.
+    check_health: raises if no input can be computed; called when a single input fails with BackendFailed.
+    Raises all other errors of `compute`, and those of `check_health`.
     """
     try:
         results = await compute(inputs)
@@ -30,19 +30,19 @@ async def compute_each(
             middle = len(inputs) // 2
             first = await compute_each(inputs[:middle], compute, check_health)
             return first + await compute_each(inputs[middle:], compute, check_health)
-        return [await _judge(inputs[0], exc, compute, check_health)]
+        return [await _retry_alone(inputs[0], exc, compute, check_health)]
     if len(results) != len(inputs):
         raise ServingError(f"{len(results)} results for {len(inputs)} inputs")
     return list(results)
 
 
-async def _judge(
+async def _retry_alone(
     value: InputT,
     error: BadInput | BackendFailed,
     compute: Callable[[Sequence[InputT]], Awaitable[Sequence[Any]]],
     check_health: Callable[[], Awaitable[object]],
 ) -> Any:
-    """Return what a second attempt gives, for a failure that may have had another cause than the input."""
+    """Compute an input again if its failure may have had another cause; return its result or `Rejected`."""
     if isinstance(error, BackendFailed):
         await check_health()
         try:

@@ -18,14 +18,14 @@ from infinity_emb.bulk.journal import Journal
 from infinity_emb.bulk.reading import RowSource
 from infinity_emb.bulk.rows import Rejected, RowInput, Window
 from infinity_emb.bulk.shard_formats import ShardFormat
-from infinity_emb.bulk.tasks import Computer
+from infinity_emb.bulk.tasks import Executor
 from infinity_emb.engine.progress import ProgressBar
 
 MAX_PENDING_WINDOWS = 2
 
 
 class Summary(NamedTuple):
-    """The figures of one run; num_rows and num_tokens leave out those of earlier runs."""
+    """The figures of one run; num_rows and num_tokens exclude earlier runs."""
 
     num_rows: int
     num_bad_rows: int
@@ -42,7 +42,7 @@ class Job:
 
     source: RowSource
     journal: Journal
-    computer: Computer
+    executor: Executor
     shard_format: ShardFormat
     rows_per_shard: int | None
     probe: RowInput
@@ -54,11 +54,11 @@ class Job:
         """
         self._join_complete_shard(next_row)
         windows = self.source.iterate_windows(next_row, self.rows_per_shard)
-        slots = asyncio.Semaphore(self.computer.concurrency)
+        slots = asyncio.Semaphore(self.executor.concurrency)
         pending: deque[tuple[Window, asyncio.Task[list[Any]]]] = deque()
         try:
             while (window := await asyncio.to_thread(next, windows, None)) is not None:
-                work = compute_rows(window.list_inputs(), self.computer, self.probe, slots)
+                work = compute_rows(window.list_inputs(), self.executor, self.probe, slots)
                 pending.append((window, asyncio.create_task(work)))
                 if len(pending) > MAX_PENDING_WINDOWS:
                     next_row = await self._commit_first(pending, bar)

@@ -1,8 +1,8 @@
-"""Record how far a job has come, so that it can be killed at any time and continued.
+"""Record the progress of a job, so that it can be killed at any time and continued.
 
-Results are written to *parts*, each for a range of rows that its name tells, and parts are joined to shards.
-Every file is written under another name, flushed to disk and renamed, so a file that exists is complete. The
-bad rows of a part are written before it: a part that exists tells that its rows are done.
+Results are written to *parts*, each for the range of rows in its name, and parts are joined to shards. Every
+file is written under another name, flushed to disk and renamed, so a file that exists is complete. The bad
+rows of a part are written before it, so the rows of a part that exists are done.
 
     out.parquet.parts/manifest.json                       the input and the options
     out.parquet.parts/000000000000-000000008192.bad.jsonl  bad rows of the first part, if it has any
@@ -15,18 +15,14 @@ import contextlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from infinity_emb.bulk.rows import BadRow
-from infinity_emb.bulk.shard_formats import ShardFormat
+from infinity_emb.bulk.shard_formats import ShardFormat, join_bytes
 from infinity_emb.errors import StartupError
-from infinity_emb.storage.files import DRAFT_SUFFIX, remove_folder, write_durably
-
-if sys.platform != "win32":
-    import fcntl
+from infinity_emb.storage.files import DRAFT_SUFFIX, lock_folder, remove_folder, write_durably
 
 _PART = re.compile(r"(\d{12,})-(\d{12,})\.part")
 _BAD = ".bad.jsonl"
@@ -82,7 +78,7 @@ class Journal:
         self._lock: BinaryIO | None = None
 
     def check_output(self, *, overwrite: bool) -> None:
-        """Raise StartupError where the output of another job exists."""
+        """Raise StartupError if the output of another job exists."""
         has_begun = (self._folder / "manifest.json").exists()
         if not (has_begun or overwrite) and (existing := self._layout.list_results()):
             raise StartupError(f"{existing[0]} exists; give another output, or --overwrite to replace it")
@@ -90,7 +86,7 @@ class Journal:
     def open(self, manifest: Mapping[str, Any], *, overwrite: bool) -> None:
         """Start a job, or continue the one that was begun with the same manifest.
 
-        Raises StartupError where the manifest differs, or where another process is at work.
+        Raises StartupError if the manifest differs or another process runs the job.
         """
         self._make_folder()
         self._acquire_lock()
@@ -110,13 +106,13 @@ class Journal:
 
     @property
     def is_finished(self) -> bool:
-        """Return true when nothing is left to do but to remove the folder."""
+        """Return true when only the folder is left to remove."""
         return (self._folder / "finished").exists()
 
     def find_next_row(self, suffix: str) -> int | None:
         """Return the number of the first row that is not done, or None for a file that is complete.
 
-        What an interrupted step has left behind is removed.
+        Removes what an interrupted step has left behind.
         """
         number, size = 0, self._layout.rows_per_shard
         if size is None and self._layout.output.exists():
@@ -144,7 +140,7 @@ class Journal:
         write_file(self._folder / f"{name}.part", write)
 
     def join_shard(self, number: int, shard_format: ShardFormat) -> None:
-        """Make the shard of the parts that are there, and remove them."""
+        """Make a shard of the existing parts, and remove them."""
         path = self._layout.shard(number, shard_format.suffix)
         parts = [part.path for part in self._list_parts()]
         if not path.exists():
@@ -158,14 +154,14 @@ class Journal:
         parts = sorted(self._folder.glob(f"*{_BAD}"))
         if not self.is_finished:
             if parts:
-                write_file(self._layout.bad_rows, lambda file: _join(file, parts))
+                write_file(self._layout.bad_rows, lambda file: join_bytes(file, parts))
             write_file(self._folder / "finished", lambda _: None)
         num_bad = 0
         if self._layout.bad_rows.exists():
             with self._layout.bad_rows.open("rb") as file:
                 num_bad = sum(1 for _ in file)
         self.close()
-        # The mark that the job is finished goes last, so that a killed removal is continued.
+        # The file `finished` is removed last, so that an interrupted removal is continued.
         for path in sorted(self._folder.iterdir(), key=lambda path: path.name == "finished"):
             if path.name != "manifest.json":
                 path.unlink()
@@ -183,14 +179,9 @@ class Journal:
             raise StartupError(f"cannot write {self._layout.output} ({exc}); give another output") from exc
 
     def _acquire_lock(self) -> None:
-        """Hold a lock that ends with the process."""
-        self._lock = (self._folder / "lock").open("wb")
-        if sys.platform == "win32":
-            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_folder(self._folder)
         except BlockingIOError:
-            self.close()
             raise StartupError(f"another process is writing {self._layout.output}; wait for it") from None
 
     def _check_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -220,7 +211,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 @contextlib.contextmanager
 def explain_failure(path: Path) -> Iterator[None]:
-    """Turn an error of the disk into a StartupError that names the path."""
+    """Turn an OSError into a StartupError that names the path."""
     try:
         yield
     except OSError as exc:
@@ -235,12 +226,6 @@ def _write_json(file: BinaryIO, value: Any) -> None:
 
 def _write_bad_rows(file: BinaryIO, bad: Sequence[BadRow]) -> None:
     file.writelines(json.dumps(row._asdict()).encode() + b"\n" for row in bad)
-
-
-def _join(file: BinaryIO, parts: Sequence[Path]) -> None:
-    for part in parts:
-        with part.open("rb") as source:
-            shutil.copyfileobj(source, file)
 
 
 def _shorten(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Copy the members of JSON objects: as they stand to JSON Lines, or as typed columns to Parquet."""
+"""Copy the members of JSON objects: unchanged to JSON Lines, or as typed columns to Parquet."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from infinity_emb.errors import StartupError
 
 # The column that holds whole objects as JSON; no column of a file has this name.
 RAW_JSON = "\0json"
-# The types of columns are those of so many first rows.
+# Column types are inferred from this many rows.
 SAMPLE_ROWS = 10_000
 
 JsonRow = dict[str, Any] | Rejected
 
 
 class Converted(NamedTuple):
-    """Rows, and the part of them that is kept; those that cannot be kept are rejected.
+    """Rows, and their kept part; rows that cannot be kept are rejected.
 
-    batch: pyarrow.RecordBatch, without data in rows that are rejected.
+    batch: pyarrow.RecordBatch, without data in rejected rows.
     """
 
     batch: Any
@@ -54,7 +54,7 @@ class RawColumns:
         self._columns = columns
 
     def convert(self, rows: Sequence[JsonRow], lines: Sequence[bytes]) -> Converted:
-        """Return the lines; a row that has the member of the result is rejected."""
+        """Return the lines; a row that has a member with the name of the result is rejected."""
         kept: list[bytes | None] = []
         checked = [self._check(row, line) for row, line in zip(rows, lines, strict=True)]
         for row, line in zip(checked, lines, strict=True):
@@ -148,7 +148,7 @@ def _infer_type(name: str, sample: Sequence[dict[str, Any]]) -> Any:
 
 
 def replace_null_types(kind: Any) -> Any:
-    """Return a type in which columns without any value are text."""
+    """Replace the types of columns without any value by text."""
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_list(kind):

@@ -14,7 +14,7 @@ from infinity_emb.errors import StartupError
 
 
 def check_installed() -> None:
-    """Raise StartupError where pylance is missing."""
+    """Raise StartupError if pylance is missing."""
     if importlib.util.find_spec("lance") is None:
         raise StartupError("Lance datasets need the package pylance: pip install pylance")
 
@@ -37,7 +37,7 @@ def check_schema(schema: Any) -> None:
 
 
 def write(path: Path, tables: Iterable[Any], schema: Any) -> None:
-    """Write a dataset of tables that are read one after the other. Raises OSError."""
+    """Write tables, which are read one by one, to a dataset. Raises OSError."""
     import lance
 
     batches = (batch for table in tables for batch in table.to_batches())

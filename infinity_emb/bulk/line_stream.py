@@ -11,21 +11,21 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Stream(Protocol):
-    """A file that is read from its beginning to its end."""
+    """A file that is read from start to end."""
 
     def read(self, size: int, /) -> bytes:
-        """Return the next bytes, none at the end."""
+        """Return the next bytes, or none at the end."""
 
 
 class Line(NamedTuple):
-    """A line without its end; `text` is None where it is too long."""
+    """A line without its line end; `text` is None if it is too long."""
 
     number: int
     text: bytes | None
 
 
 def iterate_lines(stream: Stream, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    """Yield the lines of a stream in constant memory; the last one may lack its end."""
+    """Yield the lines of a stream in constant memory; the last one may lack its line end."""
     rest, number, is_skipping = b"", 0, False
     while chunk := stream.read(_CHUNK_BYTES):
         *lines, rest = (rest + chunk).split(b"\n")

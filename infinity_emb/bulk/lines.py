@@ -1,6 +1,6 @@
-"""Read the rows of files that have lines: JSON Lines, CSV and plain text.
+"""Read the rows of text files: JSON Lines, CSV and plain text.
 
-A row that cannot be parsed is rejected by itself, and the rows after it are read.
+A row that cannot be parsed is rejected alone; reading continues with the next row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from infinity_emb.bulk.columns import Columns
+from infinity_emb.bulk.columns import Columns, has_surrogates
 from infinity_emb.bulk.json_columns import JsonColumns, JsonRow
 from infinity_emb.bulk.line_stream import MAX_LINE_BYTES, Line, iterate_lines
 from infinity_emb.bulk.rows import MAX_CONTENT_CHARS, Block, Rejected, RowInput
@@ -25,14 +25,14 @@ _TOO_LONG = Rejected(f"the line has more than {MAX_LINE_BYTES} bytes; split it")
 
 
 class Record(NamedTuple):
-    """A row of a CSV file, or the reason why it is none."""
+    """A row of a CSV file, or the reason why it cannot be parsed."""
 
     line: int
     fields: Sequence[str] | Rejected
 
 
 class JsonLinesReader:
-    """Read objects, one a line; blank lines are no rows."""
+    """Read one object per line, skipping blank lines."""
 
     def __init__(self, file: SourceFile, columns: Columns, kept: JsonColumns) -> None:
         self._name = file.name
@@ -42,7 +42,7 @@ class JsonLinesReader:
         self._lines = (line for line in lines if line.text is None or line.text.strip())
 
     def skip(self, num_rows: int) -> int:
-        """Leave out rows; return how many there were, fewer at the end of the file."""
+        """Skip rows; return how many were skipped, fewer at the end of the file."""
         return _skip(self._lines, num_rows)
 
     def read_objects(self, max_rows: int) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ class JsonLinesReader:
 
 
 class TextReader:
-    """Read one text a line; a blank line is an empty text."""
+    """Read one text per line; a blank line is an empty text."""
 
     def __init__(self, file: SourceFile, columns: Columns, make_batch: Callable[..., Any]) -> None:
         self._name = file.name
@@ -81,13 +81,17 @@ class TextReader:
         self._lines = iterate_lines(file.open_stream())
 
     def skip(self, num_rows: int) -> int:
-        """Leave out rows; return how many there were, fewer at the end of the file."""
+        """Skip rows; return how many were skipped, fewer at the end of the file."""
         return _skip(self._lines, num_rows)
 
     def __iter__(self) -> Iterator[Block]:
         for lines in _take_blocks(self._lines):
             inputs = [_TOO_LONG if line.text is None else self._make_input(line.text) for line in lines]
-            kept = [[_keep_text(*pair) for pair in zip(inputs, lines, strict=True)]] if self._is_kept else []
+            texts = [
+                None if isinstance(value, Rejected) else _decode(line.text)
+                for value, line in zip(inputs, lines, strict=True)
+            ]
+            kept = [texts] if self._is_kept else []
             yield Block(
                 self._make_batch(kept, len(inputs)), inputs, self._name, [line.number for line in lines]
             )
@@ -116,7 +120,7 @@ class CsvReader:
         self._kept = [self.header.index(name) for name in columns.select_kept(self.header)]
 
     def skip(self, num_rows: int) -> int:
-        """Leave out rows; return how many there were, fewer at the end of the file."""
+        """Skip rows; return how many were skipped, fewer at the end of the file."""
         return _skip(self._records, num_rows)
 
     def __iter__(self) -> Iterator[Block]:
@@ -140,13 +144,13 @@ class CsvReader:
         made = self._columns.make_input([row[index] for index in self._read], ",".join(row))
         if not isinstance(made, Rejected):
             for index in self._kept:
-                if not row[index].isascii() and any("\ud800" <= char <= "\udfff" for char in row[index]):
+                if has_surrogates(row[index]):
                     return Rejected(f"column {self.header[index]!r} is not valid UTF-8", ",".join(row))
         return made
 
 
 def iterate_records(file: SourceFile, delimiter: str) -> Iterator[Record]:
-    """Yield the records of a CSV file, its header first; blank lines are none. Raises StartupError."""
+    """Yield the records of a CSV file, its header first, skipping blank lines. Raises StartupError."""
     csv.field_size_limit(MAX_LINE_BYTES)
     records = csv.reader(_decode_lines(file), delimiter=delimiter, strict=True)
     while True:
@@ -163,7 +167,7 @@ def iterate_records(file: SourceFile, delimiter: str) -> Iterator[Record]:
 
 
 def read_header(records: Iterator[Record], name: str) -> Sequence[str]:
-    """Return the first record. Raises StartupError where there is none, or a name stands twice."""
+    """Return the first record. Raises StartupError if it is missing or has a name twice."""
     header = next(records, Record(1, Rejected("the file is empty"))).fields
     if isinstance(header, Rejected):
         raise StartupError(f"{name} has no header: {header.reason}")
@@ -180,12 +184,8 @@ def _decode_lines(file: SourceFile) -> Iterator[str]:
 
 
 def _decode(text: bytes | None) -> str:
-    """Decode UTF-8; what is invalid becomes lone surrogates, by which it is rejected."""
+    """Decode UTF-8; invalid bytes become lone surrogates, which are rejected later."""
     return (text or b"").decode("utf-8", "surrogateescape")
-
-
-def _keep_text(value: Any, line: Line) -> str | None:
-    return None if isinstance(value, Rejected) else _decode(line.text)
 
 
 def _parse_object(text: bytes | None) -> dict[str, Any] | Rejected:
@@ -212,7 +212,7 @@ def _skip(items: Iterator[Any], number: int) -> int:
 
 
 def _take_blocks(items: Iterator[Any]) -> Iterator[list[Any]]:
-    """Yield lists of consecutive items, so small that a few of them fit into memory."""
+    """Yield lists of consecutive items, small enough that a few of them fit into memory."""
     block: list[Any] = []
     num_bytes = 0
     for item in items:

@@ -21,7 +21,7 @@ from infinity_emb.bulk.sources import STDIN, SourceFile, split_suffix
 from infinity_emb.bulk.tables import TableReader
 from infinity_emb.errors import StartupError
 
-# A window is in memory with its results, and so are two more: one that is read and one that is written.
+# Three windows are in memory: one that is read, one that is computed and one that is written.
 MAX_WINDOW_ROWS = 8192
 MAX_WINDOW_CHARS = 16 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -31,7 +31,7 @@ class Reader(Protocol):
     """Reads one file."""
 
     def skip(self, num_rows: int) -> int:
-        """Leave out rows; return how many there were, fewer at the end of the file."""
+        """Skip rows; return how many were skipped, fewer at the end of the file."""
 
     def __iter__(self) -> Iterator[Block]:
         """Yield the rest of the rows."""
@@ -41,7 +41,7 @@ class RowSource:
     """The rows of all files, one after the other.
 
     schema: pyarrow.Schema of the columns that are kept.
-    Raises StartupError for a file that cannot be read, or that lacks a column.
+    Raises StartupError for a file that cannot be read or lacks a column.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RowSource:
             self.schema = self._check_schemas()
 
     def count_rows(self) -> int | None:
-        """Return about the number of rows, or None where it cannot be told without reading all of them."""
+        """Estimate the number of rows; return None if that needs reading all of them."""
         if self._format in ("parquet", "arrow"):
             return (
                 None if self._format == "arrow" else sum(self._open(file).skip(2**62) for file in self._files)
@@ -73,7 +73,7 @@ class RowSource:
         return round(sum(filter(None, sizes)) * max(1, sample.count(b"\n")) / max(1, len(sample)))
 
     def iterate_windows(self, start: int, rows_per_shard: int | None) -> Iterator[Window]:
-        """Yield the rows from `start` on in windows, none of which belongs to two shards."""
+        """Yield the rows from `start` on in windows that do not cross the end of a shard."""
         blocks: list[Block] = []
         window_start, num_rows, num_chars = start, 0, 0
         for block in self._iterate_blocks(start):
@@ -112,7 +112,7 @@ class RowSource:
         return TableReader(file, self._columns, self._select, is_parquet=self._format == "parquet")
 
     def _choose_json_columns(self) -> JsonColumns:
-        """Look at the first rows, unless they cannot be read again."""
+        """Infer the types from the first rows. Raises StartupError if they cannot be read again."""
         if not self._keeps_rows:
             return NoColumns()
         if self._is_json:
@@ -125,7 +125,7 @@ class RowSource:
         return TypedColumns(self._columns, _read_sample(self._files, self._columns))
 
     def _check_schemas(self) -> Any:
-        """Return the schema of what is kept, and check that every file has it."""
+        """Return the schema of the kept columns, and check that every file has it."""
         if self._format == "text":
             names = [self._columns.text]
             self._columns.check(names, self._files[0].name)
@@ -186,7 +186,7 @@ def _split(block: Block, start: int, rows_per_shard: int | None) -> Iterator[Blo
 
 
 def _read_sample(files: Sequence[SourceFile], columns: Columns) -> list[dict[str, Any]]:
-    """Return the first rows that are objects. Raises StartupError where none has the columns of texts."""
+    """Return the first rows that are objects. Raises StartupError if none has the text columns."""
     rows: list[dict[str, Any]] = []
     everything = NoColumns()
     for file in files:

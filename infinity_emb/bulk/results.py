@@ -1,4 +1,4 @@
-"""Describe the results of rows: as a column of Arrow, as JSON, and as an array of numpy."""
+"""Convert the results of rows to Arrow columns, JSON and numpy arrays."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def to_arrow(results: Sequence[Any], result_type: ResultType) -> Any:
 
 
 def to_json(result: Any, result_type: ResultType) -> Any:
-    """Return what orjson writes: arrays, numbers, lists and dictionaries."""
+    """Return a value that orjson can write."""
     if result_type.kind == "sparse":
         return {"indices": result.indices, "values": result.values}
     return np.ascontiguousarray(result) if isinstance(result, np.ndarray) else result

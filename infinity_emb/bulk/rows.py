@@ -24,8 +24,8 @@ RowInput: TypeAlias = "str | Pair"
 class Block(NamedTuple):
     """Consecutive rows of one file.
 
-    kept: pyarrow.RecordBatch of what is copied to the output; the rows of rejected inputs may hold anything.
-    lines: the number of each row in its file, from 1: of its line where the file has lines.
+    kept: pyarrow.RecordBatch of the copied columns; the rows of rejected inputs may hold anything.
+    lines: the number of each row in its file, from 1; in text files, the number of its line.
     """
 
     kept: Any

@@ -1,7 +1,7 @@
 """Write the rows of windows to parts, and join parts to a shard: Parquet, JSON Lines, .npy or Lance.
 
-All but JSON Lines need to know at their beginning or end what only a whole shard can tell, so parts are in
-formats that are quick to write and to read.
+All formats but JSON Lines have a header or footer that describes the whole shard, so parts have formats of
+their own that are quick to write and read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ShardFormat:
 
     suffix: of a shard in a folder.
     write_part: writes the kept rows (pyarrow.Table) and their results.
-    write_shard: makes the shard of these parts, as a whole; raises OSError.
+    write_shard: makes a shard of parts, all or nothing; raises OSError.
     """
 
     suffix: str
@@ -56,7 +56,7 @@ def make_format(name: str, kept: Any, column: str, result_type: ResultType) -> S
         return ShardFormat(
             suffix=".jsonl",
             write_part=lambda file, rows, results: _write_lines(file, rows, results, column, result_type),
-            write_shard=_as_file(_join_bytes),
+            write_shard=_as_file(join_bytes),
         )
     fields = [field for field in kept if field.name != RAW_JSON]
     schema = pa.schema([*fields, pa.field(column, result_type.arrow)])
@@ -114,7 +114,7 @@ def _join_arrays(file: BinaryIO, parts: Sequence[Path], kind: ResultType) -> Non
         "shape": (num_rows, *kind.shape),
     }
     np.lib.format.write_array_header_1_0(file, header)
-    _join_bytes(file, parts)
+    join_bytes(file, parts)
 
 
 def _write_lines(file: BinaryIO, rows: Any, results: Sequence[Any], column: str, kind: ResultType) -> None:
@@ -136,7 +136,7 @@ def _iterate_starts(rows: Any) -> Iterator[bytes]:
 
 
 def _prepare_for_json(rows: Any) -> Any:
-    """Cut times to microseconds, which Python's have."""
+    """Truncate times to microseconds, the resolution of Python's datetime."""
     columns = [
         column.cast(pa.timestamp("us", column.type.tz), safe=False)
         if pa.types.is_timestamp(column.type)
@@ -150,7 +150,8 @@ def _write_value(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _join_bytes(file: BinaryIO, parts: Sequence[Path]) -> None:
+def join_bytes(file: BinaryIO, parts: Sequence[Path]) -> None:
+    """Append the contents of files to a file."""
     for part in parts:
         with part.open("rb") as source:
             shutil.copyfileobj(source, file, 2**20)

@@ -60,7 +60,7 @@ class SourceFile:
         return self.filesystem.open_input_file(self.path)
 
     def fingerprint(self) -> list[Any]:
-        """Return what tells a changed file from an unchanged one."""
+        """Return values that change when the file changes."""
         return [self.name, self.size_bytes, self.changed_ns]
 
 
@@ -76,7 +76,7 @@ def split_suffix(path: str) -> tuple[str, str | None]:
 def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     """Return the files of all inputs; those of a folder or a glob in the order of their names.
 
-    Raises StartupError where there is none, or one cannot be reached.
+    Raises StartupError if there is none or one cannot be read.
     """
     files = [file for text in inputs for file in _find(text)]
     if len(files) > 1 and any(file.name == STDIN for file in files):
@@ -85,13 +85,13 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
 
 
 def choose_format(files: Sequence[SourceFile], given: str) -> str:
-    """Return the one format of all files. Raises StartupError for several, or one that is not known."""
+    """Return the format of all files. Raises StartupError for several, or an unknown one."""
     if given != "auto":
         return given
     formats = {split_suffix(file.path)[0]: file.name for file in files}
     if "" in formats:
         raise StartupError(
-            f"the format of {formats['']} is not known by its name; set --input-format"
+            f"the name of {formats['']} does not tell its format; set --input-format"
             f" ({', '.join(sorted(set(_FORMATS.values())))})"
         )
     if len(formats) > 1:
@@ -161,7 +161,7 @@ def _is_wanted(path: str, pattern: str | None) -> bool:
 
 @contextlib.contextmanager
 def _translate_errors(text: str) -> Iterator[None]:
-    """Raise StartupError for what pyarrow raises about an address."""
+    """Turn errors of pyarrow about an address into StartupError."""
     try:
         yield
     except (OSError, ValueError, NotImplementedError) as exc:  # ArrowInvalid is a ValueError

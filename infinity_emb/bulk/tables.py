@@ -20,7 +20,7 @@ _MAGIC = b"ARROW1"
 class TableReader:
     """Read the record batches of one file.
 
-    make_batch: makes what is kept of a batch.
+    make_batch: selects the kept columns of a batch.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TableReader:
         check_text_columns(self.schema, columns, file.name)
 
     def skip(self, num_rows: int) -> int:
-        """Leave out rows; return how many there were, fewer at the end of the file."""
+        """Skip rows; return how many were skipped, fewer at the end of the file."""
         self._num_skipped = min(num_rows, self._table.count_rows(num_rows))
         return self._num_skipped
 
@@ -78,7 +78,7 @@ class _ArrowTable:
         self.schema = self._reader.schema
 
     def count_rows(self, limit: int) -> int:
-        """Count up to about the limit, in another pass over a file."""
+        """Count rows up to about the limit, in another pass over the file."""
         num_rows = 0
         for batch in self._iterate_batches(_open_arrow(self._file)) if limit else ():
             num_rows += batch.num_rows
@@ -118,7 +118,7 @@ def _open_arrow(file: SourceFile) -> Any:
 
 
 def _drop_rows(batches: Iterator[Any], number: int) -> Iterator[Any]:
-    """Leave out the first rows of batches."""
+    """Skip the first rows of batches."""
     for batch in batches:
         if number >= batch.num_rows:
             number -= batch.num_rows
@@ -128,7 +128,7 @@ def _drop_rows(batches: Iterator[Any], number: int) -> Iterator[Any]:
 
 
 def check_text_columns(schema: Any, columns: Columns, name: str) -> None:
-    """Raise StartupError where a column of texts is missing, or holds something else."""
+    """Raise StartupError if a text column is missing or does not hold texts."""
     columns.check(schema.names, name)
     for column in columns.read:
         kind = schema.field(column).type

@@ -1,4 +1,4 @@
-"""Define the tasks of a job, and who may compute them."""
+"""Define the tasks of a job, and the interface of what computes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infinity_emb.config.bulk_options import BulkOptions
 from infinity_emb.items import Pair
 
 Task = Literal["embed", "rerank", "classify"]
-# Computed before any row: a row is to blame for a failure only if this text can be computed.
+# Computed before any row: a row is at fault for a failure only if this text can be computed.
 PROBE_TEXT = "probe"
 
 
@@ -54,11 +54,11 @@ class TaskOptions:
         return Pair(PROBE_TEXT, PROBE_TEXT) if self.task == "rerank" else PROBE_TEXT
 
 
-class Computer(Protocol):
+class Executor(Protocol):
     """Computes inputs: an engine in this process, or a server.
 
     num_tokens: of all inputs so far.
-    inputs_per_request, concurrency: how it is kept busy.
+    inputs_per_request, concurrency: size and number of its concurrent requests.
     """
 
     num_tokens: int
@@ -66,13 +66,12 @@ class Computer(Protocol):
     concurrency: int
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what its results depend on."""
+        """Return the facts that its results depend on."""
 
     async def compute(self, inputs: Sequence[RowInput]) -> Sequence[Any]:
         """Return one result per input, in order.
 
-        Raises BadInput and BackendFailed for an input that cannot be computed, and anything else where no
-        input can.
+        Raises BadInput and BackendFailed for an input that cannot be computed, and other errors if none can.
         """
 
 

@@ -130,8 +130,8 @@ class BatchOptions:
     batch_dir: str = option(
         "",
         "Folder for /v1/files and /v1/batches, which exist only with it.",
-        "Holds uploaded files, results and unfinished batches, which continue after a restart. One server at a"
-        " time can use a folder. Each API key sees its own files and batches; without keys, clients see all.",
+        "Holds uploaded files, results and unfinished batches, which continue after a restart. One server at"
+        " a time can use it. Each API key sees its own files and batches; without keys, clients see all.",
     )
     batch_max_file_mb: int = option(200, "Maximum size of an uploaded file in MB.", minimum=1)
     batch_max_total_mb: int = option(
@@ -156,8 +156,8 @@ class ConnectionLimits:
     max_total_body_bytes: int = option(
         2**30,
         "Maximum size of all requests and responses held.",
-        "Texts and vectors count with their size in memory until the response is built, and the response until"
-        " the client has read it. Further requests get 503; one client may hold five sixths.",
+        "Texts and vectors count with their size in memory until the response is built, and the response"
+        " until the client has read it. Further requests get 503; one client may hold five sixths.",
         minimum=1,
     )
     max_connections: int = option(

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
 
 DRAFT_SUFFIX = ".draft"
 
@@ -95,3 +99,18 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     os.replace(path, draft)
     shutil.rmtree(draft)
+
+
+def lock_folder(folder: Path) -> BinaryIO:
+    """Lock a folder until the returned file is closed or the process ends; not on Windows.
+
+    Raises BlockingIOError if another process holds the lock.
+    """
+    lock = (folder / "lock").open("wb")
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise
+    return lock

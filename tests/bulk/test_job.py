@@ -1,4 +1,4 @@
-"""How a job keeps a computer busy, and what it holds in memory."""
+"""How a job keeps a executor busy, and what it holds in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.event_loop import run
 DIMENSION = 64
 
 
-class LengthComputer:
+class LengthExecutor:
     """Computes vectors of the length of a text, and records the requests."""
 
     num_tokens = 0
@@ -53,7 +53,7 @@ class LengthComputer:
         return list(np.repeat(np.array([[len(text)] for text in inputs], np.float32), DIMENSION, axis=1))
 
 
-def run_job(source: Path, output: Path, computer: LengthComputer, output_format: str = "npy") -> int:
+def run_job(source: Path, output: Path, executor: LengthExecutor, output_format: str = "npy") -> int:
     columns = Columns.from_options("embed", BulkOptions(output="x"), "embedding")
     rows = RowSource(
         find_files([str(source)]), input_format="jsonl", output_format=output_format, columns=columns
@@ -64,7 +64,7 @@ def run_job(source: Path, output: Path, computer: LengthComputer, output_format:
     job = Job(
         source=rows,
         journal=journal,
-        computer=computer,
+        executor=executor,
         shard_format=make_format(output_format, rows.schema, "embedding", result_type),
         rows_per_shard=None,
         probe="probe",
@@ -78,11 +78,11 @@ def test_requests_hold_texts_of_similar_length_and_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infinity_emb.bulk.reading.MAX_WINDOW_ROWS", 320)
-    rows, computer = make_rows(320), LengthComputer()
-    run_job(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.npy", computer)
-    assert computer.max_open == computer.concurrency
-    assert all(len(request) == computer.inputs_per_request for request in computer.requests)
-    flat = [length for request in computer.requests for length in request]
+    rows, executor = make_rows(320), LengthExecutor()
+    run_job(write_lines(tmp_path / "in.jsonl", rows), tmp_path / "out.npy", executor)
+    assert executor.max_open == executor.concurrency
+    assert all(len(request) == executor.inputs_per_request for request in executor.requests)
+    flat = [length for request in executor.requests for length in request]
     assert flat == sorted((len(row["text"]) for row in rows), reverse=True)
     assert np.load(tmp_path / "out.npy")[:, 0].tolist() == [len(row["text"]) for row in rows]
 
@@ -101,7 +101,7 @@ def test_ten_times_as_many_rows_need_no_more_memory(
         pool = pa.proxy_memory_pool(own_pool)
         pa.set_memory_pool(pool)
         tracemalloc.start()
-        assert run_job(source, tmp_path / "out", LengthComputer(), output_format) == count
+        assert run_job(source, tmp_path / "out", LengthExecutor(), output_format) == count
         peaks.append(tracemalloc.get_traced_memory()[1] + pool.max_memory())
         tracemalloc.stop()
     pa.set_memory_pool(own_pool)
@@ -131,7 +131,7 @@ def test_inputs_to_blame_are_found_and_the_others_computed_in_few_requests() -> 
     assert len(requests) < 24
 
 
-def test_a_computer_that_is_broken_ends_the_search() -> None:
+def test_a_broken_executor_ends_the_search() -> None:
     async def compute(inputs: Sequence[int]) -> Sequence[int]:
         raise BackendFailed("broken")
 

@@ -109,7 +109,7 @@ def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "mine.lance"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(StartupError, match="no Lance dataset"):
+    with pytest.raises(StartupError, match="not a Lance dataset"):
         run_bulk(source, folder, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""Keep files and batches in a folder: their contents as files, all else in one SQLite database.
+"""Keep files and batches in a folder: contents as files, everything else in one SQLite database.
 
 A batch and its progress are one row, so a process that is killed finds either all or nothing of a step.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from infinity_emb.errors import StartupError
-
-if sys.platform != "win32":
-    import fcntl
+from infinity_emb.storage.files import lock_folder
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -42,7 +39,7 @@ ON CONFLICT (id) DO UPDATE SET is_finished = excluded.is_finished, fields = excl
 
 
 class FileRecord(NamedTuple):
-    """An uploaded file, or a result. Its id is random, and is the name of its content."""
+    """An uploaded file or a result. Its id is random, and names the file with its content."""
 
     id: str
     owner: str
@@ -58,8 +55,8 @@ class BatchRecord:
     """A batch and its progress.
 
     fields: as clients see them.
-    num_lines: of the input, from its beginning, that are done; their results are the first `output_bytes`
-        and `error_bytes` of the two files.
+    num_lines: how many lines of the input are done; their results are the first `output_bytes` and
+        `error_bytes` of the two files.
     """
 
     id: str
@@ -73,14 +70,14 @@ class BatchRecord:
 
     @property
     def is_finished(self) -> bool:
-        """Return true when nothing will change any more."""
+        """Return true in a final state."""
         return self.fields["status"] in ("completed", "failed", "expired", "cancelled")
 
 
 class BatchStore:
     """The folder; may be used from any thread, by one process at a time.
 
-    Raises StartupError where it cannot be written, or another process has it open.
+    Raises StartupError if it cannot be written or another process has it open.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +85,7 @@ class BatchStore:
         self._mutex = threading.Lock()
         try:
             self._contents.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock_folder(folder)
+            self._lock = _lock(folder)
             self._connection = sqlite3.connect(
                 folder / "batches.sqlite3", isolation_level=None, check_same_thread=False
             )
@@ -106,7 +103,7 @@ class BatchStore:
         self._lock.close()
 
     def content_path(self, file_id: str) -> Path:
-        """Return the path of a content; the id is one that this server made."""
+        """Return the path of a file's content; the id must come from this server."""
         return self._contents / file_id
 
     def add_file(self, record: FileRecord) -> None:
@@ -140,7 +137,7 @@ class BatchStore:
         self.content_path(file_id).unlink(missing_ok=True)
 
     def list_expired_files(self, now: int) -> list[str]:
-        """Return the ids of files that are kept no longer."""
+        """Return the ids of expired files."""
         with self._transaction() as run:
             return [row[0] for row in run.execute("SELECT id FROM files WHERE expires_at <= ?", (now,))]
 
@@ -183,7 +180,7 @@ class BatchStore:
             return int(row.fetchone()[0])
 
     def remove_finished_batches(self, created_before: int) -> None:
-        """Remove finished batches that are that old."""
+        """Remove finished batches that were created before a time."""
         with self._transaction() as run:
             run.execute(
                 "DELETE FROM batches WHERE is_finished AND json_extract(fields, '$.created_at') < ?",
@@ -214,15 +211,10 @@ def _insert_file(connection: sqlite3.Connection, record: FileRecord) -> None:
     connection.execute(f"INSERT INTO files ({', '.join(record._fields)}) VALUES ({marks})", record)
 
 
-def _lock_folder(folder: Path) -> BinaryIO:
-    """Hold a lock that ends with the process."""
-    lock = (folder / "lock").open("wb")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise StartupError(
-                f"another server uses --batch-dir {folder}; give each server a folder of its own"
-            ) from None
-    return lock
+def _lock(folder: Path) -> BinaryIO:
+    try:
+        return lock_folder(folder)
+    except BlockingIOError:
+        raise StartupError(
+            f"another server uses --batch-dir {folder}; give each server its own folder"
+        ) from None

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from infinity_emb.bulk import run as bulk_run
-from infinity_emb.bulk import server_computer
-from infinity_emb.bulk.server_computer import choose_pause_s, read_retry_after
+from infinity_emb.bulk import server_executor
+from infinity_emb.bulk.server_executor import choose_pause_s, read_retry_after
 from infinity_emb.bulk.tasks import Task
 from infinity_emb.errors import StartupError
 from infinity_emb.server.app import create_server
@@ -34,7 +34,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         taken.append(seconds)
 
-    monkeypatch.setattr(server_computer, "_sleep", sleep)
+    monkeypatch.setattr(server_executor, "_sleep", sleep)
     return taken
 
 
@@ -43,9 +43,9 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[httpx2.AsyncBaseTr
     """Let jobs use a transport."""
 
     def use(transport: httpx2.AsyncBaseTransport) -> None:
-        make = server_computer.ServerComputer
+        make = server_executor.ServerExecutor
         monkeypatch.setattr(
-            bulk_run, "ServerComputer", lambda *args, **given: make(*args, transport=transport, **given)
+            bulk_run, "ServerExecutor", lambda *args, **given: make(*args, transport=transport, **given)
         )
 
     return use
@@ -120,7 +120,7 @@ def test_a_server_that_stays_away_stops_the_job_which_can_be_continued(
     tmp_path: Path, source: Path, pauses: list[float], answer_with: Callable[..., None]
 ) -> None:
     answer_with(Script(embed_probe(), *[refuse(503, "going down")] * 100))
-    with pytest.raises(StartupError, match=r"did not answer in 4 attempts: going down \(status 503\)"):
+    with pytest.raises(StartupError, match=r"did not respond in 4 attempts: going down \(status 503\)"):
         run_bulk(source, tmp_path / "out.jsonl", url=URL, max_retries=3)
     answer_with(Script())
     run_bulk(source, tmp_path / "out.jsonl", url="http://elsewhere/v1")
@@ -172,9 +172,9 @@ def test_one_failure_of_a_replica_makes_no_bad_row(
     [
         (refuse(401, "no key"), r"/v1/embeddings refuses requests: no key \(status 401\)"),
         (refuse(404, "no model"), r"refuses requests: no model \(status 404\)"),
-        (httpx2.Response(200, text="<html>"), "something else than a JSON object"),
+        (httpx2.Response(200, text="<html>"), "is not a JSON object"),
         (httpx2.Response(200, json={}), "no list 'data'"),
-        (httpx2.Response(200, json={"data": [{}]}), "is not understood"),
+        (httpx2.Response(200, json={"data": [{}]}), "cannot read the response"),
         (refuse(400, "dimensions too large"), "dimensions too large"),
         (httpx2.Response(307, headers={"location": "/elsewhere"}), "status 307"),
     ],

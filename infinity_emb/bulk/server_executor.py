@@ -43,7 +43,7 @@ _NUMPY_DTYPES = {
 
 
 class _Busy(Exception):
-    """The server may answer the same request later."""
+    """The same request may succeed later."""
 
     def __init__(self, reason: str, pause_s: float | None) -> None:
         super().__init__(reason)
@@ -52,7 +52,7 @@ class _Busy(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """A server, and how long to insist.
+    """A server, and how often to retry.
 
     url: with the prefix of its routes.
     """
@@ -62,8 +62,8 @@ class ServerAddress:
     max_retries: int
 
 
-class ServerComputer:
-    """Compute in the lane for bulk work of a server."""
+class ServerExecutor:
+    """Compute in the bulk lane of a server."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ServerComputer:
         ]
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the model; the server may move."""
+        """Return the model, without the address: the server may move."""
         return {
             "model": self._args.model_name_or_path,
             "engine": "server",
@@ -102,15 +102,15 @@ class ServerComputer:
     async def compute(self, inputs: Sequence[RowInput]) -> Sequence[Any]:
         """Return one result per input.
 
-        Raises BadInput and BackendFailed as the server says, and StartupError where it does not answer, or
-        refuses every request.
+        Raises BadInput and BackendFailed as the server reports them, and StartupError if it does not respond
+        or refuses every request.
         """
         try:
             return await self._compute(inputs)
         except (KeyError, IndexError, TypeError, ValueError) as exc:
             if isinstance(exc, ServingError):
                 raise
-            raise StartupError(f"the answer of {self._address.url} is not understood: {exc!r}") from exc
+            raise StartupError(f"cannot read the response of {self._address.url}: {exc!r}") from exc
 
     async def close(self) -> None:
         """Close the connections."""
@@ -161,7 +161,7 @@ class ServerComputer:
         return vector.reshape(entry["shape"]) if entry.get("shape") else vector
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the JSON of the answer, after as many attempts as it takes."""
+        """Return the JSON of the response, retrying while the server is busy."""
         given = {name: value for name, value in body.items() if value is not None}
         given["model"] = self._args.model_name_or_path
         for attempt in range(self._address.max_retries + 1):
@@ -173,7 +173,7 @@ class ServerComputer:
             if attempt < self._address.max_retries:
                 await _sleep(choose_pause_s(attempt, pause_s))
         raise StartupError(
-            f"{self._address.url} did not answer in {self._address.max_retries + 1} attempts: {reason}"
+            f"{self._address.url} did not respond in {self._address.max_retries + 1} attempts: {reason}"
         )
 
     async def _attempt(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -181,7 +181,7 @@ class ServerComputer:
         try:
             response = await self._client.post(url, json=body)
         except httpx2.InvalidURL as exc:
-            raise StartupError(f"--url {self._address.url!r} is no address: {exc}") from exc
+            raise StartupError(f"--url {self._address.url!r} is not a URL: {exc}") from exc
         except httpx2.TransportError as exc:
             raise _Busy(str(exc) or type(exc).__name__, None) from exc
         if response.status_code in _BUSY:
@@ -200,7 +200,7 @@ class ServerComputer:
 
 
 def choose_pause_s(attempt: int, asked_s: float | None) -> float:
-    """Return how long to wait before the next attempt: as asked, or twice as long each time, at random."""
+    """Return how long to wait before the next attempt: as asked, or with exponential backoff and jitter."""
     doubled_s: float = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1)
     return max(doubled_s, min(asked_s or 0.0, _MAX_ASKED_PAUSE_S))
 
@@ -223,14 +223,14 @@ def _parse(response: httpx2.Response, url: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError):
         answer = None
     if not isinstance(answer, dict):
-        raise StartupError(f"{url} answers with something else than a JSON object; see --url")
+        raise StartupError(f"the response of {url} is not a JSON object; see --url")
     return answer
 
 
 def _get_list(answer: Mapping[str, Any], name: str) -> list[Any]:
     values = answer.get(name)
     if not isinstance(values, list):
-        raise StartupError(f"the server's answer has no list {name!r}; see --url")
+        raise StartupError(f"the server's response has no list {name!r}; see --url")
     return values
 
 

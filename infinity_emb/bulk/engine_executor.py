@@ -17,7 +17,7 @@ from infinity_emb.scheduling.request_context import request_options
 
 CONCURRENCY = 16
 INPUTS_PER_REQUEST = 256
-# A job waits for as long as it takes, and holds back by itself.
+# A job waits as long as necessary and limits its own concurrency.
 _NO_LIMITS: Mapping[str, Any] = {
     "max_queue_items": 2**31,
     "max_queue_tokens": 2**62,
@@ -34,8 +34,8 @@ def load_engine(args: EngineArgs) -> AsyncEmbeddingEngine:
     return AsyncEmbeddingEngine.from_args(replace(args, **_NO_LIMITS))
 
 
-class EngineComputer:
-    """Compute in the lane for bulk work of an engine that is running."""
+class EngineExecutor:
+    """Compute in the bulk lane of a running engine."""
 
     def __init__(
         self,
