@@ -1,1 +1,1 @@
-"""The HTTP server: the only floor that knows HTTP and pydantic."""
+"""The HTTP server: the only layer that uses HTTP and pydantic."""

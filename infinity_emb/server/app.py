@@ -70,9 +70,9 @@ def build_app(
 ) -> ServerApp:
     """Build the ASGI app that serves `engines`, or what `engines()` loads when the app starts.
 
-    documents_at_start: make the OpenAPI document when the app starts instead of for the first request, which
-        would hold the event loop for a second.
-    registry: where metrics are collected; by default one of this process.
+    documents_at_start: build the OpenAPI document when the app starts; building it for the first request
+        would block the event loop for a second.
+    registry: where metrics are collected; by default a new one.
     Raises StartupError for an `--api-key-file` without keys.
     """
     models = ServedModels(
@@ -96,7 +96,7 @@ def build_app(
     app = ServerApp(
         **_build_document(pages),
         lifespan=lifespan,
-        # FastAPI writes spans of its own where the process has set a provider.
+        # FastAPI writes its own spans if the process has set a provider.
         telemetry={"tracing": tracing is None},
         middleware=[
             *_build_middleware(config, keys, pages, metrics, tracing),
@@ -126,8 +126,8 @@ def create_server(
 ) -> ServerApp:
     """Build the app for these models, which are loaded when it starts.
 
-    Options that are None or left out come from `INFINITY_*` variables, the API key first of all.
-    api_key: "", the default of 0.0.77, serves without a key, whatever the environment says.
+    Options that are None or left out, the API key in particular, come from `INFINITY_*` variables.
+    api_key: "", the default of 0.0.77, serves without a key even if `INFINITY_API_KEY` is set.
     doc_extra: accepted and ignored; the server that runs the app reports its address.
     Raises StartupError for an invalid option.
     """
@@ -151,7 +151,7 @@ def create_server(
 
 
 def _make_context(models: ServedModels, config: ServerConfig) -> ServerContext:
-    """Put together what all routes share."""
+    """Create the state that all routes share."""
     threads = FairThreads(1, "infinity-json")
     return ServerContext(
         models=models,
@@ -208,7 +208,7 @@ def _build_middleware(
     metrics: HTTPMetrics,
     tracing: Tracing | None,
 ) -> list[Middleware]:
-    """List the middleware from the outermost inwards, so that the outer ones see every response."""
+    """List the middleware, outermost first; the outer ones see every response."""
     middleware = [
         Middleware(RequestIdMiddleware),
         *([tracing.middleware(PROBE_PATHS)] if tracing is not None else []),
@@ -254,7 +254,7 @@ def _make_lifespan(
     @asynccontextmanager
     async def lifespan(app: ServerApp) -> AsyncIterator[None]:
         if documents_at_start and app.openapi_url:
-            app.openapi()  # with the routes that have been added meanwhile
+            app.openapi()  # includes routes that users have added to the app
         async with models.running() as array, tracing or nullcontext():
             app.engine_array = array
             app.disable_unused_telemetry()

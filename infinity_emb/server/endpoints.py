@@ -42,7 +42,7 @@ SAGEMAKER_FORMS = [
     ),
     Form(rerank.rerank_v1, RerankRequest, RerankObjectsResponse, discriminators=frozenset({"documents"})),
 ]
-# Requires an API key if the server has one.
+# They require an API key if the server has one.
 API_ENDPOINTS = add_forms(
     [
         *tag_endpoints(
@@ -73,8 +73,8 @@ API_ENDPOINTS = add_forms(
     cohere.FORMS,
 )
 
-# Open to everybody, at fixed paths.
+# Open to everyone, at fixed paths.
 HEALTH_ENDPOINTS = tag_endpoints(system.TAG, *system.ENDPOINTS, *nim.HEALTH_ENDPOINTS)
 OPEN_PATHS = ("/", *(endpoint.path for endpoint in HEALTH_ENDPOINTS))
-# What orchestrators and Prometheus read, every few seconds.
+# Orchestrators and Prometheus request these every few seconds.
 PROBE_PATHS = (*OPEN_PATHS[1:], system.METRICS_PATH)

@@ -31,7 +31,7 @@ ErrorFormat: TypeAlias = Callable[[Failure], FormattedError]
 
 
 class ErrorContext(NamedTuple):
-    """The properties of a request form that error handlers need.
+    """Properties of a request form that error handlers need.
 
     format: None for the server's own format.
     input_field: the field that holds the inputs, reported as `param`.

@@ -103,7 +103,7 @@ COUNTERS = (
     ),
     ModelMetric(
         "infinity_requests_timed_out",
-        "Requests that ended with 504 because their timeout had passed.",
+        "Requests that ended with 504 because they timed out.",
         lambda status: status.num_timed_out_requests,
     ),
     ModelMetric(

@@ -181,7 +181,7 @@ class ExactPathRouter(APIRouter):
             await route.app(scope, receive, send)
 
     async def _match_patterns(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request of a path with parameters, or of none."""
+        """Serve a request to a path with parameters, or to an unknown path."""
         child_scope = {**scope, "method": method, "path": remove_slashes(scope["path"])}
         try:
             await self._patterns(child_scope, receive, send)
@@ -190,7 +190,7 @@ class ExactPathRouter(APIRouter):
 
 
 def _drop_bodies(send: Send) -> Send:
-    """Send headers alone; servers drop the bodies of responses to HEAD as well, but not all of them."""
+    """Send headers only, as not all servers drop the bodies of responses to HEAD."""
 
     async def send_without_body(message: Message) -> None:
         await send({**message, "body": b""} if message["type"] == "http.response.body" else message)

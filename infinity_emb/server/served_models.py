@@ -67,16 +67,16 @@ class ServedModels:
         return self.array.resolve(model)
 
     def find(self, name: str) -> AsyncEmbeddingEngine:
-        """Return the engine of a name or alias. Raises UnknownModel, also where only one model is served."""
+        """Return the engine of a name or alias. Raises UnknownModel, even if only one model is served."""
         engine = self.array.find(name)
         if engine is None:
             raise self.array.unknown_model(name)
         return engine
 
     def guess_engine(self, model: object) -> AsyncEmbeddingEngine | None:
-        """Return the engine that a request is for, as far as its model's name tells.
+        """Return the engine that a request is probably for, or None.
 
-        model: as the request names it, not validated yet.
+        model: as in the request, not validated yet.
         """
         if self._array is None:
             return None

@@ -1,4 +1,4 @@
-"""The app: FastAPI with an OpenAPI document of its own, and without what the router does better."""
+"""The app: FastAPI with its own OpenAPI document, and without the parts that the router replaces."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class ServerApp(FastAPI):
         return super().openapi()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Build Starlette's stack: of what FastAPI adds, the router keeps what routes of users need."""
+        """Build Starlette's stack; the router has the parts of FastAPI's that routes of users need."""
         return Starlette.build_middleware_stack(self)
 
 
 def _drop_unused_schemas(document: dict[str, Any]) -> None:
-    """Drop the schemas of types that pydantic parses into and no body contains."""
+    """Drop schemas that nothing refers to."""
     used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     schemas = document["components"]["schemas"]
     document["components"]["schemas"] = {name: schemas[name] for name in schemas if name in used}

@@ -1,4 +1,4 @@
-"""Answer single requests of a batch as the route does, with its errors, in the lane for bulk work."""
+"""Serve single requests of a batch as the route does, errors included, in the bulk lane."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
-from infinity_emb.server.batches.lines import ENDPOINT, Answer
+from infinity_emb.server.batches.lines import ENDPOINT, LineResponse
 from infinity_emb.server.middleware.unexpected_errors import UnexpectedErrorMiddleware
 from infinity_emb.server.requests.in_process import post_json
 from infinity_emb.server.responses.errors import HANDLERS
@@ -23,7 +23,7 @@ _MAX_PAUSE_S = 30.0
 class LineApp:
     """Send requests to an ASGI app without a socket.
 
-    endpoint: serves the route. app: the whole app, by which errors describe themselves.
+    endpoint: serves the route. app: the whole app, which error handlers look at.
     """
 
     def __init__(self, endpoint: ASGIApp, app: Any) -> None:
@@ -31,19 +31,19 @@ class LineApp:
         self._endpoint = UnexpectedErrorMiddleware(ExceptionMiddleware(endpoint, handlers=handlers))
         self._app = app
 
-    async def answer(self, body: Mapping[str, object], owner: str) -> Answer:
-        """Return the response; wait as long as the server has no room."""
+    async def respond(self, body: Mapping[str, object], owner: str) -> LineResponse:
+        """Return the response; retry while the server has no room."""
         pause_s = 0.5
         while True:
-            answer = await self._send(body, owner)
-            if answer.status not in _TEMPORARY:
-                return answer
+            response = await self._send(body, owner)
+            if response.status not in _TEMPORARY:
+                return response
             await asyncio.sleep(pause_s)
             pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
 
-    async def _send(self, body: Mapping[str, object], owner: str) -> Answer:
+    async def _send(self, body: Mapping[str, object], owner: str) -> LineResponse:
         request_id = uuid.uuid4().hex
-        # No line leaves the lane, or gives itself less time than the batch has.
+        # A line can neither leave the bulk lane nor set its own timeout.
         content = orjson.dumps({**body, "priority": "bulk", "timeout": None})
         response = await post_json(
             self._endpoint,
@@ -53,7 +53,7 @@ class LineApp:
             state={"request_id": request_id, "client": owner},
         )
         if response.headers.get(b"content-type", b"").startswith(b"application/json"):
-            return Answer(response.status, request_id, response.body)
-        message = "the response is not JSON, which a line has no place for; leave out encoding_format"
+            return LineResponse(response.status, request_id, response.body)
+        message = "the response is not JSON, which a result line cannot hold; leave out encoding_format"
         error = {"message": message, "type": "invalid_request_error", "param": "encoding_format", "code": 400}
-        return Answer(400, request_id, orjson.dumps({"error": error}))
+        return LineResponse(400, request_id, orjson.dumps({"error": error}))

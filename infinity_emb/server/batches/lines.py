@@ -1,4 +1,4 @@
-"""Read the lines of a batch, and write those of its results.
+"""Read the lines of a batch, and write the lines of its results.
 
 Source: https://platform.openai.com/docs/api-reference/batch/request-input
 """
@@ -27,8 +27,8 @@ class LineRequest(NamedTuple):
     body: dict[str, Any]
 
 
-class Answer(NamedTuple):
-    """The response to a request."""
+class LineResponse(NamedTuple):
+    """The response to a request of a batch."""
 
     status: int
     request_id: str
@@ -98,7 +98,7 @@ def _check_line(text: bytes | None, number: int, max_line_bytes: int, seen: set[
         return Problem("missing_required_parameter", message, number, "custom_id")
     if custom_id in seen:
         return Problem(
-            "duplicate_custom_id", f"custom_id {custom_id!r} stands in two lines", number, "custom_id"
+            "duplicate_custom_id", f"custom_id {custom_id!r} is used in two lines", number, "custom_id"
         )
     if fields.get("method") != "POST":
         return Problem("invalid_method", "method must be 'POST'", number, "method")
@@ -112,14 +112,14 @@ def _check_line(text: bytes | None, number: int, max_line_bytes: int, seen: set[
     return None
 
 
-def write_answer(request: LineRequest, answer: Answer) -> bytes:
+def write_response(request: LineRequest, response: LineResponse) -> bytes:
     """Return the line of a response."""
-    response = {
-        "status_code": answer.status,
-        "request_id": answer.request_id,
-        "body": orjson.Fragment(answer.body),
+    fields = {
+        "status_code": response.status,
+        "request_id": response.request_id,
+        "body": orjson.Fragment(response.body),
     }
-    return _write_line(request, response, None)
+    return _write_line(request, fields, None)
 
 
 def write_expired(request: LineRequest) -> bytes:

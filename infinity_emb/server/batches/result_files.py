@@ -1,4 +1,4 @@
-"""Write the results of a batch, and count them together with its progress."""
+"""Write the results of a batch, and save its progress with their number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Result(NamedTuple):
 
 
 class ResultFiles:
-    """The two files of results, behind what is committed; what was written later is cut off."""
+    """The two files of results, truncated to what was committed."""
 
     def __init__(self, store: BatchStore, batch: BatchRecord, saving: threading.Lock) -> None:
         self._store = store

@@ -38,10 +38,10 @@ def make_batch_endpoints(service: BatchService) -> list[Endpoint]:
     file_id = path_parameter("file_id", "Id of a file.")
     batch_id = path_parameter("batch_id", "Id of a batch.")
     page = [
-        query_parameter("after", "Id of the last one of the page before."),
-        query_parameter("limit", "Size."),
+        query_parameter("after", "Id of the last entry of the previous page."),
+        query_parameter("limit", "Maximum number of entries."),
     ]
-    purpose = query_parameter("purpose", "Of the files: `batch` or `batch_output`.")
+    purpose = query_parameter("purpose", "Purpose of the files: `batch` or `batch_output`.")
 
     def endpoint(path: str, handler: Any, response: Any, method: Any = "GET", *parameters: Any) -> Endpoint:
         form = Form(handler, None, response, errors=_ERRORS)
@@ -85,7 +85,7 @@ class _FileRoutes:
     async def get_file(self, call: Call) -> Response:
         """Describe a file.
 
-        A file of another API key does not exist.
+        Responds with 404 for a file of another API key.
         """
         return json_response(_describe_file(await self._find(call)))
 
@@ -141,7 +141,7 @@ class _BatchRoutes:
     async def get_batch(self, call: Call) -> Response:
         """Describe a batch.
 
-        Clients ask until `status` is `completed`, `failed`, `expired` or `cancelled`.
+        Poll it until `status` is `completed`, `failed`, `expired` or `cancelled`.
         """
         batch = await self._service.find_batch(call.request.path_params["batch_id"], _get_owner(call))
         return json_response(batch.fields)
@@ -149,7 +149,7 @@ class _BatchRoutes:
     async def cancel_batch(self, call: Call) -> Response:
         """Cancel a batch.
 
-        Requests that are computed already stay in its files.
+        Results computed so far stay in its files.
         """
         batch = await self._service.cancel(call.request.path_params["batch_id"], _get_owner(call))
         return json_response(batch.fields)

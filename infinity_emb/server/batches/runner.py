@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 from infinity_emb.server.batches.lines import (
-    Answer,
     Checked,
     LineRequest,
+    LineResponse,
     check_lines,
     read_requests,
-    write_answer,
     write_expired,
+    write_response,
 )
 from infinity_emb.server.batches.pace import Pace
 from infinity_emb.server.batches.result_files import Result, ResultFiles
@@ -26,20 +26,20 @@ from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecor
 
 logger = logging.getLogger("infinity_emb")
 
-# Requests of one batch at a time, and batches at a time.
+# Concurrent requests of one batch, and concurrent batches.
 CONCURRENCY = 16
 MAX_RUNNING = 4
 LINES_PER_READ = 64
 # Results are deleted after this time.
 RESULT_TTL_S = 30 * 24 * 3600
 
-Compute = Callable[[dict[str, object], str], Awaitable[Answer]]
+Compute = Callable[[dict[str, object], str], Awaitable[LineResponse]]
 
 
 class BatchRunner:
     """Run the batches of a store, a few at a time, oldest first.
 
-    compute: answers one request of an owner, however long it takes.
+    compute: returns the response to one request of an owner, however long it takes.
     now_s: the wall clock.
     """
 
@@ -64,7 +64,7 @@ class BatchRunner:
         self._one_at_a_time = asyncio.Lock()
         self._line_s = 0.0  # duration of the last line
         self._cancelled: set[str] = set()
-        self._saving = threading.Lock()  # a batch is saved as a whole, or as it was before
+        self._saving = threading.Lock()  # held while a batch is changed and saved
 
     def start(self, batch: BatchRecord) -> None:
         """Run a batch as soon as there is room."""
@@ -74,7 +74,7 @@ class BatchRunner:
         self._tasks[batch.id] = asyncio.create_task(self._run(batch))
 
     async def cancel(self, batch_id: str) -> BatchRecord | None:
-        """End a batch with the results that it has; return it, or None if it is not running."""
+        """End a batch with the results so far; return it, or None if it is not running."""
         batch = self._batches.get(batch_id)
         if batch is None or batch.is_finished:
             return None
@@ -149,7 +149,7 @@ class BatchRunner:
                     await self._go_slowly(batch, pending, files)
                 if batch.id in self._cancelled:
                     break
-                pending.append(asyncio.create_task(self._answer(request, batch)))
+                pending.append(asyncio.create_task(self._compute_line(request, batch)))
                 if len(pending) >= CONCURRENCY:
                     await self._collect_first(pending, files)
             while pending and batch.id not in self._cancelled:
@@ -163,7 +163,7 @@ class BatchRunner:
     async def _go_slowly(
         self, batch: BatchRecord, pending: deque[asyncio.Task[Result]], files: ResultFiles
     ) -> None:
-        """Wait for the lines that are being computed, and for the time of the next one."""
+        """Wait for the lines that are being computed, and until the next one may start."""
         async with self._one_at_a_time:
             while pending:
                 await self._collect_first(pending, files)
@@ -178,20 +178,20 @@ class BatchRunner:
         if files.is_full:
             await _run_to_end(files.commit)
 
-    async def _answer(self, request: LineRequest, batch: BatchRecord) -> Result:
+    async def _compute_line(self, request: LineRequest, batch: BatchRecord) -> Result:
         remaining_s = batch.fields["expires_at"] - self._now_s()
         if remaining_s > 0:
             start_s = time.monotonic()
             try:
-                answer = await asyncio.wait_for(self._compute(request.body, batch.owner), remaining_s)
+                response = await asyncio.wait_for(self._compute(request.body, batch.owner), remaining_s)
                 self._line_s = time.monotonic() - start_s
-                return Result(write_answer(request, answer), answer.status != 200)
+                return Result(write_response(request, response), response.status != 200)
             except asyncio.TimeoutError:
                 pass
         return Result(write_expired(request), is_error=True)
 
     def _finish(self, batch: BatchRecord, files: ResultFiles) -> None:
-        """Make the results visible, and the batch finished, in one step."""
+        """Publish the results and finish the batch in one step."""
         files.commit()
         now = int(self._now_s())
         records = []
@@ -228,7 +228,7 @@ async def _iterate(requests: Iterator[LineRequest]) -> AsyncIterator[LineRequest
 
 
 async def _run_to_end(change: Callable[[], None]) -> None:
-    """Run a change of the disk on a thread, and wait for its end even if the caller is cancelled."""
+    """Run a write to disk on a thread, and wait for its end even if the caller is cancelled."""
     work = asyncio.ensure_future(asyncio.to_thread(change))
     try:
         await asyncio.shield(work)

@@ -1,4 +1,4 @@
-"""Serve files and batches to their owners, and keep what they hold within limits."""
+"""Serve files and batches to their owners, within limits on number and size."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class BatchLimits:
     max_file_bytes: int
     max_total_bytes: int
     max_line_bytes: int
-    allows_all_origins: bool = False  # browsers may upload from the pages of all servers
-    origins: tuple[str, ...] = ()  # or of these
+    allows_all_origins: bool = False  # pages of every origin may upload files
+    origins: tuple[str, ...] = ()  # or pages of these origins
 
 
 class BatchService:
@@ -75,7 +75,7 @@ class BatchService:
 
     @property
     def middleware(self) -> list[Middleware]:
-        """List the middleware that notes other requests, by which batches choose their pace."""
+        """List the middleware that notes other requests, which slow batches down."""
         return [Middleware(PaceMiddleware, pace=self._pace)]
 
     @asynccontextmanager
@@ -83,7 +83,7 @@ class BatchService:
         """Continue unfinished batches, and stop them where they are at the end of the block."""
         self._runner = BatchRunner(
             self._store,
-            LineApp(self._endpoint, app).answer,
+            LineApp(self._endpoint, app).respond,
             pace=self._pace,
             max_line_bytes=self._limits.max_line_bytes,
             now_s=self._now_s,
@@ -198,7 +198,7 @@ class BatchService:
         return await self._call(self._store.list_batches, owner)
 
     async def cancel(self, batch_id: str, owner: str) -> BatchRecord:
-        """Cancel a batch; what is computed is kept. Raises HTTPException 404, and 409 if it is finished."""
+        """Cancel a batch, keeping its results. Raises HTTPException 404, and 409 if it is finished."""
         batch = await self.find_batch(batch_id, owner)
         if batch.is_finished:
             raise HTTPException(409, f"batch {batch_id} is {batch.fields['status']} and cannot be cancelled")
@@ -210,13 +210,13 @@ class BatchService:
         if held + num_bytes > self._limits.max_total_bytes:
             raise HTTPException(
                 507,
-                f"the files on this server have {held} bytes, and the limit for all, with one more, is"
-                f" {self._limits.max_total_bytes}; delete some, or start the server with a larger"
+                f"the files on this server have {held} bytes, a new one may have {num_bytes}, and the limit for all"
+                f" is {self._limits.max_total_bytes}; delete some, or start the server with a larger"
                 " --batch-max-total-mb",
             )
 
     async def _clean(self) -> None:
-        """Delete what has expired, at the start and every hour."""
+        """Delete expired files and batches, at the start and every hour."""
         while True:
             now = int(self._now_s())
             inputs = {
@@ -251,7 +251,7 @@ def make_batch_service(config: ServerConfig, context: ServerContext) -> BatchSer
 
 
 def paginate(records: Sequence[T], get_id: Callable[[T], str], after: str | None, limit: int) -> list[T]:
-    """Return one more than `limit` of the records behind the one with the id `after`."""
+    """Return up to `limit` + 1 of the records that follow the one with the id `after`."""
     ids = [get_id(record) for record in records]
     start = ids.index(after) + 1 if after in ids else 0
     return list(records[start : start + limit + 1])

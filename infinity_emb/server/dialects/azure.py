@@ -1,4 +1,4 @@
-"""Azure's paths: a deployment is the name of a model, and `/openai/v1` is OpenAI's API.
+"""Azure's paths: the deployment names the model, and `/openai/v1` is OpenAI's API.
 
 Sources: https://learn.microsoft.com/azure/ai-services/openai/reference
 https://learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle

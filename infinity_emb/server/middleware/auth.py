@@ -1,7 +1,7 @@
 """Require an API key on every path that is not listed as open, and the admin key below one path.
 
-Keys are checked before the body is read. Paths are protected unless listed, so that no new route can be
-forgotten. Without configured keys the middleware is not installed.
+Keys are checked before the body is read. Every path is protected unless listed, so a new route cannot be left
+open by mistake. Without configured keys the middleware is not installed.
 """
 
 from __future__ import annotations

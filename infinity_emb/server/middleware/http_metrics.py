@@ -32,7 +32,7 @@ EXPECTED_STATUSES = ("2xx", "4xx", "5xx")
 class HTTPMetrics:
     """The HTTP metrics of one app.
 
-    routes: method and path of each, which are 0 before their first request.
+    routes: method and path of each; their counters exist, at 0, before the first request.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ def _find_error_kind(scope: Scope, status: int) -> str | None:
     if status == STATUS_DISCONNECTED:
         return DISCONNECTED
     kind: str | None = scope.get("state", {}).get("error_kind")
-    return kind or (f"http_{status}" if status >= 400 else None)  # of a route that users have added
+    return kind or (
+        f"http_{status}" if status >= 400 else None
+    )  # a status without a kind comes from a route that users have added
 
 
 class HTTPMetricsMiddleware:

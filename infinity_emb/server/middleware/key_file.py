@@ -14,9 +14,9 @@ from infinity_emb.errors import StartupError
 
 logger = logging.getLogger("infinity_emb")
 
-# How often the file is looked at. A change takes effect once two looks agree.
+# How often the file is checked. A change takes effect once two checks agree.
 CHECK_INTERVAL_S = 1.0
-# A shorter line is refused with the whole file: it may be the beginning of a key that is being written.
+# A shorter key invalidates the whole file: it may be the beginning of a key that is being written.
 MIN_KEY_CHARS = 8
 _COMMENT = re.compile(rb"(^|\s)#.*")
 
@@ -26,8 +26,8 @@ Stamp: TypeAlias = "tuple[int, ...] | None"
 class KeyFile:
     """The keys of a file, one per line; blank lines and comments are ignored.
 
-    A changed file is read once it has been left alone for CHECK_INTERVAL_S. If it cannot be used then, the
-    previous keys stay valid, so that a mistake locks nobody out.
+    A changed file is read once it has not changed for CHECK_INTERVAL_S. If it is invalid then, the previous
+    keys stay valid, so that a mistake locks nobody out.
     reserved: digest of a key that must not be in the file.
     Raises StartupError if the file cannot be used at first.
     """
@@ -35,7 +35,9 @@ class KeyFile:
     def __init__(self, path: str, *, reserved: bytes | None = None) -> None:
         self._path = path
         self._reserved = reserved
-        self._stamp = self._seen_stamp = read_stamp(path)  # first: a later change is noticed at the next look
+        self._stamp = self._seen_stamp = read_stamp(
+            path
+        )  # before reading, so that the next check notices a later change
         self._digests = self._read()
         self._checked_s = time.monotonic()
         self._is_failing = False
@@ -45,10 +47,10 @@ class KeyFile:
         now_s = time.monotonic()
         if now_s - self._checked_s >= CHECK_INTERVAL_S:
             self._checked_s = now_s
-            self._look()
+            self._check()
         return self._digests
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         stamp = read_stamp(self._path)
         is_settled = stamp == self._seen_stamp or _is_old(stamp)
         self._seen_stamp = stamp
@@ -63,7 +65,7 @@ class KeyFile:
                 logger.error("%s; the previous keys stay valid", exc)
             self._is_failing = True
             return
-        if read_stamp(self._path) == stamp:  # else it is being written; it is looked at again
+        if read_stamp(self._path) == stamp:  # else it is being written; the next check reads it
             self._stamp, self._digests, self._is_failing = stamp, digests, False
             logger.info("read --api-key-file %r again: %d keys", self._path, len(digests))
 
@@ -89,7 +91,7 @@ class KeyFile:
 
 
 def read_stamp(path: str) -> Stamp:
-    """Return what changes with the file; None for a missing one.
+    """Return values that change with the file; None for a missing one.
 
     Follows links, which Kubernetes swaps to replace a secret.
     """
@@ -106,5 +108,5 @@ def hash_key(key: bytes) -> bytes:
 
 
 def _is_old(stamp: Stamp) -> bool:
-    """Return whether the file has been left alone for a while: requests may be rare, and looks with them."""
+    """Return whether the file has not changed for a while, since checks may be as rare as requests."""
     return stamp is not None and time.time_ns() - max(stamp[-2:]) >= CHECK_INTERVAL_S * 1e9

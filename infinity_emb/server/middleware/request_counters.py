@@ -1,6 +1,6 @@
 """Count the requests of each model by route, and those that failed by the kind of error.
 
-Every label is a name that the server has: a client cannot make a series.
+Labels are names that the server knows, so a client cannot create time series.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from prometheus_client.registry import Collector
 from infinity_emb.server.responses.errors import ERROR_KINDS, MODELLESS_ERROR_KINDS
 from infinity_emb.server.served_models import ServedModels
 
-# Requests that fail before their model is known have this label, which Prometheus treats as none.
+# Label of requests that fail before their model is known; Prometheus treats it as missing.
 NO_MODEL = ""
 
 
 class RequestCounters(Collector):
-    """The counters of one app, complete from the first scrape: what has not happened is 0.
+    """The counters of one app, complete from the first scrape: they start at 0.
 
     routes: of the requests that reach a model.
     """

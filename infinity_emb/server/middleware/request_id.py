@@ -11,7 +11,7 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = b"x-request-id"
-# Clients may not send anything that breaks a log line or a header.
+# Other characters could break a log line or a header.
 _SAFE = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 

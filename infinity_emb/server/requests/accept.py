@@ -14,8 +14,8 @@ _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 def prefers_binary(accept: str) -> bool:
     """Return whether a client names binary responses and prefers them to JSON.
 
-    The order of the header means nothing, so that a client that lists all types of the OpenAPI document gets
-    JSON; naming a type counts for more than `*/*` of the same weight.
+    The order within the header is ignored, so a client that lists all types of the OpenAPI document gets
+    JSON; a named type takes precedence over `*/*` of the same weight.
     """
     weights = _read_weights(accept)
     binary, json = weights.get(BINARY, 0.0), _find_weight(weights, JSON)

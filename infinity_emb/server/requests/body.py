@@ -24,7 +24,7 @@ class BodyReader:
         self._max_body_bytes = max_body_bytes
 
     async def read(self, request: Request, held: HeldMemory) -> bytes | bytearray:
-        """Read the whole body, decompressed, and count its bytes as they come.
+        """Read the whole body, decompressed, and count its bytes as they arrive.
 
         Raises HTTPException 413 for a body that is too large, before reading if its length is declared, 415
         for an unknown Content-Encoding, and 503 if all requests together are too large;
@@ -91,7 +91,7 @@ async def _receive(request: Request) -> _Received:
 
 
 def _append(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
-    """Return the body with a piece more; one that comes at once is not copied."""
+    """Append a piece to the body; a body of one piece is not copied."""
     if not body:
         return piece
     if isinstance(body, bytes):

@@ -40,7 +40,7 @@ class Call:
     def resolve(self, body: TaskRequest, capability: Capability, inputs: Sequence[object]) -> Resolved:
         """Check the number of inputs and return the engine that serves the request.
 
-        Returns the input type that the model's name asks for, too.
+        Also returns the input type in the suffix of the model's name.
         Raises RequestValidationError for too many inputs, UnknownModel and EngineNotReady.
         """
         self.check_num_inputs(body, inputs)
@@ -60,7 +60,7 @@ class Call:
     ) -> Resolved:
         """Resolve the engine for inputs that may be token ids.
 
-        Raises RequestValidationError also for token ids where the model is served without them.
+        Also raises RequestValidationError for token ids if the model is served without them.
         """
         resolved = self.resolve(body, capability, inputs)
         check_token_ids_allowed(inputs, resolved.engine.engine_args.token_ids, name=body.input_field)

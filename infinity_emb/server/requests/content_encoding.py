@@ -19,7 +19,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Decompressing so much takes a few milliseconds.
+# Decompressing this much takes a few milliseconds.
 MAX_PIECE_BYTES = 2**20
 MAX_MEMBERS = 1024
 # RFC 9659 allows no more, and browsers decode no more.
@@ -65,7 +65,7 @@ class Decoder:
         self._num_members = 0
 
     def count_memory(self, num_decoded: int) -> int:
-        """Return how many bytes a body takes of which so many are decompressed."""
+        """Return the memory of a body of which `num_decoded` bytes are decompressed."""
         return num_decoded + min(num_decoded, self._format.window_bytes)
 
     def decode(self, chunk: bytes) -> Iterator[bytes]:
@@ -89,7 +89,7 @@ class Decoder:
             raise self._error("its end is missing")
 
     def _start_member(self, first_byte: int) -> Any:
-        """Begin another file; gzip and zstd allow several, one after another."""
+        """Begin another member; gzip and zstd allow several, one after another."""
         self._num_members += 1
         if self._num_members > MAX_MEMBERS:
             raise self._error(f"it has more than {MAX_MEMBERS} members")

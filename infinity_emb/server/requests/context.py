@@ -44,7 +44,7 @@ def complete_context(context: RequestContext, request: Request, body: TaskReques
 def guess_flow(
     context: RequestContext, request: Request, fields: Mapping[str, object], schema: type[TaskRequest]
 ) -> Flow:
-    """Return the flow of a request that is not validated yet: interactive unless it is surely bulk."""
+    """Return the flow of a request that is not validated yet: interactive unless it is certainly bulk."""
     inputs = fields.get(schema.input_field)
     has_priority = "priority" in fields or PRIORITY_HEADER in request.headers
     return context.flow(len(inputs) if isinstance(inputs, list) and not has_priority else 1)

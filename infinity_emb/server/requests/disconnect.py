@@ -37,7 +37,7 @@ class DisconnectWatch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-            self._task = None  # its error refers to its frame, and that to this watch
+            self._task = None  # breaks the reference cycle of its error and this object
         if self._is_disconnected and kind is not None and issubclass(kind, asyncio.CancelledError):
             if sys.version_info >= (3, 11):
                 self._worker.uncancel()

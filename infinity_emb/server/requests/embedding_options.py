@@ -43,7 +43,7 @@ def read_options(body: EmbeddingRequest, *, input_type: str | None) -> EmbedOpti
 def read_dimensions(body: EmbeddingRequest) -> int | None:
     """Return the number of dimensions to keep; None keeps all.
 
-    infinity_client always sends `dimensions` and `modality`, and 0 where its user names no number.
+    infinity_client always sends `dimensions` and `modality`; 0 means that its user named no number.
     """
     is_default = body.dimensions == 0 and body.modality is not None
     return merge_aliases(
@@ -59,14 +59,14 @@ def read_normalize(body: EmbeddingRequest) -> bool | None:
 
 
 def check_normalize(engine: AsyncEmbeddingEngine, options: EmbedOptions) -> None:
-    """Raise a 422 for vectors that are not to be normalized, where the model itself does so."""
+    """Raise a 422 if the request forbids normalization and the model always normalizes."""
     if options.normalize is False and engine.info.is_normalized:
         message = "cannot be false: the files of this model normalize its vectors; leave it out"
         raise body_error("not_able", message, loc=["normalized"], given=False)
 
 
 def normalizes_for_dialect(engine: AsyncEmbeddingEngine) -> bool:
-    """Return whether vectors have length 1 on the routes of servers where they always have."""
+    """Return whether to normalize on the routes of dialects whose servers always do."""
     return engine.engine_args.normalize is not Normalization.never
 
 

@@ -18,19 +18,19 @@ from pydantic.fields import FieldInfo
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.schemas.common import JsonBody, TaskRequest
 
-# How alike two names must be, of 1: a letter more, less or exchanged.
+# Minimum similarity of two names, up to 1: one letter added, removed or changed.
 _TYPO = 0.87
-_SIMILAR = 0.7  # what may stand for a missing member
+_SIMILAR = 0.7  # for a missing member and an unknown one
 _MAX_CHARS = 64
 _MAX_UNKNOWN = 32
-# What clients call the same thing.
+# Names that clients use for the same member.
 _SYNONYMS = (
     ("input", "inputs", "texts", "text", "sentences", "documents", "docs", "passages", "prompt", "content"),
     ("query", "queries", "question", "q", "source_sentence"),
 )
-# What routes of the dialects call their inputs.
+# Names of the inputs on the routes of the dialects.
 _INPUTS = frozenset({"input", "inputs", "texts", "sentences", "documents", "passages", "images"})
-# Members that change the result on the routes of some dialect; those of a line do about the same.
+# Members that change the result on the routes of some dialect; those on one line have similar meanings.
 _RESULT_MEMBERS = (
     ("dimensions", "output_dimension", "output_dimensionality", "truncate_dim", "matryoshka_dim"),
     ("instruction", "prompt", "instruct", "query_instruction"),
@@ -44,8 +44,8 @@ _RESULT_MEMBERS = (
     ("late_chunking", "chunking", "late_chunking_params"),
     ("pooling", "pooling_type", "pooling_mode"),
 )
-# What asks for nothing that would not be done anyway.
-_USUAL_VALUES: tuple[object, ...] = (
+# Values that request the default behaviour.
+_DEFAULT_VALUES: tuple[object, ...] = (
     None,
     False,
     -1,
@@ -69,8 +69,8 @@ def check_refused_members(schema: type[JsonBody], fields: Mapping[str, Any]) -> 
         if fields[name] not in refusal.harmless:
             raise body_error("not_supported", f"is not supported; {refusal.remedy}", loc=[name])
     for name in list_foreign_members(schema) & fields.keys():
-        if fields[name] not in _USUAL_VALUES:
-            remedy = suggest_same(schema, name)
+        if fields[name] not in _DEFAULT_VALUES:
+            remedy = suggest_synonym(schema, name)
             raise body_error("not_supported", f"is not supported by this route; {remedy}", loc=[name])
 
 
@@ -89,7 +89,7 @@ def check_other_inputs(schema: type[JsonBody], fields: Mapping[str, Any]) -> Non
 def list_foreign_members(schema: type[TaskRequest]) -> frozenset[str]:
     """List the members that change the result on other routes, and that the schema does not have.
 
-    A schema of any members chooses another one, which says what it has.
+    A schema with extra members selects another schema, which checks them.
     """
     if schema.model_config.get("extra") == "allow":
         return frozenset()
@@ -98,8 +98,8 @@ def list_foreign_members(schema: type[TaskRequest]) -> frozenset[str]:
     return frozenset(name for name in names if not difflib.get_close_matches(name, known, cutoff=_TYPO))
 
 
-def suggest_same(schema: type[TaskRequest], name: str) -> str:
-    """Return the way out for a member of another route."""
+def suggest_synonym(schema: type[TaskRequest], name: str) -> str:
+    """Return the remedy for a member of another route."""
     groups = (group for group in _RESULT_MEMBERS if name in group)
     known = [each for group in groups for each in group if each in list_members(schema)]
     return f"send {known[0]!r}" if known else "leave it out"
@@ -134,20 +134,20 @@ def _is_number(annotation: Any) -> bool:
 
 
 def resolve_aliases(schema: type[JsonBody], fields: dict[str, Any]) -> dict[str, Any]:
-    """Keep one name of each member that is given under several: that of a value that is not null.
+    """Keep one name of each member that is given under several, preferably one with a value.
 
     Raises a 422 if the values differ. pydantic takes the first name, whatever its value.
     """
     for names in list_aliases(schema):
         given = [name for name in names if name in fields]
-        told = [name for name in given if fields[name] is not None]
-        for name in told[1:]:
-            if _differ(fields[name], fields[told[0]]):
-                message = f"conflicts with {told[0]!r}; send only one"
+        filled = [name for name in given if fields[name] is not None]
+        for name in filled[1:]:
+            if _differ(fields[name], fields[filled[0]]):
+                message = f"conflicts with {filled[0]!r}; send only one"
                 raise body_error("contradiction", message, loc=[name], given=fields[name])
-        superfluous = set(given) - set(told[:1] or given[:1])
-        if superfluous:
-            fields = {name: value for name, value in fields.items() if name not in superfluous}
+        dropped = set(given) - set(filled[:1] or given[:1])
+        if dropped:
+            fields = {name: value for name, value in fields.items() if name not in dropped}
     return fields
 
 

@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from infinity_emb.fair_budget import RESERVE_FRACTION, FairBudget
 from infinity_emb.hardware import return_freed_memory
 
-# Smaller bodies count as they are: what is parsed takes at most 40 times as much.
+# Smaller bodies count with their own size: the parsed values take at most 40 times as much.
 _MIN_MEASURED_BYTES = 2**10
-# A text that is not ASCII is also kept in UTF-8, once a library has asked for that.
+# Python also keeps the UTF-8 form of a text that is not ASCII, once a library has asked for it.
 _MAX_UTF8_BYTES = 4
 _SLICE = 2**14
 # The C library keeps freed memory, for each thread that has allocated any. It is returned to the system when
@@ -49,7 +49,7 @@ class MemoryBudget:
         return HeldMemory(self, client)
 
     def change(self, client: str, num_bytes: int) -> bool:
-        """Count bytes more, or fewer, and return true, if there is room for them."""
+        """Add to, or subtract from, the bytes of a client; return false if there is no room."""
         if num_bytes >= 0:
             return self._budget.take(client, num_bytes)
         self._budget.give_back(client, -num_bytes)
@@ -60,7 +60,7 @@ class MemoryBudget:
         return True
 
     def make_error(self) -> HTTPException:
-        """Return the 503 for a request for which there is no room."""
+        """Return the 503 for a request that does not fit."""
         return HTTPException(
             503,
             f"the requests and responses in memory would have more than {self._max_total_bytes} bytes"
@@ -82,21 +82,21 @@ class HeldMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release everything; what is added later, by work that another request shares, is not counted."""
+        """Release everything; bytes added later, by work that another request shares, are not counted."""
         self.hold(0)
         self._is_open = False
 
     def take(self, num_bytes: int) -> bool:
-        """Hold so many bytes more and return true, if there is room for them."""
+        """Hold `num_bytes` more and return true, if there is room for them."""
         return not self._is_open or self._try_to_hold(self.num_bytes + num_bytes)
 
     def hold(self, num_bytes: int) -> None:
-        """Replace what the request holds. Raises HTTPException 503 when there is no room for it."""
+        """Set the number of bytes that the request holds. Raises HTTPException 503 if there is no room."""
         if not self._try_to_hold(num_bytes):
             raise self.make_error()
 
     def make_error(self) -> HTTPException:
-        """Return the 503 for a request for which there is no room."""
+        """Return the 503 for a request that does not fit."""
         return self._budget.make_error()
 
     def _try_to_hold(self, num_bytes: int) -> bool:

@@ -1,6 +1,6 @@
 """Paths behind a proxy, and paths with superfluous slashes.
 
-The guard of the keys and the router both read paths here, so that they see the same one.
+The API key middleware and the router both normalize paths here, so they see the same path.
 """
 
 from __future__ import annotations

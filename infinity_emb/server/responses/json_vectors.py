@@ -145,7 +145,7 @@ def _choose_entry_writer(
 
 
 def _is_contiguous(vector: AnyVector) -> bool:
-    """Return true for a vector in one piece, as are then the others: all are rows of one array."""
+    """Return true for a contiguous vector; then all are, being rows of one array."""
     return isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.flags.c_contiguous
 
 

@@ -34,7 +34,7 @@ def describe_model(engine: AsyncEmbeddingEngine, created: int) -> dict[str, obje
         "embedding_dtype": args.embedding_dtype,
         "max_batch_tokens": status.max_batch_tokens,
         "is_loaded": status.is_loaded,
-        # vLLM's name of `max_tokens`; and four fields that have a deprecated name and a better one.
+        # vLLM's name of `max_tokens`, and the new names of four fields with deprecated names.
         "max_model_len": info.max_tokens,
         "origin": info.source,
         "weights_fingerprint": info.files_version,

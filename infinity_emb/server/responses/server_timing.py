@@ -1,7 +1,7 @@
-"""Tell a client that asks for it, with `Prefer: server-timing`, how long each stage of its request took.
+"""Return the duration of each stage in `Server-Timing` if the request has `Prefer: server-timing`.
 
-Asked for per request, not with an option of the server: it is the client that looks for lost time, and all
-other requests pay nothing. Prefer is HTTP's header for what a client may ask for and any server may ignore.
+A client requests it where it needs it, so other requests pay nothing. `Prefer` is HTTP's header for options
+that a server may ignore.
 Source: RFC 7240, and https://www.w3.org/TR/server-timing/
 """
 
@@ -17,7 +17,7 @@ PREFERENCE = "server-timing"
 
 
 def open_stages(scope: Scope) -> RequestStages | None:
-    """Return the record that the request's trace has, or a new one if its client asks; else None."""
+    """Return the record of the request's trace, or a new one if the client asks for it; else None."""
     state = scope.setdefault("state", {})
     stages: RequestStages | None = state.get("stages")
     if stages is None and _is_asked(scope):

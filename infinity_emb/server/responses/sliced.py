@@ -1,6 +1,6 @@
 """Encode large responses in slices on a thread, and send them slice by slice.
 
-On the event loop each response would hold it for one slice, and hundreds of them at once for hundreds.
+Encoded on the event loop, hundreds of responses would block it for hundreds of slices in a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VALUES_PER_SLICE = 65_536
 # Smaller pieces are joined, as each waits for a thread. A multiple of 3, so that base64 is not padded within.
 _MIN_PIECE_BYTES = 3 * 2**16
 _CHARS_PER_VALUE = 16
-# No other byte of JSON.
+# Never occurs in JSON.
 _GAP = b"\0"
 _GAP_FRAGMENT = orjson.Fragment(_GAP)
 
@@ -41,7 +41,7 @@ class Slices(Protocol):
 
 
 class JsonList(NamedTuple):  # which orjson leaves to `default`, unlike dataclasses
-    """A list, of items that are made when they are encoded.
+    """A list whose items are made when they are encoded.
 
     num_values: of all items together; it determines the size of a slice.
     """
@@ -64,7 +64,7 @@ class JsonList(NamedTuple):  # which orjson leaves to `default`, unlike dataclas
         yield b"]" if self.num_items else b"[]"
 
     def _encode_part(self, part: range) -> Iterator[bytes]:
-        """Encode some items without brackets. Keep no copy: hundreds of responses wait here for a turn."""
+        """Encode some items without brackets. Keep no copy: hundreds of responses may wait here."""
         text, gaps = dump(self.make_items(part))
         text = text[1:-1]
         yield from fill_gaps(text, gaps)
@@ -134,7 +134,7 @@ class SlicedResponse(Response):
         self._encoded: deque[bytes] = deque()
 
     async def encode(self, threads: FairThreads, memory: Memory) -> None:
-        """Encode the body, in turns with other responses. Raises the error of a full memory."""
+        """Encode the body, in turns with other responses. Raises the error of the memory budget."""
         while (piece := await threads.run(self._encode_next, num_chars=MAX_SHORT_CHARS)) is not None:
             if not memory.take(len(piece)):
                 raise memory.make_error()
@@ -170,7 +170,7 @@ def make_response(
 
 
 def count_values(texts: Iterable[str]) -> int:
-    """Count texts as numbers that take as long to encode."""
+    """Return how many numbers take as long to encode as these texts."""
     return sum(1 + len(text) // _CHARS_PER_VALUE for text in texts)
 
 

@@ -70,7 +70,7 @@ class DocsPage:
 
 @functools.cache
 def _read_asset(name: str) -> bytes:
-    """Read an asset once: hundreds of requests that read it keep the event loop busy for seconds."""
+    """Read an asset once; hundreds of requests would otherwise block the event loop for seconds."""
     return (files("fastapi_swagger") / "resources" / name).read_bytes()
 
 
@@ -81,6 +81,6 @@ def get_root_path(request: Request) -> str:
 
 
 def make_page_endpoint(path: str, handler: Handler) -> Endpoint:
-    """Make the endpoint of a page for people, which OpenAPI leaves out."""
+    """Make the endpoint of a page for people, which OpenAPI does not document."""
     form = Form(handler, None, None, errors=Errors({}))
     return Endpoint(path, [form], method="GET", is_prefixed=False, is_documented=False)

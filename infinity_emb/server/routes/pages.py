@@ -34,10 +34,10 @@ class Pages:
 
 
 def _choose_root_target(config: ServerConfig) -> str:
-    """Return the path that `/` leads to, or nothing.
+    """Return the path that `/` redirects to, or "".
 
-    The paths of the pages are meant below the prefix, and lead nowhere if the page is not served. `/ui` is
-    the default: without that page, `/` leads to the documentation.
+    `/ui` and `/docs` are below the prefix, and redirect only if the page is served. `/ui` is the default:
+    without that page, `/` redirects to the documentation.
     """
     target = config.redirect_slash
     if target == "/ui" and not config.ui:

@@ -70,9 +70,9 @@ async def rerank_documents(body: RerankRequest, call: Call, *, write: WriteDocum
 
 
 def get_object_writer(body: RerankRequest, *, default: bool) -> WriteDocument:
-    """Return a function that makes an object of a document, or None if the request wants none.
+    """Return a function that makes an object of a document, or None if the request wants no documents.
 
-    default: whether a request wants documents that does not say so.
+    default: whether documents are returned if the request does not say.
     """
     wants_documents = default if body.return_documents is None else body.return_documents
     return (lambda ranked: body.get_document(ranked.index)) if wants_documents else None

@@ -1,6 +1,6 @@
 """`/health`, `/ready` and `/metrics`: what orchestrators and Prometheus read.
 
-Never below the prefix, and open to everybody; only the metrics may be protected.
+They are never below the prefix, and open to everyone; only the metrics may be protected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def health(call: Call) -> Response:
 async def ping(call: Call) -> Response:
     """Check that the server is alive.
 
-    Works like `/health`, at the path that SageMaker asks.
+    Works like `/health`, at the path that SageMaker requests.
     """
     return await health(call)
 
@@ -71,15 +71,15 @@ ENDPOINTS = [
 
 
 class MetricsPage:
-    """Expose a registry; requests that arrive together share a text, as each takes tens of milliseconds.
+    """Render the metrics of a registry; concurrent scrapes share one text, which takes tens of milliseconds.
 
-    Those that arrive soon after one share the next, so that all take a fifth of the loop's time at most.
+    Scrapes that follow soon share the next text, so that rendering takes a fifth of the loop's time at most.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._next: asyncio.Task[bytes] | None = None  # not begun yet
-        self._begins_at_s = 0.0  # not earlier
+        self._next: asyncio.Task[bytes] | None = None  # waits in `_render`
+        self._begins_at_s = 0.0
 
     async def metrics(self, call: Call) -> Response:
         """Return Prometheus metrics.
@@ -92,7 +92,7 @@ class MetricsPage:
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _render(self) -> bytes:
-        # Whoever has asked by the end of the sleep shares it.
+        # Requests that arrive during the sleep share this text.
         await asyncio.sleep(max(0.0, self._begins_at_s - time.monotonic()))
         self._next = None
         started_s = time.monotonic()

@@ -21,7 +21,7 @@ from infinity_emb.server.routing import Endpoint
 
 PAGE = "index.html"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-# Nothing is loaded from elsewhere, no script or style stands in the HTML, and no text becomes HTML.
+# Nothing is loaded from elsewhere, the HTML has no inline script or style, and no text becomes HTML.
 SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script';"

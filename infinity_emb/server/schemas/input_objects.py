@@ -50,7 +50,7 @@ def describe_objects(schema: dict[str, Any]) -> None:
 
 
 def _detect_kind(item: Any) -> str | None:
-    """Return None for an object that is neither; anything else counts as a text, which validation checks."""
+    """Return None for an object that is neither; other values count as texts, which validation checks."""
     if not isinstance(item, dict):
         return "text"
     kinds = [kind for kind in _KINDS if isinstance(item.get(kind), str)]

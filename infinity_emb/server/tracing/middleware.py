@@ -25,7 +25,7 @@ from infinity_emb.server.tracing.spans import SpanWriter, TracedStages
 logger = logging.getLogger("infinity_emb")
 
 Headers: TypeAlias = "list[tuple[bytes, bytes]]"
-# What a stop waits for spans that are not exported yet.
+# How long a stop waits for spans that are not exported yet.
 FLUSH_TIMEOUT_S = 5.0
 
 
@@ -54,7 +54,7 @@ class Tracing:
     async def __aenter__(self) -> Tracing:
         provider = open_provider()
         self.tracer = tracer = provider.get_tracer("infinity_emb", __version__)
-        # One that the process has set is its owner's to shut down, and its processors may need every start.
+        # A provider of the process is shut down by its owner, and its processors may need `on_start`.
         self._provider = None if provider is trace.get_tracer_provider() else provider
         is_ours = self._provider is not None
         self.writer = SpanWriter(
@@ -96,7 +96,7 @@ class TracingMiddleware:
         is_inside = trace.get_current_span().get_span_context().is_valid  # of a user's own middleware
         parent = None if is_inside else propagate.extract(scope["headers"], getter=_GETTER)
         span = self._tracing.tracer.start_span("HTTP", parent, SpanKind.SERVER)
-        # Current, for what else in the process writes spans or logs.
+        # Made current for other code in the process that writes spans or logs.
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             if span.is_recording():
                 await self._record(span, scope, receive, send)

@@ -1,7 +1,7 @@
 """Configure OpenTelemetry's SDK by its standard variables, `OTEL_*`.
 
-The SDK itself reads most of them: those of the sampler, the resource, the limits, the queue of spans, and of
-OTLP. What the SDK leaves to its users is the choice of an exporter.
+The SDK itself reads most of them: sampler, resource, limits, span queue and OTLP. Only the choice of an
+exporter is left to users of the SDK.
 Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
@@ -60,9 +60,9 @@ class HashedResource(Resource):
 
 
 class LinkedSampler(Sampler):
-    """Record each span that starts a trace with links to others, which are recorded: that of a batch.
+    """Record each span that starts a trace with links: a batch, which links to recorded requests.
 
-    By itself, a batch would be sampled without regard to whether its requests are.
+    Otherwise a batch would be sampled independently of its requests.
     """
 
     def __init__(self, sampler: Sampler) -> None:

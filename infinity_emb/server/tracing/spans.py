@@ -23,7 +23,7 @@ from starlette.types import Scope
 from infinity_emb.scheduling.stages import ComputedBatch, RequestStages
 from infinity_emb.server.requests.call import get_model
 
-# What the spans of the batches tell.
+# Stages that the spans of batches cover.
 _OF_BATCHES = ("batch", "forward")
 _NO_PARENT = Context()
 
@@ -52,8 +52,8 @@ class TracedStages(RequestStages):
 class SpanWriter:
     """Write the spans of the requests of one event loop.
 
-    processor: takes finished spans, at a fifth of what it costs to start and end each with the SDK; None for
-    processors that need to see both.
+    processor: takes finished spans, at a fifth of the cost of starting and ending each with the SDK; None for
+    processors that need both calls.
     """
 
     def __init__(self, tracer: Tracer, processor: SpanProcessor | None = None) -> None:
@@ -73,7 +73,7 @@ class SpanWriter:
             links = [Link(self._find_batch(batch, clock))]
             launched_ns, stored_ns = clock.read(batch.launched_s), clock.read(batch.stored_s)
             self._write_child("compute", launched_ns, stored_ns, stages.span, links)
-        stages.batches.clear()  # or else each would keep the other in memory until a garbage collection
+        stages.batches.clear()  # breaks the reference cycle of a request and its batches
 
     def _find_batch(self, batch: ComputedBatch, clock: _WallClock) -> SpanContext:
         """Return the context of the batch's span, which is written now if it is not yet."""

@@ -21,7 +21,7 @@ class OllamaError(BaseModel):
 
 
 def format_error(failure: Failure) -> FormattedError:
-    """Return the error with Ollama's status of an invalid request and its words for an unknown model."""
+    """Return the error with Ollama's status for an invalid request and its message for an unknown model."""
     message = failure.message
     if isinstance(failure.error, UnknownModel):
         message = f'model "{failure.error.name}" not found: {message}'

@@ -37,7 +37,7 @@ _NEVER = "9999-12-31T23:59:59+00:00"
 async def ollama_tags(call: Call) -> Response:
     """List the served models.
 
-    Describes each name of a model like one that Ollama has downloaded.
+    Describes each name of a model as Ollama describes a downloaded model.
     """
     return json_response({"models": _list_models(call)})
 
@@ -77,13 +77,13 @@ async def ollama_pull(body: OllamaShowRequest, call: Call) -> Response:
 
 
 def _check_name(name: str | None, call: Call) -> None:
-    """Raise UnknownModel for a name that is not served, also where one model is served."""
+    """Raise UnknownModel for a name that is not served, even if only one model is served."""
     if name is not None and find_served_name(call.models.array, name) is None:
         call.models.find(name)
 
 
 async def ollama_generate(body: OllamaGenerateRequest, call: Call) -> Response:
-    """Refuse to generate, in the words of Ollama about a model that embeds."""
+    """Refuse to generate, with Ollama's message for embedding models."""
     task = call.request.url.path.rpartition("/")[2]
     _check_name(body.model, call)
     raise ModelNotDeployedError(f"{json.dumps(body.model or 'the model')} does not support {task}")

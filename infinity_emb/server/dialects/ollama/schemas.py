@@ -110,7 +110,7 @@ class OllamaShowRequest(TaskRequest):
 
 
 class OllamaGenerateRequest(JsonBody):
-    """A text to continue, which no model of this server does; other members are ignored."""
+    """A request to generate text, which no model of this server does; other members are ignored."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -135,7 +135,7 @@ class OllamaEmbedResponse(BaseModel):
     model: str = Field(description="Name of the model in the request.")
     embeddings: list[list[float]] = Field(description="One vector per text.")
     total_duration: int = Field(description="Nanoseconds.")
-    load_duration: int = Field(description="Nanoseconds; always 0, because models are loaded before.")
+    load_duration: int = Field(description="Nanoseconds; always 0, because models are loaded already.")
     prompt_eval_count: int = Field(description="Number of tokens processed.")
 
 

@@ -28,7 +28,7 @@ class PredictInputs(NamedTuple):
 def parse_predict_inputs(value: Any) -> PredictInputs:
     """Parse one input, which is a text, [text] or [text, text], or a batch, which is a list of such lists.
 
-    More than two texts are a batch, too. Raises PydanticCustomError.
+    More than two texts are also a batch. Raises PydanticCustomError.
     """
     if isinstance(value, list) and any(isinstance(item, list) for item in value):
         singles = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in value]

@@ -137,7 +137,7 @@ def _read_truncation(body: VllmRequest) -> Truncation:
 
 
 async def _decode(engine: AsyncEmbeddingEngine, inputs: Sequence[str | TokenIdsInput]) -> list[str]:
-    """Replace token ids by their text: pairs and prompts are tokenized together with their texts."""
+    """Replace token ids by their text, which is tokenized together with the query or prompt."""
     ids = [value.ids if isinstance(value, TokenIdsInput) else () for value in inputs]
     decoded = await engine.tokenizer.decode(ids) if any(ids) else []
     return [
@@ -234,7 +234,7 @@ def _require_single_texts(body: VllmPoolingRequest) -> list[str | TokenIdsInput]
 
 
 def _choose_output(task: PoolingTask | None, outputs: Sequence[OutputName]) -> OutputName:
-    """Choose the model's trained token vectors if it has some, else the last hidden state."""
+    """Choose trained token vectors if the model has them, else the last hidden state."""
     if task == "embed" or (task is None and outputs[:1] != ("multivector",)):
         return "dense"
     return "multivector" if "multivector" in outputs else "tokens"

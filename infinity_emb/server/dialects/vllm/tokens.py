@@ -27,7 +27,7 @@ class VllmTokenizeRequest(TaskRequest):
     add_special_tokens: bool | None = Field(
         None, description="Add the model's special tokens; true by default."
     )
-    return_token_strs: bool | None = Field(None, description="Return the text of each token, too.")
+    return_token_strs: bool | None = Field(None, description="Also return the text of each token.")
 
 
 class VllmDetokenizeRequest(TaskRequest):
