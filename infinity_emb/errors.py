@@ -26,8 +26,9 @@ remedy. HTTP statuses are listed here for the reader; `server/responses/errors.p
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -151,6 +152,18 @@ class LoadFailed(ServingError):
 def quote_all(names: Iterable[str]) -> str:
     """Join names for a message, each in quotes: 'a', 'b'."""
     return ", ".join(map(repr, names))
+
+
+@contextlib.contextmanager
+def require_extra(user: str, extra: str) -> Iterator[None]:
+    """Turn an ImportError inside the block into a StartupError that names the extra to install."""
+    try:
+        yield
+    except ImportError as exc:
+        raise StartupError(
+            f"{user} needs a package that is not installed ({exc});"
+            f" install it with: pip install 'infinity-emb[{extra}]'"
+        ) from exc
 
 
 # Escape sequences that torch, among others, writes into its messages.

@@ -1,4 +1,4 @@
-"""The commands `embed`, `rerank` and `classify`: compute files, and tell how it went."""
+"""The commands `embed`, `rerank` and `classify`: compute files, and report the outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from infinity_emb.config.bulk_options import BulkOptions
 from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.errors import ServingError, StartupError, one_line
+from infinity_emb.errors import ServingError, StartupError, one_line, require_extra
 
 if TYPE_CHECKING:
     from infinity_emb.bulk.job import Summary
@@ -25,13 +25,15 @@ _VERBS: Mapping[str, str] = {"embed": "embedded", "rerank": "scored", "classify"
 def compute_files(
     command: str, inputs: Sequence[str], options: BulkOptions, engine_args: Sequence[EngineArgs]
 ) -> int:
-    """Run a job; return 0, or 3 where some rows have no result, 1 where it stopped, and 130 after Ctrl-C.
+    """Run a job; return 0, or 3 if some rows have no result, 1 if it stopped, and 130 after Ctrl-C.
 
-    Raises StartupError where it cannot start.
+    Raises StartupError if it cannot start.
     """
     if len(engine_args) != 1:
         raise StartupError(f"{command} computes with one model, and {len(engine_args)} are given")
-    _check_extra()
+    with require_extra("computing files", "bulk"):  # checked before a model is loaded
+        for name in ("pyarrow", "orjson", "httpx2"):
+            importlib.import_module(name)
     from infinity_emb.bulk.run import plan_job, run_job
 
     plan = plan_job(cast("Task", command), inputs, options)
@@ -48,18 +50,6 @@ def compute_files(
         return 1
     _write(_describe(command, plan, summary, time.monotonic() - start_s))
     return HAS_BAD_ROWS if summary.num_bad_rows else 0
-
-
-def _check_extra() -> None:
-    """Check before a model is loaded."""
-    for name in ("pyarrow", "orjson", "httpx2"):
-        try:
-            importlib.import_module(name)
-        except ImportError as exc:
-            raise StartupError(
-                f"computing files needs a package that is not installed ({exc});"
-                " install it with: pip install 'infinity-emb[bulk]'"
-            ) from exc
 
 
 def _describe(command: str, plan: JobPlan, summary: Summary, duration_s: float) -> str:

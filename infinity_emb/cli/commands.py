@@ -1,10 +1,9 @@
-"""Run a command: most from the declared options, a tool from its own arguments."""
+"""Run a command: most take the declared options, a tool its own arguments."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from infinity_emb.cli.bulk import compute_files
@@ -13,6 +12,7 @@ from infinity_emb.cli.log_setup import configure_logging
 from infinity_emb.cli.parser import build_parser
 from infinity_emb.cli.serve import preload, serve
 from infinity_emb.cli.start_summary import draws_summary
+from infinity_emb.cli.tool import print_line
 from infinity_emb.cli.tools import TOOLS
 from infinity_emb.config.bulk_options import BULK_PARTS, BulkOptions
 from infinity_emb.config.engine_args import EngineArgs
@@ -79,8 +79,8 @@ def _verify(flags: Mapping[str, list[str]]) -> int:
     is_equal = True
     for number, args in enumerate(engine_args):
         if number:
-            _print()
-        checks = verify(args, write_line=_print)
+            print_line()
+        checks = verify(args, write_line=print_line)
         is_equal = is_equal and bool(checks) and all(check.is_passed for check in checks)
     return 0 if is_equal else 1
 
@@ -96,7 +96,7 @@ def _profile(flags: Mapping[str, list[str]]) -> int:
     for number, args in enumerate(EngineArgs.from_given(given)):
         profile = measure(args)
         lines = [format_json(profile)] if "json" in flags else [*[""][:number], *format_table(profile)]
-        _print("\n".join(lines))
+        print_line("\n".join(lines))
     return 0
 
 
@@ -108,11 +108,6 @@ def _compute_files(command: str, flags: Mapping[str, list[str]]) -> int:
     _warn_of_unknown_variables()
     engine_args = EngineArgs.from_given(model_options)
     return compute_files(command, flags["inputs"], BulkOptions.from_given(options), engine_args)
-
-
-def _print(line: str = "") -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _log_ignored_options(given: Mapping[str, Given]) -> None:

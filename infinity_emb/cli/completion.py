@@ -52,9 +52,9 @@ _PATHS = {
 
 
 def list_candidates(parser: CommandParser, environ: Mapping[str, str]) -> list[str]:
-    """List what the word under the cursor may become, from the variables that the script has set.
+    """List completions of the word under the cursor, from the variables that the script has set.
 
-    An empty list leaves the word to the shell, which completes names of files.
+    An empty list leaves the word to the shell, which completes file names.
     """
     words = _split(environ.get("COMP_WORDS", ""))
     index = int(environ.get("COMP_CWORD") or len(words))
@@ -76,12 +76,12 @@ def list_candidates(parser: CommandParser, environ: Mapping[str, str]) -> list[s
 
 
 def _split(words: str) -> list[str]:
-    """Split the command line: at line ends, as the scripts write it, which words with spaces survive."""
+    """Split the command line at line ends, as the scripts write it to preserve words with spaces."""
     return words.split("\n") if "\n" in words else words.split()
 
 
 def completion_script(shell: str | None) -> str:
-    """Return the script for a shell; default: the one of $SHELL. Raises StartupError for another shell."""
+    """Return the script for a shell, by default $SHELL. Raises StartupError for an unsupported shell."""
     return _SCRIPTS[_detect_shell(shell)]
 
 
@@ -109,7 +109,7 @@ def run_completion(arguments: Sequence[str], parser: CommandParser) -> bool:
 
 
 def _find_command(parser: CommandParser, words: Sequence[str]) -> CommandParser:
-    """Return the command that the words name, or the one of a command of its own; default: `v2`."""
+    """Return the command or nested command that the words name; default: `v2`."""
     command = next((parser.commands[word] for word in words if word in parser.commands), None)
     if command is None:
         return parser.commands["v2"]
@@ -117,7 +117,7 @@ def _find_command(parser: CommandParser, words: Sequence[str]) -> CommandParser:
 
 
 def _list_values(command: argparse.ArgumentParser, flag: str) -> Sequence[str] | None:
-    """Return the values that an option may have, [] where anything goes; None for an option without value."""
+    """Return the choices of an option, [] if it takes any value; None for an option without a value."""
     action = command._option_string_actions.get(flag)
     if action is None or action.nargs == 0:
         return None

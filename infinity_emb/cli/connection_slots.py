@@ -1,8 +1,8 @@
-"""Count the connections, and keep those beyond the limit few.
+"""Count the connections, and limit those beyond the maximum.
 
-A connection beyond the limit is extra: it may ask for a probe and is closed after the response. The number of
-extra ones is limited too, and the oldest makes room for the newest, so that probes are answered however many
-connections are open.
+A connection beyond the maximum is extra: it may request a probe and is closed after the response. The number
+of extra connections is limited too: the oldest is closed for the newest, so that probes are answered however
+many connections are open.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from infinity_emb.cli.ordered_protocol import Problem
 
 
 class Connection(Protocol):
-    """The part of a connection that is needed here."""
+    """The interface of a connection that is needed here."""
 
     def make_room(self) -> None:
         """Close at once."""
@@ -39,7 +39,7 @@ class ConnectionSlots:
         return self._num_regular >= self._max_connections
 
     def add(self, connection: Connection) -> None:
-        """Count a new connection, and close the oldest extra one where there are too many."""
+        """Count a new connection; close the oldest extra one if there are too many."""
         if not self.is_full:
             self._num_regular += 1
             return
@@ -58,7 +58,7 @@ class ConnectionSlots:
             self._num_regular -= 1
 
     def is_extra(self, connection: Connection) -> bool:
-        """Return whether a connection is beyond the limit still; it is not once others have closed."""
+        """Return whether a connection is still beyond the limit; it is not once others have closed."""
         if connection not in self._extra:
             return False
         if not self.is_full:

@@ -21,7 +21,7 @@ NUM_RESERVED = 256
 
 
 class FittingConnections(NamedTuple):
-    """The number of connections that are served, and of those beyond that may ask for a probe."""
+    """The numbers of connections that are served, and of extra ones that may only request a probe."""
 
     max_connections: int
     max_extra: int
@@ -45,7 +45,7 @@ def fit_connections(max_connections: int) -> FittingConnections:
 
 
 def _raise_limit(num_wanted: int) -> int:
-    """Raise the soft limit to `num_wanted` where the hard one allows it; return the limit."""
+    """Raise the soft limit to `num_wanted` if the hard one allows it; return the limit."""
     if sys.platform == "win32":
         return num_wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -2,7 +2,7 @@
 
     python -m infinity_emb.cli.health_check
 
-Exits with 0 if `/health` responds with 200. The address is that of process 1: its flags, or the environment.
+Exits with 0 if `/health` responds with 200. The address comes from the flags of process 1 or the environment.
 """
 
 from __future__ import annotations

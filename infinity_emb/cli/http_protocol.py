@@ -24,7 +24,7 @@ MAX_HEADERS = 200
 MAX_HEAD_BYTES = 64 * 2**10
 # Minimum progress within one write timeout, unless the whole response has been sent.
 MIN_BYTES_SENT = 64 * 2**10
-# How long a connection may be idle once all are in use, and one beyond the limit wait for its only request.
+# How long a connection may be idle once all are in use, and an extra one may wait for its only request.
 MAX_IDLE_WHEN_FULL_S = 5.0
 
 _TOO_LARGE = Problem(431, f"the headers have more than {MAX_HEAD_BYTES} bytes; send fewer")
@@ -76,9 +76,9 @@ class HttpProtocol(OrderedProtocol):
         super().data_received(data)
 
     def parse(self, data: bytes) -> None:
-        """Count the bytes of a head that has no end."""
+        """Limit the size of a head whose end has not arrived."""
         self._is_all_head = self.reading != "nothing"
-        # The bytes with which a head begins are not counted: those before them are of another request.
+        # The first bytes of a head are not counted: they may arrive together with another request.
         self._may_be_too_large = self._num_head_bytes + len(data) + MAX_PARSED_BYTES > MAX_HEAD_BYTES
         super().parse(data)
         if self._is_all_head and self.reading != "nothing":
@@ -125,7 +125,7 @@ class HttpProtocol(OrderedProtocol):
         self.cycle.keep_alive = self.cycle.keep_alive and not is_extra and not expects_100
 
     def on_body(self, body: bytes) -> None:
-        """Keep the connection of a client that sends the body it asked for."""
+        """Keep the connection of a client that sends its body after `Expect: 100-continue`."""
         self._is_all_head = False
         self._num_head_bytes = 0
         if self._keeps_alive_with_body and not self.cycle.response_started:
@@ -139,7 +139,7 @@ class HttpProtocol(OrderedProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the time without a request, if there is none already."""
+        """Start the idle time if no other request has begun."""
         super().on_response_complete()
         if not self.is_response_pending and self.reading == "nothing":
             self._idle_since_s = self.loop.time()
@@ -150,7 +150,7 @@ class HttpProtocol(OrderedProtocol):
         super().shutdown()
 
     def make_room(self) -> None:
-        """Close the connection at once, with a 503 if it has asked nothing yet."""
+        """Close the connection at once, with a 503 if no request has arrived."""
         if self.is_response_pending or self.is_refused or self.transport.is_closing():
             self.transport.abort()
         else:

@@ -1,4 +1,4 @@
-"""Show in a terminal what the load of the models is doing, and add up how long each stage took."""
+"""Show the progress of loading models in a terminal, and add up the time of each stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StageTimes:
         self._started_s = 0.0
 
     def enter(self, stage: LoadStage | None) -> None:
-        """End the stage before and begin this one; None begins none."""
+        """End the previous stage and begin this one; None begins none."""
         now_s = time.monotonic()
         if self._stage is not None:
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now_s - self._started_s
@@ -37,7 +37,7 @@ class StageTimes:
 def watch_loads(names: list[str], *, is_drawn: bool) -> Iterator[StageTimes]:
     """Follow the loads of these models, which begin in this order; draw a bar until the end of the block.
 
-    is_drawn: whether somebody reads a terminal.
+    is_drawn: whether stderr is an interactive terminal.
     """
     times = StageTimes()
     with _open_bar() if is_drawn else contextlib.nullcontext() as progress:
@@ -63,7 +63,7 @@ class _LoadDisplay:
     def show(self, report: LoadProgress) -> None:
         """Show one report."""
         if report.stage != self._reached:
-            # Each load begins by looking for its files, but for a model without any.
+            # Each load begins by finding its files, except that of a model without files.
             self._number += report.stage == "finding files" or self._reached is None
             self._reached = report.stage
             self._times.enter(report.stage)

@@ -58,7 +58,7 @@ def configure_logging(level: str, log_format: str = "text") -> None:
 
 
 def describe_model(name: str, info: ModelInfo, *, max_batch_tokens: int) -> list[str]:
-    """Describe in a few lines what was detected about a model, and why."""
+    """Describe what was detected about a model, and why, in a few lines."""
     return [
         f"model {name!r}: {info.kind} ({', '.join(info.capabilities)}), from {_describe_origin(info)}",
         f"  engine {info.engine} ({info.engine_reason}), device {info.device}",

@@ -1,4 +1,4 @@
-"""The command `models`: what is in the cache of the hub, downloads, and what a model would need."""
+"""The command `models`: list cached models, download one, and show what a model needs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     for name, help_text in (
         ("list", "List the models on this machine: size, kind, last use."),
-        ("download", "Download what serving a model reads, and print its folder."),
-        ("show", "Show what a model would need: files, memory, engines, packages."),
+        ("download", "Download the files that serving a model needs, and print their folder."),
+        ("show", "Show what a model needs: files, memory, engines, packages."),
     ):
         action = actions.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         if name != "list":
@@ -139,7 +139,7 @@ _SOURCES = {
 
 
 def estimate_memory(needs: ModelNeeds) -> dict[str, int]:
-    """Return the bytes of the weights by dtype; a static table stays as it is stored."""
+    """Return the size of the weights by dtype."""
     return {"float32": 4 * needs.num_parameters, "float16": 2 * needs.num_parameters}
 
 
@@ -176,7 +176,7 @@ def _list_engines(needs: ModelNeeds) -> Iterator[str]:
 
 TOOL = Tool(
     summary="List, download and examine models.",
-    details="HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are those of huggingface_hub.",
+    details="HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE work as in huggingface_hub.",
     add_arguments=add_arguments,
     run=run,
 )

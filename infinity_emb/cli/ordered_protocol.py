@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with one response to each request, in order, whatever the client does.
 
-A request that cannot be served is refused after the responses to the requests before it. A client that has
-closed its side of the connection still gets its responses; one that has gone stops its requests. Of requests
-that come together a few kilobytes are parsed, the rest once these are answered.
+A request that cannot be served is refused after the responses to earlier requests. A client that has closed
+its side of the connection still gets its responses; if it has disconnected, its requests are cancelled. Of
+pipelined requests, a few kilobytes are parsed at a time, and the rest after these have got their responses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("infinity_emb")
 
 # How long a client may go on sending after a refusal: closing earlier could lose the response.
 LINGER_S = 5.0
-# When a client that has closed its side is asked for a sign of life, or given up if it cannot be asked.
+# When a half-closed connection is probed, or closed if its client does not support the probe.
 PROBE_AFTER_S = 1.0
 GIVE_UP_AFTER_S = 5.0
 # Parsed at once: a hundred of the smallest requests.
@@ -43,7 +43,7 @@ INVALID = Problem(400, "the request is not valid HTTP")
 
 
 class RequestRefused(ValueError):
-    """Raised while a head is parsed."""
+    """Raised while the head of a refused request is parsed."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -60,11 +60,11 @@ class OrderedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, turns: RequestTurns, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._turns = turns
-        # Bytes behind a request that waits for the one before it; nothing more is read meanwhile.
+        # Bytes after a request that waits for the previous one; nothing more is read meanwhile.
         self.unparsed = b""
         self.parser = RequestParser(self)  # type: ignore[assignment]  # has what uvicorn calls
         self.reading: Literal["nothing", "head", "body"] = "nothing"
-        # uvicorn's `cycle` is the newest request; those between the two wait in `pipeline`.
+        # uvicorn's `cycle` is the newest request; requests between this one and it wait in `pipeline`.
         self._running: RequestResponseCycle | None = None
         self.is_refused = False
         self._refusal = b""
@@ -74,17 +74,17 @@ class OrderedProtocol(HttpToolsProtocol):
 
     @property
     def is_response_pending(self) -> bool:
-        """True while a request is being computed; those behind it wait for it."""
+        """True while a request is being computed; later ones wait for it."""
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
 
     def connection_made(self, transport: Any) -> None:
-        """Read only what can be parsed."""
+        """Install the flow control that reads no more than can be parsed."""
         super().connection_made(transport)
         self.flow = _Flow(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the request that is being computed, and drop those behind it."""
+        """Stop the request that is being computed, and drop later ones."""
         self.pipeline.clear()
         self.unparsed = b""
         if self._running is not None and not self._running.response_complete:
@@ -93,7 +93,7 @@ class OrderedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the next bytes, as far as no request waits for the one before it."""
+        """Parse the next bytes, until a request waits for the previous one."""
         self._unset_keepalive_if_required()
         data = self.unparsed + data
         start = 0
@@ -145,7 +145,7 @@ class OrderedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the next request, or close the connection if there can be none."""
+        """Start the next request, or close the connection if there cannot be one."""
         super().on_response_complete()
         if self.unparsed and not self.pipeline and not self.transport.is_closing():
             self.data_received(b"")
@@ -169,10 +169,10 @@ class OrderedProtocol(HttpToolsProtocol):
             self._send_refusal()
 
     def check_peer(self, now_s: float) -> None:
-        """Close the connection if a client that has closed its side has gone; call once a second.
+        """Close a half-closed connection if its client has disconnected; call once a second.
 
-        Both look alike until something is sent, which a client that has gone rejects. Source for responses
-        that nobody asked for: RFC 9110 section 15.2, by which clients of HTTP/1.1 parse any number of them.
+        The two cannot be distinguished until something is sent, which a disconnected client rejects. Source:
+        RFC 9110 section 15.2, by which clients of HTTP/1.1 parse any number of interim responses.
         """
         running = self._running
         if self._half_closed_since_s is None or running is None:
@@ -210,7 +210,7 @@ class OrderedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _send_refusal(self) -> None:
-        """Send it, and close when the client does: bytes that nobody reads would turn it into a reset."""
+        """Send the refusal, and close when the client does: closing with unread bytes would send a reset."""
         self._is_refusal_sent = True
         self.transport.write(self._refusal)
         if self._half_closed_since_s is None and self.transport.can_write_eof():
@@ -221,7 +221,7 @@ class OrderedProtocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """Read nothing while there are bytes that are not parsed."""
+    """Pause reading while received bytes are not parsed."""
 
     def __init__(self, protocol: OrderedProtocol) -> None:
         super().__init__(protocol.transport)

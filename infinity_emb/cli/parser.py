@@ -1,6 +1,6 @@
-"""The argument parser. The options of most commands are made from the declared ones.
+"""The argument parser. Most commands take the declared options.
 
-Their values stay text here; `config/parsing.py` checks them, and environment variables, in one way.
+Their values stay text here; `config/parsing.py` checks them like environment variables.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
         return values.pop("command", ""), values
 
     def parse_strictly(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Return the arguments as argparse does, and name what an unknown one may have been meant to be."""
+        """Return the arguments as argparse does; suggest the most similar name for an unknown one."""
         command = self.commands.get(arguments[0], self)
         namespace, unknown = self.parse_known_args(command.join_values(arguments))
         if unknown:
@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
         return joined
 
     def refuse(self, argument: str, commands: Sequence[str]) -> NoReturn:
-        """Exit because of an argument that is not understood."""
+        """Exit with an error about an unknown argument."""
         name = argument.partition("=")[0]
         if name.startswith("-"):
             self.error(f"No such option: {name}{did_you_mean(name, list(self._option_string_actions))}")
@@ -198,7 +198,7 @@ def _add_bulk_command(commands: Any, name: str) -> CommandParser:
         name,
         _BULK_SUMMARIES[name],
         {**BULK_PARTS[name], **ENGINE_PARTS},
-        details="Reads JSON Lines, CSV, Parquet, Arrow and plain text; docs/bulk.md tells more. A stopped or"
+        details="Reads JSON Lines, CSV, Parquet, Arrow and plain text; see docs/bulk.md. A stopped or"
         " killed job is continued by the same command. Exits with 0 when all rows are computed, and"
         " with 3 when some are in the file of bad rows. ",
         usage=f"infinity_emb {name} INPUT... -o OUTPUT [OPTIONS]",

@@ -1,7 +1,7 @@
 """Check the head of a request: Host, Expect and Transfer-Encoding.
 
-llhttp accepts heads that RFC 9110 and RFC 9112 tell a server to refuse; a proxy in front may read them in
-another way.
+llhttp accepts heads that servers must refuse by RFC 9110 and RFC 9112, and that a proxy in front may parse
+differently.
 """
 
 from __future__ import annotations

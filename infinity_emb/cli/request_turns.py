@@ -1,7 +1,7 @@
 """Start requests in turns of their clients, a few in each turn of the event loop.
 
-Hundreds of connections that always have another request would otherwise start one each in every turn, and a
-health check, which needs three turns, would wait for all of them three times.
+Otherwise hundreds of busy connections would each start a request in every turn, and a health check, which
+needs three turns, would wait for all of them three times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow
 from infinity_emb.server.endpoints import PROBE_PATHS
 
-# With more, the turns that a text needs from its first byte to its response take longer than its computation.
+# With more, the turns of the event loop that a text needs take longer than its computation.
 MAX_STARTS = 2
 _KEY_HEADERS = (b"authorization", b"api-key")
 
@@ -23,7 +23,7 @@ _KEY_HEADERS = (b"authorization", b"api-key")
 class _Waiting:
     """A request that has not started.
 
-    num_tokens: its cost, as the fair queue calls it.
+    num_tokens: its cost in the fair queue.
     """
 
     flow: Flow
@@ -67,9 +67,9 @@ class RequestTurns:
 
 
 def read_flow(scope: Mapping[str, Any]) -> Flow:
-    """Return the flow of a request: its address, and the key that it names, or the probe that it is.
+    """Return the flow of a request: its address with its key, or with its path if it is a probe.
 
-    Nobody has checked the key yet: requests with ever other keys start in the order in which they come.
+    The key has not been checked yet; requests that all have different keys start in order of arrival.
     """
     path: str = scope["path"]
     address = scope["client"][0] if scope["client"] else ""

@@ -1,7 +1,7 @@
 """Run the server process: bind the port, load the models, listen, serve, stop.
 
-Runs in the main thread, for it handles signals. torch and the HTTP libraries are imported here on demand, so
-that `--help` is quick.
+Runs in the main thread, because it handles signals. torch and the HTTP libraries are imported here on
+demand, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, liste
 from infinity_emb.cli.start_summary import StartSummary, draws_summary
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
-from infinity_emb.errors import EngineNotReady, StartupError
+from infinity_emb.errors import EngineNotReady, require_extra
 
 if TYPE_CHECKING:
     from infinity_emb.cli.uvicorn_server import UvicornServer
@@ -50,13 +50,15 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
         groups = bind_groups(config.host, config.port, config.api_servers)
         sockets = [bound for group in groups for bound in group]
         try:
-            _check_server_extra()
+            with require_extra("the server", "server"):
+                importlib.import_module("infinity_emb.cli.uvicorn_server")
+                importlib.import_module("infinity_emb.server.app")
             _check_api_keys(config)
-            _check_otel_extra(config)
+            _check_tracing(config)
             _warn_of_open_api(config, sockets)
             is_drawn = draws_summary(config)
             with _watch(engine_args, is_drawn=is_drawn) as times:
-                # The summary has the essence of the details, and fits on one screen.
+                # In a terminal, the start summary replaces these details.
                 engines = load_engines(engine_args, details_level=logging.DEBUG if is_drawn else logging.INFO)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             if config.api_servers > 1:
@@ -70,7 +72,7 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
 def _serve_alone(
     engines: AsyncEngineArray, config: ServerConfig, sockets: list[socket.socket], times: StageTimes
 ) -> None:
-    """Serve with this process. Raises EngineNotReady when a device was lost."""
+    """Compute and serve in this process. Raises EngineNotReady when a device was lost."""
     server = _build_server(engines, config, sockets, times)
     lost = _stop_on_lost_device(engines, server)
     listen(sockets, config.host, config.port)
@@ -85,7 +87,7 @@ def _serve_with_front_ends(
     groups: list[list[socket.socket]],
     times: StageTimes,
 ) -> None:
-    """Compute with this process, and serve with others. Raises EngineNotReady and StartupError."""
+    """Compute in this process, and serve in others. Raises EngineNotReady and StartupError."""
     from infinity_emb.cli.front_ends.supervisor import serve_with_front_ends
 
     for sockets in groups:
@@ -143,18 +145,6 @@ def _exit_while_loading(number: int, _: FrameType | None) -> None:
     exit_now(number, "stopped before the server was ready")
 
 
-def _check_server_extra() -> None:
-    """Check before models are loaded, which may take minutes."""
-    try:
-        importlib.import_module("infinity_emb.cli.uvicorn_server")
-        importlib.import_module("infinity_emb.server.app")
-    except ImportError as exc:
-        raise StartupError(
-            f"the server needs a package that is not installed ({exc});"
-            " install it with: pip install 'infinity-emb[server]'"
-        ) from exc
-
-
 def _check_api_keys(config: ServerConfig) -> None:
     """Check before models are loaded."""
     from infinity_emb.server.middleware.api_keys import ApiKeys
@@ -162,7 +152,7 @@ def _check_api_keys(config: ServerConfig) -> None:
     ApiKeys.from_config(config)
 
 
-def _check_otel_extra(config: ServerConfig) -> None:
+def _check_tracing(config: ServerConfig) -> None:
     """Check before models are loaded."""
     if config.otel:
         from infinity_emb.server.tracing import make_tracing
@@ -175,7 +165,8 @@ def _warn_of_open_api(config: ServerConfig, sockets: list[socket.socket]) -> Non
     hosts = [ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]) for bound in sockets]
     if not has_key and not all(host.is_loopback for host in hosts):
         logger.warning(
-            "no API key is set: whoever reaches %s may use the models; set --api-key or --host 127.0.0.1",
+            "no API key is set: anyone who can reach %s can use the models; set --api-key or --host"
+            " 127.0.0.1",
             base_url(sockets),
         )
 

@@ -20,8 +20,7 @@ def bind_sockets(host: str, port: int, *, shares_port: bool = False) -> list[soc
     """Bind a socket to every address that `host` resolves to.
 
     port: 0 takes a free one.
-    shares_port: let other sockets that are bound so have the port as well; Linux divides connections among
-        them.
+    shares_port: allow other sockets with this option on the port; Linux divides connections among them.
     Raises StartupError when the port is in use or the address does not belong to this machine.
     """
     sockets: list[socket.socket] = []
@@ -41,10 +40,10 @@ def bind_sockets(host: str, port: int, *, shares_port: bool = False) -> list[soc
 
 
 def bind_groups(host: str, port: int, number: int) -> list[list[socket.socket]]:
-    """Bind so many groups of sockets to one port, one for each process. Raises StartupError."""
+    """Bind `number` groups of sockets to one port, a group for each process. Raises StartupError."""
     if number == 1:
         return [bind_sockets(host, port)]
-    # One that shares nothing fails where another server has the port, which shared ones would not.
+    # Unlike sockets that share the port, this one fails if another server has it.
     first = bind_sockets(host, port)
     port = first[0].getsockname()[1]
     close_sockets(first)

@@ -1,4 +1,4 @@
-"""Tell at start what is served and where: a table in a terminal, a line of the log elsewhere."""
+"""Report at start what is served and where: a table in a terminal, a log line elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("infinity_emb")
 
 
 def draws_summary(config: ServerConfig) -> bool:
-    """Return true where somebody reads the log in a terminal."""
+    """Return true if the log is shown as text in a terminal."""
     is_read = config.log_format == "text" and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
     return is_read and importlib.util.find_spec("rich") is not None
 
@@ -38,7 +38,7 @@ class StartSummary:
     times: StageTimes
 
     def announce(self) -> None:
-        """Write it."""
+        """Print or log the summary."""
         pages = self._list_pages()
         age_s = process_age_s()
         if draws_summary(self.config):
@@ -56,7 +56,7 @@ class StartSummary:
         )
 
     def to_dict(self, age_s: float) -> dict[str, Any]:
-        """Return it for JSON.
+        """Return the values of a JSON object.
 
         age_s: of the process.
         """
@@ -81,7 +81,7 @@ class StartSummary:
         }
 
     def _list_pages(self) -> Mapping[str, str]:
-        """Return the addresses of what is on, by name."""
+        """Return the addresses of the enabled pages, by name."""
         below = f"{self.url}{self.config.url_prefix}"
         pages = {"metrics": f"{self.url}/metrics"} if self.config.metrics != "off" else {}
         pages |= {"page": f"{below}/ui"} if self.config.ui else {}
@@ -126,7 +126,7 @@ class StartSummary:
 
 
 def _describe_start(age_s: float, times: StageTimes) -> str:
-    """Return when the first request can have its vector, and what most of the time went into."""
+    """Return the time until the first vector, and the stages that took the longest."""
     longest = sorted(times.seconds.items(), key=lambda each: -each[1])[:2]
     spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
     return f"after {age_s:.1f} s{spent and f', most of it {spent}'}"

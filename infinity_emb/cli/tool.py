@@ -1,4 +1,4 @@
-"""Describe a command that takes arguments of its own, and print what it found."""
+"""Describe a command that has its own arguments, and print its results."""
 
 from __future__ import annotations
 

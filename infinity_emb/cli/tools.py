@@ -1,4 +1,4 @@
-"""The commands beside the server. Each module has a `TOOL`, and imports what is heavy when it runs."""
+"""The commands beside the server. Each module has a `TOOL`, and imports heavy packages when it runs."""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from infinity_emb.config.server_config import ServerConfig
 
 logger = logging.getLogger("infinity_emb")
 
-
 # Time after the deadline to finish the running batch and to send the last responses.
 GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
@@ -37,7 +36,7 @@ _TICKS_PER_S = 10  # uvicorn's
 class UvicornServer(uvicorn.Server):
     """A server for one app.
 
-    announce: called when the server listens; tells the user.
+    announce: called when the server listens, to tell the user.
     abort_pending: called at the deadline of a shutdown; fails all waiting requests.
     log_state: called in the event loop on SIGUSR1.
     """
@@ -60,7 +59,7 @@ class UvicornServer(uvicorn.Server):
         self._log_state = log_state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and tell where the server listens."""
+        """Start, and announce where the server listens."""
         await super().startup(sockets=sockets)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._log_state)

@@ -19,7 +19,7 @@ from infinity_emb.cli.top import command
 from infinity_emb.cli.top.figures import derive_figures
 from infinity_emb.cli.top.reading import Snapshot, compare_readings, read_server
 from infinity_emb.cli.top.samples import Samples, Window
-from infinity_emb.cli.top.view import View, draw_course, format_number, format_seconds
+from infinity_emb.cli.top.view import View, draw_sparkline, format_number, format_seconds
 from infinity_emb.errors import StartupError
 from tests.support.server_on_a_thread import ServerOnAThread, StartHere
 from tests.support.tiny_server import build_debug_app
@@ -161,9 +161,9 @@ def test_addresses_of_no_server_of_models_are_told_in_one_line(
             f"{other_url}/nothing": "answered 404",
             f"{other_url}/page": "is not JSON",
             f"{other_url}/list": "lists no models",
-            "ftp://host": "is no URL of a server",
-            "http://": "is no URL of a server",
-            "http://host:x": "is no URL of a server",
+            "ftp://host": "is not the URL of a server",
+            "http://": "is not the URL of a server",
+            "http://host:x": "is not the URL of a server",
         }.items():
             exit_code, out, err = run(capsys, url, "--once")
             assert (exit_code, out, err.count("\n")) == (1, "", 1), url
@@ -234,5 +234,5 @@ def test_numbers_are_short() -> None:
         "123,457",
     ]
     assert [format_seconds(each) for each in (0.00123, 0.5, 2.345)] == ["1.23 ms", "500 ms", "2.35 s"]
-    assert draw_course([0, 0]) == "▁▁"
-    assert draw_course([0, 1, 2]) == "▁▅█"
+    assert draw_sparkline([0, 0]) == "▁▁"
+    assert draw_sparkline([0, 1, 2]) == "▁▅█"

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workload(parser.add_argument_group("Workload").add_argument)
     _add_load(parser)
     add = parser.add_argument_group("Outputs").add_argument
-    add("--json", metavar="FILE", help="write every figure as JSON; - for the standard output alone")
-    add("--plot", metavar="FILE", help="draw latency and throughput over the levels, .svg or .html")
+    add("--json", metavar="FILE", help="write all figures as JSON; - writes them to standard output only")
+    add("--plot", metavar="FILE", help="plot latency and throughput by level, .svg or .html")
 
 
 def _add_servers(add: Any) -> None:
@@ -31,8 +31,8 @@ def _add_servers(add: Any) -> None:
         default="openai",
         help="API of the server: openai, tei, cohere [openai]",
     )
-    add("--model", metavar="NAME", help="model to ask for [the first that the server lists]")
-    add("--against", metavar="URL", help="second server, which takes turns with the first")
+    add("--model", metavar="NAME", help="model to request [the first that the server lists]")
+    add("--against", metavar="URL", help="second server, measured in turn with the first")
     add("--against-dialect", metavar="NAME", choices=DIALECT_NAMES, help="its API [that of the first]")
     add("--against-model", metavar="NAME", help="its model [the first that it lists]")
 
@@ -53,9 +53,9 @@ def _add_workload(add: Any) -> None:
         "--texts",
         metavar="FILE",
         default="",
-        help="UTF-8 file with a text per line [the sample texts of the package]",
+        help="UTF-8 file with one text per line [the sample texts of the package]",
     )
-    add("--seed", metavar="N", type=int, default=0, help="of texts, lengths and arrivals [0]")
+    add("--seed", metavar="N", type=int, default=0, help="seed of texts, lengths and arrivals [0]")
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
@@ -71,25 +71,25 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "--rate",
         metavar="N[,N]",
         type=_parse_rates,
-        help="requests per second that wait for nobody (Poisson arrivals)",
+        help="requests per second, sent without waiting for responses (Poisson arrivals)",
     )
     spans = group.add_mutually_exclusive_group()
     spans.add_argument("--duration", metavar="SEC", type=_parse_positive, help="time per level [10]")
     spans.add_argument(
-        "--requests", metavar="N", type=_parse_count, help="requests per level, in place of a time"
+        "--requests", metavar="N", type=_parse_count, help="requests per level, instead of a time"
     )
     group.add_argument(
         "--warmup",
         metavar="SEC",
         type=_parse_seconds,
         default=1.0,
-        help="load before each level that is not counted [1]",
+        help="load before each level, not counted [1]",
     )
     group.add_argument(
         "--rounds",
         metavar="N",
         type=_parse_count,
-        help="turns of each server at each level [1, or 3 with --against]",
+        help="measurements of each server at each level [1, or 3 with --against]",
     )
     group.add_argument(
         "--timeout",
@@ -114,7 +114,7 @@ def _parse_range(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
     first, last = _parse_count(low), _parse_count(high or low)
     if first > last:
-        raise argparse.ArgumentTypeError(f"must be the lesser length first, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must begin with the smaller length, got {text!r}")
     return first, last
 
 

@@ -1,4 +1,4 @@
-"""The course of `bench`: each level, each round, each server in turn."""
+"""Run `bench`: measure each server in turn, in each round at each level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infinity_emb._version import __version__
 from infinity_emb.cli.bench.arguments import DEFAULT_SECONDS, add_arguments
 from infinity_emb.cli.remote_server import RemoteServer
 from infinity_emb.cli.tool import Tool, print_line
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, require_extra
 
 if TYPE_CHECKING:
     from infinity_emb.cli.bench.load import Result, Span
@@ -21,20 +21,15 @@ if TYPE_CHECKING:
     from infinity_emb.cli.bench.summary import Level, Summary
     from infinity_emb.cli.bench.workload import Endpoint, Workload
 
-# Rounds of a comparison, whose spread tells noise from a difference.
+# Rounds of a comparison; their spread separates noise from a difference.
 _NUM_ROUNDS_OF_TWO = 3
 
 
 def run(options: argparse.Namespace) -> int:
     """Load the servers and report; return 1 if no request succeeded. Raises StartupError."""
-    try:
+    with require_extra("bench", "server"):
         from infinity_emb.cli.bench.plot import check_path, write_plot
         from infinity_emb.cli.bench.report import print_report, to_json
-    except ImportError as exc:
-        raise StartupError(
-            f"bench needs a package that is not installed ({exc}); install it with: pip install"
-            " 'infinity-emb[server]'"
-        ) from exc
     if options.plot:
         check_path(options.plot)
     endpoints, workload = _find_endpoints(options), _describe_workload(options)
@@ -67,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(endpoints: Sequence[Endpoint], workload: Workload, options: argparse.Namespace) -> list[Turn]:
-    """Return the turns; in each round the servers take them in another order."""
+    """Measure all turns; the order of the servers alternates from round to round."""
     from infinity_emb.cli.bench.report import Turn
     from infinity_emb.cli.bench.summary import Level
     from infinity_emb.cli.bench.workload import build_requests
@@ -140,16 +135,16 @@ def _find_endpoints(options: argparse.Namespace) -> list[Endpoint]:
 
 
 def _find_endpoint(url: str, dialect: str, model: str | None, options: argparse.Namespace) -> Endpoint:
-    """Find the model to ask for. Raises StartupError for a server that cannot be asked."""
+    """Find the model to request. Raises StartupError if the server cannot be reached."""
     from infinity_emb.cli.bench.dialects import DIALECTS
     from infinity_emb.cli.bench.workload import Endpoint
 
     server = RemoteServer(url, options.api_key, timeout_s=options.timeout)
     if not DIALECTS[dialect].needs_model:
-        server.ask("/health")  # an address of no server is told before any load
+        server.get("/health")  # fail before any load if no server responds
         return Endpoint(server, dialect, model or "")
     if model is None:
-        listed = server.ask_json("/models" if server.url.endswith("/v1") else "/v1/models")
+        listed = server.get_json("/models" if server.url.endswith("/v1") else "/v1/models")
         try:
             model = str(listed["data"][0]["id"])
         except (LookupError, TypeError) as exc:
@@ -172,7 +167,7 @@ def _describe_workload(options: argparse.Namespace) -> Workload:
 
 
 def _describe(endpoints: Sequence[Endpoint], workload: Workload, options: argparse.Namespace) -> str:
-    """Tell what is measured, in two lines."""
+    """Describe what is measured, in two lines."""
     servers = " against ".join(
         f"{each.server.url} ({each.dialect}{each.model and ', '}{each.model})" for each in endpoints
     )
@@ -190,9 +185,9 @@ def _write_json(path: str, report: dict[str, Any]) -> None:
 
 
 TOOL = Tool(
-    summary="Measure a server under a load that you describe.",
+    summary="Measure a server under load.",
     details="Speaks the APIs of OpenAI, text-embeddings-inference and Cohere. Latency counts from when a"
-    " request was due. Two servers take turns at each level.",
+    " request was due. Two servers are measured in turn at each level.",
     add_arguments=add_arguments,
     run=run,
     usage="infinity_emb bench URL [OPTIONS]",

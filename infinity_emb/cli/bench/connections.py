@@ -1,6 +1,6 @@
-"""Exchange HTTP/1.1 requests and responses cheaply: keep-alive connections, requests built beforehand.
+"""Exchange HTTP/1.1 requests and responses cheaply: keep-alive connections, requests built in advance.
 
-A load generator that costs as much as the server would measure itself, so bodies are not parsed or kept.
+An expensive load generator would measure itself, so bodies are neither parsed nor kept.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_request(server: RemoteServer, path: str, body: object) -> bytes:
 class Reply:
     """The end of a request, by the clock of `time.perf_counter`.
 
-    outcome: the status code, or one of the words above.
+    outcome: the status code, or one of the outcomes above.
     num_tokens: as the server counted them, or None.
     """
 
@@ -161,7 +161,7 @@ class _Connection(asyncio.Protocol):
         self._finish(NO_RESPONSE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Read the number of tokens where TEI tells it."""
+        """Read the number of tokens from TEI's header."""
         if name.lower() == b"x-compute-tokens":
             self._num_tokens = int(value)
 

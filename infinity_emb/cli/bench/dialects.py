@@ -1,4 +1,4 @@
-"""Requests of the vendors' APIs that servers of embedding models speak."""
+"""Requests of the APIs that embedding servers implement."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _embed_cohere(model: str, texts: Sequence[str]) -> Body:
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    # OpenAI has no ranking; servers of its API have Jina's.
+    # OpenAI has no rerank route; servers of its API implement Jina's.
     "openai": Dialect("/v1/embeddings", "/v1/rerank", _embed_openai, _rerank_jina, True),
     "tei": Dialect("/embed", "/rerank", _embed_tei, _rerank_tei, False),
     "cohere": Dialect("/v2/embed", "/v2/rerank", _embed_cohere, _rerank_jina, True),

@@ -1,4 +1,4 @@
-"""Send requests: a number of clients that wait for their responses, or arrivals that wait for nobody."""
+"""Send requests in a closed loop, whose clients wait for responses, or in an open loop, at a given rate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OK = "200"
 class Result:
     """One request, in seconds since the load began.
 
-    due_s: when it was to be sent. Latency counts from here: a server that is slow makes the clients behind
-        it late too, which timing from the moment of sending would leave out ("coordinated omission").
+    due_s: when it should have been sent. Latency counts from here: a slow server delays later requests too,
+        which timing from the moment of sending would miss ("coordinated omission").
     index: of the request in the list.
     """
 
@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time to send requests for, or their number."""
+    """How long to send requests, or how many."""
 
     seconds: float | None = None
     num_requests: int | None = None
@@ -55,7 +55,7 @@ class Span:
 async def run_closed(
     requests: Sequence[bytes], target: Target, *, num_clients: int, span: Span, timeout_s: float = 300
 ) -> list[Result]:
-    """Let each client send its next request when it has the response to the last one.
+    """Let each client send its next request when it has received the last response.
 
     requests: sent in a cycle.
     """
@@ -84,7 +84,7 @@ async def run_open(
     span: Span,
     timeout_s: float = 300,
 ) -> list[Result]:
-    """Send each request when it is due, whatever became of those before, and wait for all responses.
+    """Send each request when it is due, regardless of earlier responses; wait for all responses.
 
     arrivals: when each request is due, in seconds since the load began, in ascending order.
     """
@@ -120,7 +120,7 @@ def iterate_poisson(per_s: float, seed: int) -> Iterator[float]:
 
 
 def iterate_evenly(per_s: float) -> Iterator[float]:
-    """Yield times at equal distances."""
+    """Yield times at equal intervals."""
     number = 0
     while True:
         yield number / per_s

@@ -1,4 +1,4 @@
-"""Draw latency and throughput over the level of load, as SVG or as a page that contains it.
+"""Plot latency and throughput by level of load, as SVG or as an HTML page that contains it.
 
 Two charts of a few lines need no library: decision 013.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infinity_emb.cli.bench.report import Turn, find_median, list_levels
-from infinity_emb.cli.bench.summary import PERCENTILES, Summary
+from infinity_emb.cli.bench.summary import PERCENTILES
 from infinity_emb.errors import StartupError
 
 SUFFIXES = (".svg", ".html")
@@ -54,15 +54,16 @@ def draw_plot(turns: Sequence[Turn], urls: Sequence[str], title: str) -> str:
     """Return SVG of two charts side by side."""
     levels = list_levels(turns)
     axis = "requests/s offered" if levels[0].per_s is not None else "clients"
-    medians = {
+    summaries = {
         (url, level): [turn.summary for turn in turns if (turn.url, turn.summary.level) == (url, level)]
         for url in urls
         for level in levels
     }
     latencies, rates = [], []
     for url, color in zip(urls, _COLORS, strict=False):
-        by_level = [medians[url, level] for level in levels]
-        rates.append(Line(url, color, "", [find_median([_rate(each) for each in some]) for some in by_level]))
+        by_level = [summaries[url, level] for level in levels]
+        medians_of_rates = [find_median([each.requests_per_s for each in some]) for some in by_level]
+        rates.append(Line(url, color, "", medians_of_rates))
         for percentile, dash in zip(PERCENTILES, _DASHES, strict=True):
             values = [find_median([each.latency_ms[percentile] for each in some]) for some in by_level]
             latencies.append(Line(f"p{percentile}" + f" {url}" * (len(urls) > 1), color, dash, values))
@@ -76,10 +77,6 @@ def draw_plot(turns: Sequence[Turn], urls: Sequence[str], title: str) -> str:
         f"{_draw_chart('Latency, ms', axis, ticks, latencies)}"
         f'<g transform="translate({_WIDTH})">{_draw_chart("Requests/s", axis, ticks, rates)}</g></svg>'
     )
-
-
-def _rate(summary: Summary) -> float:
-    return summary.requests_per_s
 
 
 def _draw_chart(title: str, axis: str, ticks: Sequence[str], lines: Sequence[Line]) -> str:

@@ -1,4 +1,4 @@
-"""Print what a bench measured, and the ratios of two servers that took turns."""
+"""Print the results of a bench, and the ratios of two servers measured in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from infinity_emb.cli.bench.summary import PERCENTILES, Level, Summary
 from infinity_emb.cli.tool import print_line, print_table
 
-# Later than that, the load generator is part of what it measures.
+# With longer delays, the load generator measures itself.
 MAX_LATE_MS = 20.0
 
 
@@ -22,7 +22,7 @@ class Turn(NamedTuple):
 
 
 def print_report(turns: Sequence[Turn], urls: Sequence[str]) -> None:
-    """Print a table, the ratios if there are two servers, and a warning where the figures are doubtful."""
+    """Print a table, the ratios of two servers, and a warning if the figures are doubtful."""
     rates = ["requests/s", "inputs/s", "tokens/s"]
     heading = [_name_axis(turns), *rates, *(f"p{each} ms" for each in PERCENTILES), "errors"]
     has_two = len(urls) > 1
@@ -64,7 +64,7 @@ def find_ratios(turns: Sequence[Turn], urls: Sequence[str], level: Level) -> dic
 
 
 def to_json(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Return every turn for JSON."""
+    """Return all turns as JSON values."""
     return [{"url": turn.url, "round": turn.round, **turn.summary.to_dict()} for turn in turns]
 
 
@@ -107,7 +107,7 @@ def _to_cells(summaries: Sequence[Summary]) -> list[str]:
 
 
 def find_median(values: Sequence[float | None]) -> float | None:
-    """Return the median of what is known."""
+    """Return the median of the known values."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
 

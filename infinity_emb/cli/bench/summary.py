@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One strength of load: a number of clients, or arrivals per second."""
+    """One level of load: a number of clients, or arrivals per second."""
 
     num_clients: int | None = None
     per_s: float | None = None
@@ -35,9 +35,9 @@ class Summary:
     """The results of one server at one level.
 
     latency_ms: percentile → milliseconds from when a request was due to its response; of successes.
-    mean_ms: the mean of these. With clients that wait, the rate times the mean is how many are waiting.
-    late_ms: 99th percentile of how late requests were sent, which is the load generator's own doing, or that
-        of new connections.
+    mean_ms: mean latency. In a closed loop, the rate times the mean is the number of waiting clients.
+    late_ms: 99th percentile of how late requests were sent, caused by the load generator or by opening
+        connections.
     """
 
     level: Level
@@ -52,7 +52,7 @@ class Summary:
     errors: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the values of a JSON object."""
         return {
             "concurrency": self.level.num_clients,
             "rate": self.level.per_s,

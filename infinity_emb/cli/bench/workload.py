@@ -22,9 +22,9 @@ _NUM_BYTES_KEPT = 2**28
 class Workload:
     """The content of the requests.
 
-    min_chars, max_chars: length of each text, evenly distributed; None takes the texts as they are.
+    min_chars, max_chars: length of each text, uniformly distributed; None keeps the texts unchanged.
     num_items: texts per request, or documents per query.
-    texts_file: a text per line; "" stands for the sample texts that come with the package.
+    texts_file: one text per line; "" means the sample texts of the package.
     """
 
     task: Literal["embed", "rerank"] = "embed"
@@ -35,7 +35,7 @@ class Workload:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the values of a JSON object."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server under load: its address, its API, and the model that it is asked for."""
+    """One server under load: its address, its API and the requested model."""
 
     server: RemoteServer
     dialect: str
@@ -80,7 +80,7 @@ def build_requests(workload: Workload, endpoint: Endpoint, num_requests: int | N
 
 
 class _TextStream:
-    """Cut texts of the lengths that a workload has out of all texts in a row, or return them one by one."""
+    """Cut texts of the workload's lengths out of all texts joined, or return them one by one."""
 
     def __init__(self, texts: Sequence[str], workload: Workload) -> None:
         self._texts = texts

@@ -1,4 +1,4 @@
-"""Refuse at start what several front ends cannot do."""
+"""Refuse options at start that several front ends do not support."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def check_front_ends(engine_args: Sequence[EngineArgs], config: ServerConfig) ->
     }
     if excluded := [flag for flag, is_given in given.items() if is_given]:
         raise StartupError(
-            f"--api-servers {config.api_servers} does not go with {', '.join(excluded)}, which needs all"
-            " in one process; leave it out, or start with --api-servers 1"
+            f"--api-servers {config.api_servers} cannot be combined with {', '.join(excluded)}, which needs"
+            " everything in one process; leave it out, or start with --api-servers 1"
         )

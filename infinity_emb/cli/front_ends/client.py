@@ -1,4 +1,4 @@
-"""Reach the engine process from a front end: queue items, admit requests, and ask for its state."""
+"""Talk to the engine process from a front end: queue items, admit requests, and request its state."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class _Ticket:
 class EngineClient:
     """The engine process, for one front end. Used in its event loop only.
 
-    on_drain: called when the front end is to stop. on_lost: called when the link has ended.
-    on_dump: called when the front end is to log its state.
-    make_report: makes what the front end contributes to metrics, as JSON can hold it.
-    states: of each model, as told last. reports: of the other processes.
+    on_drain: called when the front end must stop. on_lost: called when the link has ended.
+    on_dump: called when the front end must log its state.
+    make_report: returns the metrics of the front end, as JSON values.
+    states: the latest state of each model. reports: of the other processes.
     """
 
     def __init__(self) -> None:
@@ -98,8 +98,8 @@ class EngineClient:
     def hold(self, model: int, num_items: int, flow: Flow, num_total: int) -> Iterator[None]:
         """Admit inputs in the engine process, whose limits are those of all front ends together.
 
-        Does not wait for it: when it refuses, the block is cancelled and Overloaded raised, and nothing that
-        the block has queued is computed.
+        Does not wait for the admission: if it is refused, the block is cancelled, Overloaded is raised, and
+        nothing that the block has queued is computed.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -121,7 +121,7 @@ class EngineClient:
             self.link.send({"kind": "release", "id": number})
 
     def fail_all(self, model: int, error: ServingError) -> int:
-        """Fail what a model has not computed; return the number of inputs."""
+        """Fail the unfinished requests of a model; return the number of inputs."""
         numbers = [number for number, each in self._models.items() if each == model]
         requests = [request for number in numbers if (request := self._take(number)) is not None]
         for number, request in zip(numbers, requests, strict=True):
@@ -195,7 +195,7 @@ class EngineClient:
             answered.set_result(None)
 
     def _lose(self) -> None:
-        """Fail what the engine process has not computed."""
+        """Fail all unfinished requests."""
         for number in list(self._requests):
             if (request := self._take(number)) is not None:
                 self._end(request, engine_lost())
@@ -206,5 +206,5 @@ class EngineClient:
 
 
 def engine_lost() -> EngineNotReady:
-    """Return the error for requests that the engine process can compute no more."""
+    """Return the error for requests to an engine process that has ended."""
     return EngineNotReady("the engine process has ended; restart the server")

@@ -1,4 +1,4 @@
-"""Turn encoded inputs, outputs and errors into headers and arrays, and back."""
+"""Convert encoded inputs, outputs and errors to headers and arrays, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_MESSAGE_CHARS = 2000
 
 
 class ArrayWriter:
-    """Collect the arrays of a frame, and refer to them by number; equal objects are sent once."""
+    """Collect the arrays of a frame, and refer to them by number; the same object is sent once."""
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
@@ -34,7 +34,7 @@ class ArrayWriter:
 def pack_items(items: Sequence[Encoded]) -> tuple[Header, list[Array]]:
     """Return the header and the arrays of encoded inputs.
 
-    Raises BackendFailed for features that are neither arrays nor what JSON can hold.
+    Raises BackendFailed for features that are neither arrays nor JSON values.
     """
     writer = ArrayWriter()
     writer.add(np.array([len(item.token_ids) for item in items], dtype=np.int32))
@@ -53,7 +53,7 @@ def pack_items(items: Sequence[Encoded]) -> tuple[Header, list[Array]]:
 
 
 def _pack_rest(item: Encoded, writer: ArrayWriter) -> Header:
-    """Return what few inputs have."""
+    """Return the fields that few inputs have."""
     rest: Header = {}
     if item.type_ids is not None:
         rest["type_ids"] = writer.add(item.type_ids)

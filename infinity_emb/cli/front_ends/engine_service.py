@@ -1,4 +1,4 @@
-"""Compute for all front ends, and tell each the state of the whole server."""
+"""Compute for all front ends, and send each the state of the whole server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.status import EngineStatus
 from infinity_emb.scheduling.requests import PendingRequest
 
-# A front end that does not answer within this time is counted as it was last.
+# If a front end does not answer within this time, its previous report is used.
 REPORT_TIMEOUT_S = 0.5
 
 

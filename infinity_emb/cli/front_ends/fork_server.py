@@ -1,7 +1,7 @@
-"""Make front ends by forking a process that has the models loaded and no thread of ours.
+"""Start front ends by forking a process that has loaded the models and has no thread of ours.
 
-Forked before anything serves, it holds what front ends need: the tokenizers, and the weights only as memory
-that is shared until somebody writes to it. The engine process itself could not fork safely later: its threads
+It is forked before anything serves and holds what front ends need: the tokenizers, and the weights as memory
+that is shared until it is written to. The engine process itself could not fork safely later: its threads
 may hold locks at that moment, which nobody would release in the child.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 
 from infinity_emb.errors import EngineNotReady
 
-# Makes the process of a front end: its number, and its end of the socket to the engine process.
+# Runs a front end, given its number and its end of the socket to the engine process.
 RunFrontEnd = Callable[[int, socket.socket], int]
 
 
@@ -66,7 +66,7 @@ def _fork() -> int:
 
 
 def _run_as_child(run: Callable[[], int]) -> None:
-    """End this process with the exit code, without the clean-up that is the parent's to do."""
+    """Run, then end this process with the exit code, without the parent's clean-up handlers."""
     code = 1
     try:
         code = run()
@@ -81,7 +81,7 @@ def _serve_forks(control: socket.socket, run: RunFrontEnd, parents_end: socket.s
     """Start a front end for each socket that arrives, until the engine process has ended."""
     parents_end.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the engine process decides
+        signal.signal(number, signal.SIG_IGN)  # the engine process handles them
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets front ends that have ended
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their threads are not in a fork
     while True:

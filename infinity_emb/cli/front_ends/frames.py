@@ -1,4 +1,4 @@
-"""Lay messages between processes out as frames: a JSON header, then the raw memory of arrays.
+"""Encode messages between processes as frames: a JSON header, then the raw memory of arrays.
 
 A frame is a prefix of 16 bytes (the lengths of the header and of the rest), the header, and the arrays in the
 order of the header's `arrays`, which holds their dtypes and shapes. All begin at multiples of 8 bytes.

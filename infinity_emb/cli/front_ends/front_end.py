@@ -36,7 +36,7 @@ def run_front_end(
     *,
     num_front_ends: int,
 ) -> int:
-    """Serve until the engine process says so or ends; return the exit code.
+    """Serve until the engine process stops it or ends; return the exit code.
 
     engines: with the models loaded, never started. config: with this front end's share of the limits.
     end: of the socket to the engine process.
@@ -76,7 +76,7 @@ class FrontEndServer(UvicornServer):
     end: of the socket to the engine process.
     """
 
-    stop_log_level = logging.DEBUG  # the engine process has told
+    stop_log_level = logging.DEBUG  # the engine process logs them
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class FrontEndServer(UvicornServer):
         log_state: Callable[[], None],
     ) -> None:
         super().__init__(
-            app, config, announce=self._tell_ready, abort_pending=abort_pending, log_state=log_state
+            app, config, announce=self._send_ready, abort_pending=abort_pending, log_state=log_state
         )
         self.exit_code = 0
         self._client = client
@@ -101,7 +101,7 @@ class FrontEndServer(UvicornServer):
         client.on_lost = self._lose_engine
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve, then tell the engine process by closing the socket."""
+        """Serve, then close the socket, which tells the engine process."""
         self._listening = [each.dup() for each in sockets or ()]
         await self._client.link.connect(self._end)
         try:
@@ -122,7 +122,7 @@ class FrontEndServer(UvicornServer):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Stop for SIGTERM alone: the engine process tells about the others."""
+        """Stop for SIGTERM only: the engine process handles the other signals."""
         previous = signal.signal(signal.SIGTERM, self.handle_exit)
         try:
             yield
@@ -130,7 +130,7 @@ class FrontEndServer(UvicornServer):
             signal.signal(signal.SIGTERM, previous)
 
     def _lose_engine(self) -> None:
-        """Stop, since nothing can be computed any more; at once in a start, or if stopping already."""
+        """Stop, since nothing can be computed any more; at once during startup, or if already stopping."""
         if self._has_ended:
             return
         if self.should_exit or not self.started:
@@ -143,5 +143,5 @@ class FrontEndServer(UvicornServer):
         self._closes_port = True
         self.stop()
 
-    def _tell_ready(self) -> None:
+    def _send_ready(self) -> None:
         self._client.link.send({"kind": "ready", "pid": os.getpid()})

@@ -9,9 +9,9 @@ from typing import cast
 
 from infinity_emb.cli.front_ends.frames import Array, Frame, FrameReader, Header, pack_frame
 
-# Messages of one turn of the event loop leave in one write up to this size.
+# Messages of one turn of the event loop are sent in one write, up to this size.
 _MAX_JOINED_BYTES = 2**18
-# More unsent bytes than this hold up the sender.
+# The sender waits while there are more unsent bytes.
 _HIGH_WATER_BYTES = 2**22
 _BUFFER_BYTES = 2**21  # of the socket, in the kernel
 
@@ -21,8 +21,8 @@ class Link(asyncio.Protocol):
 
     on_frame: called with each frame. on_turn: called after the frames that arrived together.
     on_lost: called once, when the other process has ended or has closed its end.
-    reads_always: whether to receive while the other process does not. One end of a link must, or both could
-        wait for each other.
+    reads_always: keep receiving while the other process does not. One end of a link must, or both could wait
+        for each other.
     """
 
     def __init__(

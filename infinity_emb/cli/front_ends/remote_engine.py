@@ -59,7 +59,7 @@ class RemotePool(WorkerPool):
 
     @property
     def state(self) -> Header:
-        """Return what the engine process told last; empty before."""
+        """Return the latest state from the engine process; empty before the first."""
         return self._client.states[self._model] if self._client.states else {}
 
     @property
@@ -141,7 +141,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
         )
 
     def is_overloaded(self) -> bool:
-        """Return true when the engine process would have refused the next request, when it was asked last."""
+        """Return true when the engine process would refuse the next request, by its latest state."""
         return super().is_overloaded() or bool(self._pool.state.get("is_overloaded", False))
 
     def report(self) -> Header:
@@ -169,7 +169,7 @@ def add_counters(counters: Header, others: Header) -> Header:
     }
     counts = list(map(operator.add, counters["encode_s"][0], others["encode_s"][0]))
     cache = {
-        # All write to the same file.
+        # The size of one file that all processes share.
         name: max(value, others["cache"][name]) if name == "disk_bytes" else value + others["cache"][name]
         for name, value in counters["cache"].items()
     }
@@ -177,7 +177,7 @@ def add_counters(counters: Header, others: Header) -> Header:
 
 
 def keep_counters(counters: Header) -> Header:
-    """Return what stays true of a front end that has ended: its totals, without its gauges."""
+    """Return the counters of a front end that has ended: its totals, without its gauges."""
     return {**counters, "num_requests": 0, "cache": {**counters["cache"], "memory_bytes": 0, "disk_bytes": 0}}
 
 

@@ -1,12 +1,13 @@
 """Sum the metrics of several processes.
 
-A report is `models`, the counters of each model's gate, and `metrics`, the samples of a registry as JSON
-holds them: by family its name, help, type and samples.
+A report has `models`, the counters of each model's gate, and `metrics`, the samples of a registry as JSON
+values: a list of families, each with its name, help, type and samples.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -17,16 +18,16 @@ from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.cli.front_ends.remote_engine import add_counters, keep_counters
 from infinity_emb.server.metrics import ModelCollector
 
-# Samples that are no amounts; all others are summed.
+# Samples of which the smallest or largest is kept; all others are summed.
 _SMALLEST = ("process_start_time_seconds", "process_max_fds", "_created")
 _LARGEST = ("_info", "process_virtual_memory_max_bytes")
 _TOTALS = frozenset({"counter", "histogram", "summary"})
 
 
 class SummingRegistry(CollectorRegistry):
-    """A registry that collects what its process has counted together with the reports of the others.
+    """A registry that adds the reports of other processes to the metrics of its own process.
 
-    What `ModelCollector` collects is left as it is: every process has the state of the whole server.
+    Metrics of `ModelCollector` are not added: every process has the state of the whole server.
     """
 
     def __init__(self, fetch_reports: Callable[[], Sequence[Header]]) -> None:
@@ -50,13 +51,13 @@ class SummingRegistry(CollectorRegistry):
             yield from collector.collect()
 
     def collect_own(self) -> Iterator[Metric]:
-        """Yield what this process has counted."""
+        """Yield the metrics of this process."""
         for collector in self._own:
             yield from collector.collect()
 
 
 def pack_metrics(metrics: Iterable[Metric]) -> list[Header]:
-    """Return metrics as JSON can hold them."""
+    """Return metrics as JSON values."""
     return [
         {
             "name": metric.name,
@@ -109,7 +110,7 @@ def merge_reports(reports: Iterable[Header]) -> Header:
 
 
 def keep_totals(report: Header) -> Header:
-    """Return what stays true of a process that has ended: its totals, without its gauges."""
+    """Return the report of a process that has ended: its totals, without its gauges."""
     if not report:
         return {}
     return {
@@ -134,8 +135,4 @@ def measure_process() -> Header:
 def _choose(sample: str) -> Callable[[float, float], float]:
     if sample.endswith(_SMALLEST):
         return min
-    return max if sample.endswith(_LARGEST) else _add
-
-
-def _add(first: float, second: float) -> float:
-    return first + second
+    return max if sample.endswith(_LARGEST) else operator.add

@@ -37,8 +37,8 @@ class Session:
     """Serve one front end, in the event loop of the engine process.
 
     on_done: called on any thread with each request that has ended.
-    answer: answers the front end's question for the state. on_ready, on_lost: called once each.
-    report: what the front end reported last. pid: of its process, 0 before it has told.
+    answer: answers a request for the state. on_ready, on_lost: called once each.
+    report: the latest report of the front end. pid: of its process, 0 until it is ready.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Session:
         on_ready(self)
 
     def _lose(self) -> None:
-        """Drop what the front end has queued: nobody waits for it any more."""
+        """Cancel the requests of the front end and release what it was admitted for."""
         for request in self._requests.values():
             request.cancel()
         for release in self._releases.values():

@@ -1,4 +1,4 @@
-"""Hold requests while the engine process takes no more, and refresh what pages tell about it."""
+"""Hold requests while the engine process does not read, and refresh the state that pages show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infinity_emb.server.routes.system import METRICS_PATH
 
 
 class EngineStateMiddleware:
-    """Ask the engine process before each page that shows its state; those are read, not posted to."""
+    """Request the state of the engine process before each page that shows it, which is a GET request."""
 
     def __init__(self, app: ASGIApp, *, client: EngineClient) -> None:
         self._app = app

@@ -26,11 +26,11 @@ from infinity_emb.errors import EngineNotReady, StartupError
 
 logger = logging.getLogger("infinity_emb")
 
-# Front ends that end one after the other before any of them is ready; then the server gives up.
+# The server gives up after this many consecutive front ends that end before any is ready.
 MAX_FAILED_STARTS = 5
 _RESTART_PAUSE_S = 0.2
-# A front end that does not answer for so many ticks is killed. Ticks are counted, and not seconds, because a
-# suspended machine holds up every process.
+# A front end that does not answer for this many ticks is killed. Ticks are counted instead of seconds,
+# because a suspended machine stops every process.
 TICK_S = 5.0
 MAX_MISSED_TICKS = 6
 _DIVIDED = ("max_connections", "max_total_body_bytes")
@@ -91,7 +91,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve until told to stop. Raises what `serve_with_front_ends` does."""
+        """Serve until stopped. Raises what `serve_with_front_ends` does."""
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._all_ended = asyncio.Event()
@@ -119,7 +119,7 @@ class Supervisor:
         session = self._service.open_session()
         self._numbers[session] = number
         await session.link.connect(self._fork_server.start(number))
-        if self._stopping.is_set():  # meanwhile: the others have been told
+        if self._stopping.is_set():  # meanwhile; the other front ends are draining already
             session.link.send({"kind": "drain"})
 
     def _be_ready(self, session: Session) -> None:

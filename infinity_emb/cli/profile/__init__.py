@@ -1,1 +1,1 @@
-"""Tell where the time of a request goes: `infinity_emb profile`."""
+"""Show where the time of a request goes: `infinity_emb profile`."""

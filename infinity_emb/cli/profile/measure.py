@@ -1,7 +1,7 @@
 """Send requests to a model through the whole server in this process, and time each stage.
 
-One request at a time, on one replica, of as many sample texts as fit one batch: so no stage overlaps another,
-and the times of the stages add up to that of the request.
+One request at a time is sent to one replica, with as many sample texts as fit into a batch. So stages do not
+overlap, and their times add up to that of the request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, require_extra
 from infinity_emb.scheduling.stages import ComputedBatch, RequestStages
 from infinity_emb.server.requests.in_process import post_json
 from infinity_emb.types import ModelInfo, ModelKind
@@ -28,7 +28,7 @@ from infinity_emb.types import ModelInfo, ModelKind
 NUM_WARM_UP = 3
 MAX_REQUESTS = 50
 MAX_SECONDS = 8.0
-# A batch of the smallest budgets has room for so many tokens of short texts.
+# A batch of the smallest token budget has room for this many short texts.
 MAX_TEXTS = 32
 _QUERY = "Which of these texts is about rivers, trains or money?"
 
@@ -37,10 +37,10 @@ _QUERY = "Which of these texts is about rivers, trains or money?"
 class Profile:
     """The mean time of the stages of a request.
 
-    stage_s: in the order of the request; `batch` is told apart into `copy`, `layers` and `pool` where the
-        engine can be timed inside, and else into `forward` and `copy`.
-    request_s: of a request as a whole, the rest included.
-    products_s: the time that the matrix products of the layers take alone; None if unknown.
+    stage_s: in the order of the request; `batch` is split into `copy`, `layers` and `pool` if the engine can
+        be timed inside, else into `forward` and `copy`.
+    request_s: of a whole request, the rest included.
+    products_s: of the matrix products of the layers alone; None if unknown.
     """
 
     model: str
@@ -54,18 +54,18 @@ class Profile:
 
     @property
     def limit_share(self) -> float | None:
-        """Return the part of the layers' time that the device needs for their products alone."""
+        """Return the fraction of the layers' time that their matrix products need."""
         layers_s = self.stage_s.get("layers", 0.0)
         return self.products_s / layers_s if self.products_s and layers_s else None
 
     @property
     def rest_s(self) -> float:
-        """Return the time in no stage: admission, the event loop and sending."""
+        """Return the time outside all stages: admission, the event loop and sending."""
         return self.request_s - sum(self.stage_s.values())
 
     @property
     def bottleneck(self) -> str:
-        """Return the stage with the most time to gain; of the layers, what is above the device's limit."""
+        """Return the stage with the most time to gain; for the layers, the time above the device's limit."""
         gains = {**self.stage_s, "rest": self.rest_s}
         if "layers" in gains and self.products_s is not None:
             gains["layers"] -= self.products_s
@@ -81,13 +81,8 @@ def measure(args: EngineArgs) -> Profile:
 
 
 async def _profile(engine: AsyncEmbeddingEngine) -> Profile:
-    try:
+    with require_extra("profile", "server"):
         from infinity_emb.server.app import build_app
-    except ImportError as exc:
-        raise StartupError(
-            f"profile needs a package that is not installed ({exc});"
-            " install it with: pip install 'infinity-emb[server]'"
-        ) from exc
     app = build_app(AsyncEngineArray([engine]), ServerConfig())
     async with app.router.lifespan_context(app):
         client = _Client(app, engine.info.kind)
@@ -156,7 +151,7 @@ def _make_request(kind: ModelKind, texts: Sequence[str]) -> tuple[str, dict[str,
 
 
 async def _fit_one_batch(client: _Client) -> list[str]:
-    """Return as many texts as one batch has room for; computing them is the warm-up."""
+    """Return as many texts as fit into one batch; computing them is the warm-up."""
     texts = short_texts()[:MAX_TEXTS]
     for _ in range(NUM_WARM_UP):
         record = await client.post(texts)
@@ -181,7 +176,7 @@ async def _measure_requests(client: _Client, texts: Sequence[str]) -> list[_Reco
 
 
 def _average_stages(records: Sequence[_Record], timer: NetworkTimer | None) -> dict[str, float]:
-    """Return the mean seconds of each stage, and of the parts of the batch in its place."""
+    """Return the mean seconds of each stage, with the parts of the batch in its place."""
     sums: dict[str, float] = {}
     for record in records:
         for name, seconds in record.measure().items():
@@ -192,7 +187,7 @@ def _average_stages(records: Sequence[_Record], timer: NetworkTimer | None) -> d
     else:
         pool_s = timer.network_s - timer.layers_s
         parts = {"copy": sums["batch"] - timer.network_s, "layers": timer.layers_s, "pool": pool_s}
-    told_apart: dict[str, float] = {}
+    stages: dict[str, float] = {}
     for stage, seconds in sums.items():
-        told_apart |= parts if stage == "batch" else {stage: seconds}
-    return {stage: seconds / len(records) for stage, seconds in told_apart.items()}
+        stages |= parts if stage == "batch" else {stage: seconds}
+    return {stage: seconds / len(records) for stage, seconds in stages.items()}

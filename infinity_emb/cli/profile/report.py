@@ -19,12 +19,12 @@ _ADVICE = {
     "encode": "shaping and writing vectors; ask for encoding_format base64 or fewer dimensions",
     "rest": "admission, the event loop and sending; send fewer, larger requests",
 }
-_UNKNOWN_LIMIT = "the network; its products cannot be told from the rest with this engine or dtype"
+_UNKNOWN_LIMIT = "the network; its matrix products cannot be timed separately with this engine or dtype"
 _AT_THE_LIMIT = 0.85
 
 
 def format_table(profile: Profile) -> Iterator[str]:
-    """Yield the lines of the table and of what it says."""
+    """Yield the lines of the table and of its summary."""
     info = profile.info
     yield (
         f"{profile.model}: engine {info.engine}, device {info.device}, {info.dtype}, attention"

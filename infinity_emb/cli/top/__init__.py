@@ -1,1 +1,1 @@
-"""The command `top`: what a running server is doing, from its public routes."""
+"""The command `top`: show what a running server is doing, from its public routes."""

@@ -1,8 +1,9 @@
-"""The arguments of `top`, and its loop: scrape, derive, draw."""
+"""The arguments of `top`, and its loop: scrape, compute figures, draw."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -11,11 +12,11 @@ from collections.abc import Iterator
 
 from infinity_emb.cli.remote_server import RemoteServer, add_server_arguments
 from infinity_emb.cli.tool import Tool, print_line
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import StartupError, require_extra
 
 # Time between the two readings of `--once`.
 _ONCE_S = 1.0
-# What the live figures are taken over.
+# Time span of the live figures.
 _WINDOW_S = 10.0
 
 
@@ -37,22 +38,15 @@ def _parse_interval(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the server until Ctrl-C. Raises StartupError if it cannot be asked at the beginning."""
+    """Show the server until Ctrl-C. Raises StartupError if the first request fails."""
     server = RemoteServer(options.url, options.api_key)
-    try:
+    with require_extra("top", "server"), contextlib.suppress(KeyboardInterrupt):
         if options.json:
             _print_json(server, options)
         elif options.once or not sys.stdout.isatty():
             _print_once(server)
         else:
             _show_live(server, options.interval)
-    except ImportError as exc:
-        raise StartupError(
-            f"top needs a package that is not installed ({exc}); install it with: pip install"
-            " 'infinity-emb[server]'"
-        ) from exc
-    except KeyboardInterrupt:
-        return 0
     return 0
 
 
@@ -98,7 +92,7 @@ def _show_live(server: RemoteServer, interval_s: float) -> None:
             try:
                 readings.append(read_server(server))
                 snapshot = compare_readings(server.url, readings[0], readings[-1])
-            except StartupError as exc:  # it may come back
+            except StartupError as exc:  # the server may come back
                 problem = f"{exc} Trying again…"
             live.update(view.draw(snapshot, problem=problem), refresh=True)
 

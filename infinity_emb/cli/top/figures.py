@@ -20,7 +20,7 @@ _NOT_WORK = re.compile(r"^none$|/admin/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Figures of one span; None where nothing happened or the server does not tell.
+    """Figures of one span; None if nothing happened or the server does not report them.
 
     batch_fill: tokens per batch, relative to the token budget.
     busy: share of the time that replicas compute; above 1 for several.
@@ -100,12 +100,12 @@ def _describe_model(entry: Mapping[str, Any], window: Window) -> ModelFigures:
 
 
 def _is_work(labels: Labels) -> bool:
-    """Return true for requests to models, which are POST; probes and everything that looks on use GET."""
+    """Return true for requests to models, which are POST; probes and monitoring use GET."""
     return labels["method"] == "POST" and not _NOT_WORK.search(labels["handler"])
 
 
 def _count_batch_room(window: Window) -> float:
-    """Return how many tokens the batches of the span could have had."""
+    """Return the sum of the token budgets of the batches in the span."""
     return sum(
         budget * (window.growth("infinity_batches_total", _is_model(labels["model"])) or 0)
         for labels, budget in window.latest("infinity_max_batch_tokens")

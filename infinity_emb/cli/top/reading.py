@@ -1,4 +1,4 @@
-"""Scrape a server: its metrics, its models, and when."""
+"""Scrape the metrics and models of a server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from infinity_emb.cli.top.figures import Figures, ModelFigures, derive_figures, 
 from infinity_emb.cli.top.samples import Samples, Window
 from infinity_emb.errors import StartupError
 
-# Of every response with metrics of this server.
-_MARK = "infinity_max_batch_tokens"
+# A metric that every response of this server has.
+_OWN_METRIC = "infinity_max_batch_tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The response of a server at one time; models: the entries of `/models`."""
+    """The metrics and models of a server at one time; models: the entries of `/models`."""
 
     at_s: float
     models: list[Mapping[str, Any]]
@@ -38,39 +38,39 @@ class Snapshot:
     models: list[ModelFigures]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the values of a JSON object."""
         return asdict(self)
 
 
 def read_server(server: RemoteServer) -> Reading:
-    """Ask once. Raises StartupError for a server that cannot be asked or is another one."""
-    models = server.ask_json("/models")
+    """Scrape once. Raises StartupError if the server cannot be reached or is not infinity_emb."""
+    models = server.get_json("/models")
     entries = models.get("data") if isinstance(models, dict) else None
     if not isinstance(entries, list) or not all(isinstance(each, dict) and "id" in each for each in entries):
-        raise StartupError(f"{server.url}/models lists no models; is this the address of a server of models?")
+        raise StartupError(f"{server.url}/models lists no models; is this the address of a model server?")
     return Reading(time.monotonic(), entries, _read_metrics(server))
 
 
 def _read_metrics(server: RemoteServer) -> Samples:
-    """Read `/metrics`, which the server has below no prefix; a proxy may have put it below one."""
-    answer = server.ask("/metrics")
+    """Read `/metrics`, which is below a prefix only if a proxy adds one."""
+    answer = server.get("/metrics")
     if answer.status == 404 and server.origin != server.url:
-        answer = server.ask("/metrics", at_origin=True)
+        answer = server.get("/metrics", at_origin=True)
     if answer.status == 404:
         raise StartupError(
             f"{server.origin}/metrics does not exist; start the server with --metrics open, or give the"
             " address of infinity_emb itself"
         )
-    if answer.status != 200 or _MARK not in answer.text:
+    if answer.status != 200 or _OWN_METRIC not in answer.text:
         raise StartupError(f"{server.origin}/metrics ({answer.status}) has no metrics of infinity_emb")
     try:
         return Samples(answer.text)
     except ValueError as exc:
-        raise StartupError(f"{server.origin}/metrics is not Prometheus' text format: {exc}") from exc
+        raise StartupError(f"{server.origin}/metrics is not in Prometheus' text format: {exc}") from exc
 
 
 def compare_readings(url: str, first: Reading, last: Reading) -> Snapshot:
-    """Derive the figures between two readings."""
+    """Compute the figures between two readings."""
     window = Window(first.samples, last.samples, last.at_s - first.at_s)
     started_at = last.samples.sum("process_start_time_seconds")
     uptime_s = max(0.0, time.time() - started_at) if started_at else 0.0

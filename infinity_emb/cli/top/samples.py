@@ -1,4 +1,4 @@
-"""Read Prometheus' text format, and derive rates and percentiles from two readings of it."""
+"""Parse Prometheus' text format, and compute rates and percentiles from two scrapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Window:
         self.seconds = seconds
 
     def growth(self, name: str, is_wanted: Filter = lambda _: True) -> float | None:
-        """Return how much a counter has grown; a counter that fell was restarted. None without it."""
+        """Return how much a counter has grown, also after a restart; None if it does not exist."""
         now = self._after.sum(name, is_wanted)
         if now is None:
             return None
@@ -78,7 +78,7 @@ class Window:
 
 
 def divide(value: float | None, by: float | None) -> float | None:
-    """Return the quotient; None where there is none."""
+    """Return the quotient, or None if it is undefined."""
     return value / by if value is not None and by else None
 
 

@@ -1,4 +1,4 @@
-"""Draw a snapshot with rich: figures with their recent course, and a table of models."""
+"""Draw a snapshot with rich: figures with sparklines, and a table of models."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Row(NamedTuple):
 
 
 def format_number(value: float) -> str:
-    """Return a number with three digits, in thousands separated by commas."""
+    """Return a number with three significant digits, and commas between thousands."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def format_seconds(value: float) -> str:
-    """Return a duration in milliseconds, or in seconds from one on."""
+    """Return a duration in seconds, or in milliseconds if it is below one second."""
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
@@ -59,12 +59,12 @@ class View:
     """Draw snapshots, one after the other."""
 
     def __init__(self) -> None:
-        self._courses: dict[str, deque[float]] = {row.label: deque(maxlen=NUM_POINTS) for row in ROWS}
+        self._history: dict[str, deque[float]] = {row.label: deque(maxlen=NUM_POINTS) for row in ROWS}
 
     def draw(self, snapshot: Snapshot, *, problem: str = "") -> RenderableType:
-        """Return what to print; problem: why the server could not be asked just now."""
+        """Return what to print; problem: why the last scrape failed."""
         for row in ROWS:
-            self._courses[row.label].append(row.read(snapshot.now) or 0.0)
+            self._history[row.label].append(row.read(snapshot.now) or 0.0)
         parts = (_draw_head(snapshot), self._draw_figures(snapshot), "", _draw_models(snapshot.models))
         return Group(*parts, *([Text(problem, style="bold red")] if problem else []))
 
@@ -73,17 +73,17 @@ class View:
         table.add_column("")
         table.add_column(f"last {snapshot.now.seconds:.3g} s", justify="right", style="bold")
         table.add_column("since start", justify="right")
-        has_course = len(self._courses[ROWS[0].label]) > 1
-        if has_course:
+        has_history = len(self._history[ROWS[0].label]) > 1
+        if has_history:
             table.add_column("")
         for row in ROWS:
             cells = [row.label, *(_format(row, each) for each in (snapshot.now, snapshot.since_start))]
-            course = [draw_course(self._courses[row.label])] if has_course else []
-            table.add_row(*cells, *course)
+            sparkline = [draw_sparkline(self._history[row.label])] if has_history else []
+            table.add_row(*cells, *sparkline)
         return table
 
 
-def draw_course(values: Iterable[float]) -> str:
+def draw_sparkline(values: Iterable[float]) -> str:
     """Draw values as blocks whose height is relative to the largest."""
     listed = list(values)
     largest = max(listed, default=0.0)

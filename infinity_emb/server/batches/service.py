@@ -210,8 +210,8 @@ class BatchService:
         if held + num_bytes > self._limits.max_total_bytes:
             raise HTTPException(
                 507,
-                f"the files on this server have {held} bytes, a new one may have {num_bytes}, and the limit for all"
-                f" is {self._limits.max_total_bytes}; delete some, or start the server with a larger"
+                f"the files on this server have {held} bytes, a new one may have {num_bytes}, the limit is"
+                f" {self._limits.max_total_bytes}; delete some, or start the server with a larger"
                 " --batch-max-total-mb",
             )
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import require_extra
 
 if TYPE_CHECKING:
     from infinity_emb.server.tracing.middleware import Tracing
 
 
 def make_tracing() -> Tracing:
-    """Prepare the traces of one app. Raises StartupError for a missing package or an unknown exporter."""
-    try:
+    """Prepare tracing for one app. Raises StartupError for a missing package or an unknown exporter."""
+    with require_extra("--otel", "otel"):
         from infinity_emb.server.tracing.middleware import Tracing
         from infinity_emb.server.tracing.provider import make_exporters
 
-        make_exporters(os.environ)  # or else a wrong variable would be found after the models are loaded
-    except ImportError as exc:
-        raise StartupError(
-            f"--otel needs a package that is not installed ({exc});"
-            " install it with: pip install 'infinity-emb[otel]'"
-        ) from exc
+        make_exporters(os.environ)  # reports a wrong variable before the models are loaded
     return Tracing()

@@ -304,7 +304,7 @@ def test_the_state_dump_has_every_process(start: StartFrontEnds) -> None:
 def test_what_needs_one_process_is_refused_with_the_way_out(options: list[str]) -> None:
     done = run(*FAKE, "--api-servers", "2", *options)
     assert done.returncode == 1
-    assert f"does not go with {options[0]}" in done.stderr
+    assert f"cannot be combined with {options[0]}" in done.stderr
     assert "--api-servers 1" in done.stderr
 
 
