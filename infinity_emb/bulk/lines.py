@@ -87,11 +87,12 @@ class TextReader:
     def __iter__(self) -> Iterator[Block]:
         for lines in _take_blocks(self._lines):
             inputs = [_TOO_LONG if line.text is None else self._make_input(line.text) for line in lines]
-            texts = [
-                None if isinstance(value, Rejected) else _decode(line.text)
-                for value, line in zip(inputs, lines, strict=True)
-            ]
-            kept = [texts] if self._is_kept else []
+            kept = []
+            if self._is_kept:
+                pairs = zip(inputs, lines, strict=True)
+                kept = [
+                    [None if isinstance(value, Rejected) else _decode(line.text) for value, line in pairs]
+                ]
             yield Block(
                 self._make_batch(kept, len(inputs)), inputs, self._name, [line.number for line in lines]
             )
