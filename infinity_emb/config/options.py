@@ -115,9 +115,13 @@ def option(default: Any, help: str, details: str = "", *, is_secret: bool = Fals
     return field(default=default, repr=not is_secret, metadata={"option": spec})
 
 
-@functools.cache
-def list_options(config: Any) -> tuple[Option, ...]:
+def list_options(config: type) -> tuple[Option, ...]:
     """List the options of a config class in the order of its fields."""
+    return _read_declarations(config)
+
+
+@functools.cache
+def _read_declarations(config: Any) -> tuple[Option, ...]:
     hints = get_type_hints(config)
     return tuple(
         _describe(each.name, hints[each.name], each.default, each.metadata["option"])
