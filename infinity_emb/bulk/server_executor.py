@@ -43,7 +43,7 @@ _NUMPY_DTYPES = {
 
 
 class _Busy(Exception):
-    """The same request may succeed later."""
+    """Raised when the same request may succeed later."""
 
     def __init__(self, reason: str, pause_s: float | None) -> None:
         super().__init__(reason)

@@ -19,7 +19,7 @@ ENV_PREFIX = "INFINITY_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionSpec:
-    """What an option declares in addition to its type annotation and default.
+    """The declaration of an option, apart from its type annotation and default.
 
     help: one sentence; details: further ones, for docs/settings.md.
     flag: the command line name without dashes, if it differs from the field's; env: likewise, without

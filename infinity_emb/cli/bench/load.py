@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How long to send requests, or how many."""
+    """The duration of a load, or its number of requests."""
 
     seconds: float | None = None
     num_requests: int | None = None

@@ -1,4 +1,4 @@
-"""Scrape the metrics and models of a server."""
+"""Read the metrics and models of a server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Snapshot:
 
 
 def read_server(server: RemoteServer) -> Reading:
-    """Scrape once. Raises StartupError if the server cannot be reached or is not infinity_emb."""
+    """Read both once. Raises StartupError if the server cannot be reached or is not infinity_emb."""
     models = server.get_json("/models")
     entries = models.get("data") if isinstance(models, dict) else None
     if not isinstance(entries, list) or not all(isinstance(each, dict) and "id" in each for each in entries):
