@@ -158,7 +158,7 @@ def test_addresses_of_no_server_of_models_are_told_in_one_line(
         closed = f"http://127.0.0.1:{bound.getsockname()[1]}"
         for url, words in {
             closed: "cannot reach",
-            f"{other_url}/nothing": "answered 404",
+            f"{other_url}/nothing": "returned 404",
             f"{other_url}/page": "is not JSON",
             f"{other_url}/list": "lists no models",
             "ftp://host": "is not the URL of a server",

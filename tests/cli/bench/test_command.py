@@ -136,7 +136,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(
         for arguments, words in (
             ((f"http://127.0.0.1:{bound.getsockname()[1]}",), "cannot reach"),
             ((f"http://127.0.0.1:{bound.getsockname()[1]}", "--dialect", "tei"), "cannot reach"),
-            ((f"{url_of(server)}/nothing",), "answered 404"),
+            ((f"{url_of(server)}/nothing",), "returned 404"),
             ((url_of(server), "--texts", str(tmp_path / "absent")), "cannot be read"),
             ((url_of(server), "--texts", str(tmp_path / "empty.txt")), "has no texts"),
             ((url_of(server), "--plot", "plot.png"), "must end in .svg or .html"),
