@@ -191,7 +191,7 @@ class KillTimer(threading.Timer):
         self._kill()
 
 
-class _TimeIsUp(BaseException):
+class _TimedOut(BaseException):
     """Raised inside of interrupted work; no Exception, since libraries catch those."""
 
 
