@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from benchmarks.rounds import Row, report
 
-NUM_TOKENS = (6, 17, 32, 64, 256)
+NUM_TOKENS = (6, 17, 32, 64, 256, 1024)
 # The cores of a server have been idle before a lone query comes.
 _PAUSE_S = 0.003
 

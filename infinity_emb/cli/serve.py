@@ -25,6 +25,7 @@ from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, liste
 from infinity_emb.cli.start_summary import StartSummary, draws_summary
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.engine.garbage import frozen_objects
 from infinity_emb.errors import EngineNotReady, require_extra
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _serve_alone(
     server = _build_server(engines, config, sockets, times)
     lost = _stop_on_lost_device(engines, server)
     listen(sockets, config.host, config.port)
-    server.run(sockets=sockets)
+    with frozen_objects():
+        server.run(sockets=sockets)
     if lost:
         raise EngineNotReady(f"lost the device of {', '.join(lost)}; restart the server")
 
@@ -93,7 +95,8 @@ def _serve_with_front_ends(
     for sockets in groups:
         listen(sockets, config.host, config.port)
     summary = StartSummary(engines, config, base_url(groups[0]), times)
-    serve_with_front_ends(engines, config, groups, summary.announce)
+    with frozen_objects():
+        serve_with_front_ends(engines, config, groups, summary.announce)
 
 
 def preload(engine_args: Sequence[EngineArgs], *, is_drawn: bool = False) -> None:

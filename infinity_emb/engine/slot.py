@@ -6,7 +6,6 @@ One task at a time loads or unloads; requests that need the model wait for that 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.concurrency import ExclusiveTask, ForkDetector, run_on_daemon_thread
+from infinity_emb.engine.garbage import collect_all, keep_frozen
 from infinity_emb.engine.host import ModelHost, OpenModel
 from infinity_emb.errors import EngineNotReady, StartupError
 
@@ -231,17 +231,19 @@ async def load_on_thread(load: Callable[[], LoadedT], name: str) -> LoadedT | St
 
 def _try_to_load(load: Callable[[], LoadedT], name: str) -> LoadedT | StartupError:
     try:
-        return load()
+        loaded = load()
+        keep_frozen()
+        return loaded
     except StartupError as exc:
         failure = type(exc)(exc.reason)
     except Exception as exc:  # noqa: BLE001 - a model's own code may raise anything
         failure = StartupError(f"model {name!r} could not be loaded: {type(exc).__name__}: {str(exc)[:400]}")
     # Not inside `except`, where the exception's frames keep the model alive.
-    gc.collect()
+    collect_all()
     return failure
 
 
 def _collect_garbage(free_memory: Callable[[], None]) -> None:
     """Free models that are part of reference cycles, then the device memory that they held."""
-    gc.collect()
+    collect_all()
     free_memory()

@@ -7,7 +7,6 @@ may hold locks at that moment, which nobody would release in the child.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -31,11 +30,8 @@ class ForkServer:
 
     def __init__(self, run: RunFrontEnd) -> None:
         self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        gc.collect()
-        gc.freeze()  # the collector would write to, and so copy, the memory of every object
         if not _fork():
             _run_as_child(lambda: _serve_forks(other, run, self._control))
-        gc.unfreeze()
         other.close()
 
     def start(self, number: int) -> socket.socket:

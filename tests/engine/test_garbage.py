@@ -1,0 +1,74 @@
+"""Objects that stay are exempt from collections, and a model that was unloaded is freed all the same."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from infinity_emb.engine.garbage import collect_all, frozen_objects, keep_frozen
+
+
+class Cycle:
+    """An object that only a collection frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def without_automatic_collections() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def make_garbage() -> weakref.ref[Cycle]:
+    return weakref.ref(Cycle())
+
+
+def test_objects_of_before_are_not_visited_inside_the_block() -> None:
+    cycle = Cycle()
+    found = weakref.ref(cycle)
+    with frozen_objects():
+        del cycle
+        gc.collect()
+        assert found() is not None
+    gc.collect()
+    assert found() is None
+
+
+def test_objects_made_inside_the_block_are_collected() -> None:
+    with frozen_objects():
+        found = make_garbage()
+        gc.collect()
+        assert found() is None
+
+
+def test_a_model_loaded_inside_the_block_can_be_frozen_too() -> None:
+    with frozen_objects():
+        found = make_garbage()
+        keep_frozen()
+        gc.collect()
+        assert found() is not None
+    gc.collect()
+    assert found() is None
+
+
+def test_nothing_is_frozen_in_a_process_that_froze_nothing() -> None:
+    num_frozen = gc.get_freeze_count()
+    keep_frozen()
+    collect_all()
+    assert gc.get_freeze_count() == num_frozen
+
+
+def test_collecting_all_reaches_frozen_objects_and_freezes_the_others_again() -> None:
+    with frozen_objects():
+        found = make_garbage()
+        keep_frozen()
+        collect_all()
+        assert found() is None
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
