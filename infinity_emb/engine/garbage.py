@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def frozen_objects() -> Iterator[None]:
-    """Exempt all objects that exist now from collections until the end of the block."""
+    """Keep all objects that exist now out of collections until the end of the block."""
     gc.collect()
     gc.freeze()
     try:
@@ -23,7 +23,7 @@ def frozen_objects() -> Iterator[None]:
 
 
 def keep_frozen() -> None:
-    """Exempt new objects too, such as those of a model, inside of a `frozen_objects` block."""
+    """Keep new objects out too, such as those of a model, inside a `frozen_objects` block."""
     if gc.get_freeze_count():
         gc.freeze()
 
