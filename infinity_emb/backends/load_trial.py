@@ -19,6 +19,7 @@ from infinity_emb.concurrency import KillTimer, start_isolated_python
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import DeviceFailed, ModelTooLarge, StartupError
 from infinity_emb.hardware import free_memory_bytes
+from infinity_emb.hub.file_selection import count_weight_bytes
 from infinity_emb.hub.resolve import ModelFiles
 from infinity_emb.types import InferenceEngine
 
@@ -42,19 +43,25 @@ def load_in_trial(args: LoadOptions, files: ModelFiles | None) -> None:
         return
     with start_isolated_python(_PROGRAM) as child:
         try:
-            _await_success(child, args)
+            _await_success(child, args, _choose_memory_limit(files))
         finally:
             _kill_all(child)
     _passed.add(key)
 
 
-def _await_success(child: subprocess.Popen[bytes], args: LoadOptions) -> None:
+def _choose_memory_limit(files: ModelFiles | None) -> int | None:
+    """Return the bytes that the child may map: what is free, and the files of weights, which count too."""
+    free = free_memory_bytes()
+    return free if free is None or files is None else free + count_weight_bytes(files.path)
+
+
+def _await_success(child: subprocess.Popen[bytes], args: LoadOptions, max_memory_bytes: int | None) -> None:
     stdin: Any = child.stdin
     stdout: Any = child.stdout
     # The server warms up; `auto` would measure again there.
     warms_up = args.model_warmup and args.engine is InferenceEngine.auto
     tried = dataclasses.replace(args, needs_trial=False, model_warmup=warms_up)
-    job = {"options": dataclasses.asdict(tried), "max_memory_bytes": free_memory_bytes()}
+    job = {"options": dataclasses.asdict(tried), "max_memory_bytes": max_memory_bytes}
     timer = KillTimer(args.load_timeout_s, lambda: _kill_all(child))
     with contextlib.suppress(BrokenPipeError), stdin:
         stdin.write(json.dumps(job).encode())

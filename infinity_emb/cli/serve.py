@@ -25,7 +25,6 @@ from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, liste
 from infinity_emb.cli.start_summary import StartSummary, draws_summary
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
-from infinity_emb.engine.garbage import frozen_objects
 from infinity_emb.errors import EngineNotReady, require_extra
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def _serve_alone(
     """Compute and serve in this process. Raises EngineNotReady when a device was lost."""
     server = _build_server(engines, config, sockets, times)
     lost = _stop_on_lost_device(engines, server)
+    from infinity_emb.engine.garbage import frozen_objects
+
     listen(sockets, config.host, config.port)
     with frozen_objects():
         server.run(sockets=sockets)
@@ -91,6 +92,7 @@ def _serve_with_front_ends(
 ) -> None:
     """Compute in this process, and serve in others. Raises EngineNotReady and StartupError."""
     from infinity_emb.cli.front_ends.supervisor import serve_with_front_ends
+    from infinity_emb.engine.garbage import frozen_objects
 
     for sockets in groups:
         listen(sockets, config.host, config.port)

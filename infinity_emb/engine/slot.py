@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.concurrency import ExclusiveTask, ForkDetector, run_on_daemon_thread
-from infinity_emb.engine.garbage import collect_all, keep_frozen
+from infinity_emb.engine.garbage import collect_all, freeze_new_objects
 from infinity_emb.engine.host import ModelHost, OpenModel
 from infinity_emb.errors import EngineNotReady, StartupError
 
@@ -232,7 +232,7 @@ async def load_on_thread(load: Callable[[], LoadedT], name: str) -> LoadedT | St
 def _try_to_load(load: Callable[[], LoadedT], name: str) -> LoadedT | StartupError:
     try:
         loaded = load()
-        keep_frozen()
+        freeze_new_objects()
         return loaded
     except StartupError as exc:
         failure = type(exc)(exc.reason)

@@ -1,4 +1,4 @@
-"""How a job keeps a executor busy, and what it holds in memory."""
+"""How a job keeps an executor busy, and what it holds in memory."""
 
 from __future__ import annotations
 

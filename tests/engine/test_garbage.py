@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infinity_emb.engine.garbage import collect_all, frozen_objects, keep_frozen
+from infinity_emb.engine.garbage import collect_all, freeze_new_objects, frozen_objects
 
 
 class Cycle:
@@ -49,25 +49,42 @@ def test_objects_made_inside_the_block_are_collected() -> None:
 
 def test_a_model_loaded_inside_the_block_can_be_frozen_too() -> None:
     with frozen_objects():
-        found = make_garbage()
-        keep_frozen()
+        model = Cycle()
+        found = weakref.ref(model)
+        freeze_new_objects()
+        del model
         gc.collect()
         assert found() is not None
     gc.collect()
     assert found() is None
 
 
-def test_nothing_is_frozen_in_a_process_that_froze_nothing() -> None:
-    num_frozen = gc.get_freeze_count()
-    keep_frozen()
-    collect_all()
-    assert gc.get_freeze_count() == num_frozen
+def test_what_a_load_leaves_is_collected_and_not_frozen() -> None:
+    with frozen_objects():
+        found = make_garbage()
+        freeze_new_objects()
+        assert found() is None
+
+
+def test_outside_of_the_block_objects_that_others_froze_stay_frozen() -> None:
+    gc.freeze()
+    try:
+        num_frozen = gc.get_freeze_count()
+        model = Cycle()
+        freeze_new_objects()
+        collect_all()
+        assert gc.get_freeze_count() == num_frozen
+        del model
+    finally:
+        gc.unfreeze()
 
 
 def test_collecting_all_reaches_frozen_objects_and_freezes_the_others_again() -> None:
     with frozen_objects():
-        found = make_garbage()
-        keep_frozen()
+        model = Cycle()
+        found = weakref.ref(model)
+        freeze_new_objects()
+        del model
         collect_all()
         assert found() is None
         assert gc.get_freeze_count() > 0

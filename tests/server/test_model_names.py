@@ -44,7 +44,7 @@ async def test_an_only_model_answers_to_every_name_with_one_warning(
         assert (await embed(client, model="another")).status_code == 200
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     [warning] = [text for text in warnings if "--strict-model-names" in text]
-    assert "'debug', the only one" in warning
+    assert "'debug', the only model" in warning
     assert len(warning) < 500
 
 

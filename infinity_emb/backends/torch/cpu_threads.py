@@ -13,8 +13,10 @@ from collections.abc import Iterator
 
 import torch
 
-# Low, as even a short query reads all weights: two cores take little more than half the time of one.
-MIN_TOKENS_PER_CORE = 2
+# With fewer tokens per core, waking the core costs more than it gains.
+MIN_TOKENS_PER_CORE = 32
+# Even a short query reads all weights, which takes two cores little more than half the time of one.
+MIN_TOKENS_FOR_TWO_CORES = 4
 
 
 class SharedCores:
@@ -47,7 +49,8 @@ class SharedCores:
         num_computing: batches that are being computed, this one included.
         """
         fair_share = self._num_cores // num_computing
-        return max(1, min(fair_share, num_tokens // MIN_TOKENS_PER_CORE))
+        smallest = 2 if num_tokens >= MIN_TOKENS_FOR_TWO_CORES else 1
+        return max(1, min(fair_share, max(smallest, num_tokens // MIN_TOKENS_PER_CORE)))
 
 
 def use_one_thread() -> None:
@@ -59,7 +62,7 @@ def use_one_thread() -> None:
 def one_core() -> Iterator[None]:
     """Limit torch's operators on this thread to one core until the end of the block, as under load.
 
-    Measurements are then less disturbed by other processes, and short texts need no more.
+    Measurements are then less disturbed by other processes.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

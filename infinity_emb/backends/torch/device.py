@@ -168,7 +168,7 @@ def allocate_staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.d
 
 
 def copy_to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Start a copy without waiting for the device, as a copy from unpinned memory would."""
+    """Start a copy without waiting for the device; a copy from unpinned memory would wait."""
     host = torch.from_numpy(values)
     if device.type != "cuda":
         return host.to(device)

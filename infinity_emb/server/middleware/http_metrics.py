@@ -107,9 +107,8 @@ def _find_error_kind(scope: Scope, status: int) -> str | None:
     if status == STATUS_DISCONNECTED:
         return DISCONNECTED
     kind: str | None = scope.get("state", {}).get("error_kind")
-    return kind or (
-        f"http_{status}" if status >= 400 else None
-    )  # a status without a kind comes from a route that users have added
+    # A status without a kind comes from a route that users have added.
+    return kind or (f"http_{status}" if status >= 400 else None)
 
 
 class HTTPMetricsMiddleware:

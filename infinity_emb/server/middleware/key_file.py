@@ -35,9 +35,8 @@ class KeyFile:
     def __init__(self, path: str, *, reserved: bytes | None = None) -> None:
         self._path = path
         self._reserved = reserved
-        self._stamp = self._seen_stamp = read_stamp(
-            path
-        )  # before reading, so that the next check notices a later change
+        # Before reading, so that the next check notices a later change.
+        self._stamp = self._seen_stamp = read_stamp(path)
         self._digests = self._read()
         self._checked_s = time.monotonic()
         self._is_failing = False

@@ -492,7 +492,7 @@ def test_tensorrt_has_one_engine_for_all_batches_or_several_where_it_cannot(
     boxed = network()
     assert boxed.max_items == 2
     assert told[-1]["trt_profile_max_shapes"].startswith("input_ids:2x256,attention_mask:2x256,")
-    assert "computes 2 texts of up to 256 tokens at a time" in caplog.text
+    assert "computes only 2 texts of up to 256 tokens at a time" in caplog.text
     takes_boxes = False
     free = network()
     assert free.max_items is None

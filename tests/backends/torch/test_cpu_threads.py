@@ -26,7 +26,9 @@ def test_cores_are_divided_by_how_many_batches_compute(
     assert SharedCores(num_cores).count_threads(MANY_TOKENS, num_computing=num_computing) == num_threads
 
 
-@pytest.mark.parametrize(("num_tokens", "num_threads"), [(0, 1), (3, 1), (4, 2), (7, 3), (10_000, 8)])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_threads"), [(0, 1), (3, 1), (4, 2), (64, 2), (100, 3), (10_000, 8)]
+)
 def test_a_small_batch_wakes_few_cores(num_tokens: int, num_threads: int) -> None:
     assert SharedCores(8).count_threads(num_tokens, num_computing=1) == num_threads
 

@@ -14,7 +14,11 @@ from infinity_emb.backends.torch.cpu_weights import store_input_major
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from tests.support.model_kinds import list_kinds
 
-pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="weights stay as they are without MKL"),
+]
 
 KIND = "sparse: bert, max, relu"  # its head shares its weight with the embedding of words
 
