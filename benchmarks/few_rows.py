@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.rounds import Row, report
+from infinity_emb.backends.torch.cpu_weights import to_input_major
 
 NUM_TOKENS = (6, 17, 32, 64, 256, 1024)
 # The cores of a server have been idle before a lone query comes.
@@ -30,7 +31,7 @@ class FewRows:
         shapes = [(hidden_size, hidden_size)] * 4
         shapes += [(4 * hidden_size, hidden_size), (hidden_size, 4 * hidden_size)]
         as_in_files = [torch.randn(shape) for shape in shapes * num_layers]
-        by_input = [weight.t().contiguous().t() for weight in as_in_files]
+        by_input = list(map(to_input_major, as_in_files))
         self._weights = {"as in files": as_in_files, "by input": by_input}
         self._num_cores = torch.get_num_threads()
         self._cases = [("as in files", self._num_cores), ("by input", 1), ("by input", self._num_cores)]
@@ -46,12 +47,12 @@ class FewRows:
         for num_tokens in NUM_TOKENS:
             base_s = self._time(num_tokens, "as in files", 1)
             for order, num_cores in self._cases:
-                figures[_name(num_tokens, order, num_cores)] = base_s / self._time(
-                    num_tokens, order, num_cores
-                )
+                took_s = self._time(num_tokens, order, num_cores)
+                figures[_name(num_tokens, order, num_cores)] = base_s / took_s
         return figures
 
     def close(self) -> None:
+        """Let torch use all cores again."""
         torch.set_num_threads(self._num_cores)
 
     def _time(self, num_tokens: int, order: str, num_cores: int) -> float:
@@ -76,6 +77,7 @@ def _multiply(inputs: dict[int, Tensor], weights: Sequence[Tensor]) -> float:
 
 
 def main() -> None:
+    """Run the rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--hidden-size", type=int, default=384)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 
-import httpx
 import numpy as np
 import uvloop
 
+from benchmarks.attack import Traffic, ask_health
 from benchmarks.http_load import make_requests, run_load, run_open_load
 from benchmarks.rounds import Row, report
 from benchmarks.serve import NUM_PASSAGES, NUM_SHORT, PASSAGES_PER_REQUEST, Server
@@ -25,7 +24,6 @@ from benchmarks.texts import bundled_model_folder, load_texts
 from infinity_emb.cli.bench.load import Result
 
 MAX_WAIT_S = 8
-PROBE_PAUSE_S = 0.1
 # Left out of the results: until the queue is full, every request is accepted.
 FILL_S = 2 * MAX_WAIT_S
 
@@ -89,28 +87,17 @@ class Bench:
         self, requests: list[bytes], *, per_s: float, duration_s: float
     ) -> tuple[list[Result], list[float]]:
         """Return the results of the load, and the latencies of `/health` meanwhile."""
-        health_s: list[float] = []
-        probing = asyncio.create_task(_probe_health(self.server.port, health_s))
-        try:
-            responses = await run_open_load(
-                requests, port=self.server.port, per_s=per_s, duration_s=duration_s
-            )
-        finally:
-            probing.cancel()
-        return responses, health_s
+        port = self.server.port
+        probes = Traffic(f"http://127.0.0.1:{port}", "any key", duration_s)
+        responses, _ = await asyncio.gather(
+            run_open_load(requests, port=port, per_s=per_s, duration_s=duration_s), ask_health(probes)
+        )
+        if set(probes.statuses) != {200}:
+            raise RuntimeError(f"/health was answered with {dict(probes.statuses)}")
+        return responses, probes.took_s
 
     def _make_requests(self, texts: list[str], per_request: int) -> list[bytes]:
         return make_requests(texts, per_request=per_request, port=self.server.port, encoding_format="base64")
-
-
-async def _probe_health(port: int, took_s: list[float]) -> None:
-    """Ask for `/health` again and again, and append how long each response took."""
-    async with httpx.AsyncClient(timeout=MAX_WAIT_S) as client:
-        while True:
-            started_s = time.perf_counter()
-            (await client.get(f"http://127.0.0.1:{port}/health")).raise_for_status()
-            took_s.append(time.perf_counter() - started_s)
-            await asyncio.sleep(PROBE_PAUSE_S)
 
 
 def _compute_latencies(responses: list[Result]) -> list[float]:

@@ -18,37 +18,35 @@ _is_frozen = False
 @contextlib.contextmanager
 def frozen_objects() -> Iterator[None]:
     """Keep all objects that exist now out of collections until the end of the block."""
-    _set_frozen(True)
+    global _is_frozen
+    with _lock:
+        _is_frozen = True
+        _freeze()
     try:
         yield
     finally:
-        _set_frozen(False)
-
-
-def collect_all() -> None:
-    """Collect reference cycles; in a `frozen_objects` block frozen ones too, and freeze what remains."""
-    with _lock:
-        if _is_frozen:
+        with _lock:
+            _is_frozen = False
             gc.unfreeze()
-        gc.collect()
-        if _is_frozen:
-            gc.freeze()
 
 
 def freeze_new_objects() -> None:
-    """Collect, and in a `frozen_objects` block keep what remains, such as a new model, out of collections."""
+    """Keep newer objects, such as a model's, out of collections too in a `frozen_objects` block."""
     with _lock:
         if _is_frozen:
-            gc.collect()
-            gc.freeze()
+            _freeze()
 
 
-def _set_frozen(is_frozen: bool) -> None:
-    global _is_frozen
+def collect_all() -> None:
+    """Collect reference cycles; in a `frozen_objects` block, also those of frozen objects."""
     with _lock:
-        _is_frozen = is_frozen
-        if is_frozen:
-            gc.collect()
-            gc.freeze()
-        else:
+        if _is_frozen:
             gc.unfreeze()
+            _freeze()
+        else:
+            gc.collect()
+
+
+def _freeze() -> None:
+    gc.collect()  # what is garbage now would never be collected
+    gc.freeze()

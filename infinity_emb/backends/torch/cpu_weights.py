@@ -14,6 +14,11 @@ from infinity_emb.backends.torch.st_introspection import find_transformers
 _has_mkl: Callable[[], bool] = torch.backends.mkl.is_available
 
 
+def to_input_major(weight: Tensor) -> Tensor:
+    """Return a copy of an (N, K) weight that is stored as (K, N)."""
+    return weight.t().contiguous().t()
+
+
 def store_input_major(model: BaseModel) -> None:
     """Store each (N, K) float32 weight of the networks' linear layers on a CPU as (K, N).
 
@@ -34,5 +39,5 @@ def store_input_major(model: BaseModel) -> None:
         input_major = {id(weight) for weight in linear} - shared
         for weight in transformer.model.parameters():
             if weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor:
-                values = weight.data
-                weight.data = values.t().contiguous().t() if id(weight) in input_major else values.clone()
+                copy = to_input_major if id(weight) in input_major else torch.clone
+                weight.data = copy(weight.data)
