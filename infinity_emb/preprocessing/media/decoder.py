@@ -145,16 +145,19 @@ def _read_line(stream: IO[bytes]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Decode files from standard input until it ends."""
+    """Decode files from standard input until it ends, or until nobody reads the answers."""
     replies = os.fdopen(prepare_isolated_child(), "wb")
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     files = sys.stdin.buffer
-    while line := files.readline():
-        _serve(json.loads(line), files, replies)
-        replies.flush()
+    try:
+        while (line := files.readline()).endswith(b"\n"):
+            _serve(json.loads(line), files, replies)
+            replies.flush()
+    except BrokenPipeError:  # the server has ended; Python would try to send the rest at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
 
 
 def _serve(job: dict[str, Any], files: IO[bytes], replies: IO[bytes]) -> None:

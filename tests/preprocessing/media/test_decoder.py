@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import soundfile  # type: ignore[import-untyped]  # ships no types
 from PIL import Image
 
+from infinity_emb.concurrency import start_isolated_python
 from infinity_emb.errors import AudioCorruption, BadInput, ImageCorruption, Overloaded
 from infinity_emb.preprocessing.media.decode import decode_audio, decode_image, no_limit
-from infinity_emb.preprocessing.media.decoder import DecoderProcess
+from infinity_emb.preprocessing.media.decoder import _PROGRAM, DecoderProcess
 from tests.support.event_loop import PATIENCE_S
 
 
@@ -106,3 +108,22 @@ def test_a_closed_decoder_has_no_process(decoder: DecoderProcess) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
     decoder.close()
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_decoder_whose_server_has_ended_ends_without_a_traceback(
+    capfd: pytest.CaptureFixture[str], is_complete: bool
+) -> None:
+    job = json.dumps({"kind": "image", "num_bytes": len(png())}).encode()
+    process = start_isolated_python(_PROGRAM)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdout.close()
+        with process.stdin as stdin:
+            stdin.write(job + b"\n" + png() if is_complete else job[:9])
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert capfd.readouterr().err == ""
