@@ -113,7 +113,8 @@ class Replica:
             self._recover(items, stored)
             return
         completed = select_items(items, stored)
-        self._queue.grow_batches(self._completer.complete(launched, completed))
+        num_tokens = self._completer.complete(launched, completed)
+        self._queue.record_batch(num_tokens, launched.computed_s - launched.started_s)
         retry_in_full_precision(self.backend, select_items(items, ~stored), self._completer)
         self._consecutive_crashes = 0
 

@@ -147,10 +147,11 @@ class WorkQueue:
         with self._changed:
             self._changed.wait_for(lambda: not self.is_accepting, timeout_s)
 
-    def grow_batches(self, num_tokens: int) -> None:
-        """Let batches grow back to their limit, after one of `num_tokens` succeeded."""
+    def record_batch(self, num_tokens: int, seconds: float) -> None:
+        """Learn the speed from a batch that succeeded, and let batches grow back to their limit."""
         with self._changed:
             self._queue.grow(num_tokens)
+            self._queue.observe(num_tokens, seconds)
 
     def shrink_batches(self, num_tokens: int) -> None:
         """Make batches smaller, after one of `num_tokens` ran out of memory."""
