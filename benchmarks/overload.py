@@ -1,117 +1,290 @@
 """Measure a server at several times the load that it sustains, as ratios to its peak in the same run.
 
-    python -m benchmarks.overload [--rounds 3] [--seconds 20] [--factor 5]
+    python -m benchmarks.overload [--rounds 3] [--seconds 20] [--factor 5] [--only queries]
 
 First, enough clients to keep it busy, each waiting for its responses (the peak); then `--factor` times as
 many requests per second, sent whether or not the server keeps up, while `/health` is asked ten times a
-second. The model is the bundled one. The load generator shares the cores with the server.
-docs/measurements.md explains each row.
+second on new connections. Each accepted response is compared with the vectors of its texts computed alone.
+The model is the bundled one. The load generator shares the cores with the server; a table shows who used
+them. docs/measurements.md explains each row.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import collections
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import uvloop
+import numpy.typing as npt
+import orjson
+import pybase64
 
-from benchmarks.attack import Traffic, ask_health
-from benchmarks.http_load import make_requests, run_load, run_open_load
-from benchmarks.rounds import Row, report
+from benchmarks.cpu_clocks import CpuTime, read_cpu_time
+from benchmarks.http_load import make_requests
+from benchmarks.raw_load import PROBE, Answer, RawLoad
+from benchmarks.rounds import Row, describe_machine, print_rows, run_rounds, summarize_rows
 from benchmarks.serve import NUM_PASSAGES, NUM_SHORT, PASSAGES_PER_REQUEST, Server
 from benchmarks.texts import bundled_model_folder, load_texts
-from infinity_emb.cli.bench.load import Result
 
 MAX_WAIT_S = 8
 # Left out of the results: until the queue is full, every request is accepted.
 FILL_S = 2 * MAX_WAIT_S
+# For responses to requests that were accepted last.
+DRAIN_S = 60.0
+ALLOWED = {"200", "429", "503"}
+TOLERANCE = 1e-5
+_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_Vectors = npt.NDArray[np.float32]
+
+
+@dataclass
+class Kind:
+    """One kind of request, and the vectors of its texts, each computed alone.
+
+    expected: (requests, texts per request, D) float32.
+    """
+
+    about: str
+    num_clients: int
+    requests: list[bytes]
+    expected: _Vectors
+
+
+@dataclass
+class Account:
+    """What became of the requests of all rounds."""
+
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+    health: collections.Counter[str] = field(default_factory=collections.Counter)
+    num_wrong: int = 0
+    max_difference: float = 0.0
+    max_connections: int = 0
+    num_resent: int = 0
+    num_overflows: int = 0
+
+    def list_broken(self) -> list[str]:
+        """Name the promises that were not kept."""
+        unexpected = {name: number for name, number in self.outcomes.items() if name not in ALLOWED}
+        checks = {
+            f"unexpected outcomes: {unexpected}": bool(unexpected),
+            f"health: {dict(self.health)}": set(self.health) != {"200"},
+            f"{self.num_wrong} wrong vectors": self.num_wrong > 0,
+        }
+        return [message for message, is_broken in checks.items() if is_broken]
 
 
 class Bench:
     """Run one server, and send it two kinds of requests."""
 
-    def __init__(self, seconds: float, factor: float) -> None:
+    def __init__(self, seconds: float, factor: float, only: str) -> None:
         self.server = Server(
             ["--model-id", str(bundled_model_folder()), "--max-queue-wait-s", str(MAX_WAIT_S)]
         )
         self._seconds, self._factor = seconds, factor
         short, passages = load_texts(num_short=NUM_SHORT, num_passages=NUM_PASSAGES)
-        self._kinds = {
-            "passages": (self._make_requests(passages, PASSAGES_PER_REQUEST), 3),
-            "queries": (self._make_requests(short, 1), 32),
+        kinds = {
+            "passages": (f"{PASSAGES_PER_REQUEST} passages per request", 3, passages, PASSAGES_PER_REQUEST),
+            "queries": ("one query per request", 32, short, 1),
         }
+        self._kinds = {
+            name: self._make_kind(*arguments) for name, arguments in kinds.items() if only in ("", name)
+        }
+        self.accounts = {kind: Account() for kind in self._kinds}
+        self.cpu_rows: dict[str, list[Mapping[str, float]]] = {}
         self.rows = {}
-        for kind, name in (("passages", "32 passages per request"), ("queries", "one query per request")):
-            self.rows[f"{kind}_accepted"] = Row(f"answered at {factor:g}x the peak / peak, {name}", ">= 0.90")
-            self.rows[f"{kind}_refused_ms"] = Row("    median time to a 429, ms", "milliseconds")
-            self.rows[f"{kind}_refused_p99_ms"] = Row("    99th percentile of it, ms", "milliseconds")
-            self.rows[f"{kind}_health_p99_ms"] = Row("    99th percentile of /health, ms", "< 500")
-            self.rows[f"{kind}_accepted_s"] = Row("    median time to a response, s", f"about {MAX_WAIT_S}")
+        for name, kind in self._kinds.items():
+            about = kind.about
+            self.rows[f"{name}_accepted"] = Row(
+                f"answered at {factor:g}x the peak / peak, {about}", ">= 0.90"
+            )
+            self.rows[f"{name}_refused_ms"] = Row("    median time to a 429, ms", "milliseconds")
+            self.rows[f"{name}_refused_p99_ms"] = Row("    99th percentile of it, ms", "milliseconds")
+            self.rows[f"{name}_health_p99_ms"] = Row("    99th percentile of /health, ms", "< 500")
+            self.rows[f"{name}_accepted_s"] = Row("    median time to a response, s", f"about {MAX_WAIT_S}")
 
-    def close(self) -> None:
-        """Stop the server."""
-        self.server.close()
+    def close(self) -> int:
+        """Stop the server and return its exit code."""
+        return self.server.close()
+
+    def summarize_cpu(self) -> dict[str, dict[str, float]]:
+        """Return the medians of all rounds."""
+        return {
+            name: {key: float(np.median([each[key] for each in rounds])) for key in rounds[0]}
+            for name, rounds in self.cpu_rows.items()
+        }
 
     def measure(self) -> dict[str, float]:
         """Run one round and return the value of each row."""
         values: dict[str, float] = {}
-        for kind, (requests, num_clients) in self._kinds.items():
-            values |= {
-                f"{kind}_{name}": value for name, value in self._overload(requests, num_clients).items()
-            }
+        for name, kind in self._kinds.items():
+            values |= {f"{name}_{key}": value for key, value in self._overload(name, kind).items()}
         return values
 
-    def _overload(self, requests: list[bytes], num_clients: int) -> dict[str, float]:
-        took_s, _ = asyncio.run(run_load(requests, port=self.server.port, num_clients=num_clients))
-        peak_per_s = len(requests) / took_s
-        duration_s = self._seconds + FILL_S
-        responses, health_s = uvloop.run(
-            self._load_and_probe(requests, per_s=self._factor * peak_per_s, duration_s=duration_s)
+    def _make_kind(self, about: str, num_clients: int, texts: list[str], per_request: int) -> Kind:
+        alone = self._run_closed(self._make_requests(texts, 1), num_clients=1)
+        expected = np.concatenate([_read_vectors(answer) for answer in _sort(alone)])
+        return Kind(
+            about,
+            num_clients,
+            self._make_requests(texts, per_request),
+            expected.reshape(-1, per_request, expected.shape[1]),
         )
-        unexpected = {response.outcome for response in responses} - {"200", "429"}
-        if unexpected:
-            raise RuntimeError(f"the server answered {unexpected}")
-        accepted = [response for response in responses if response.is_ok]
-        counted = [response for response in accepted if FILL_S <= response.received_s < duration_s]
-        refused_s = _compute_latencies([response for response in responses if response.outcome == "429"])
+
+    def _overload(self, name: str, kind: Kind) -> dict[str, float]:
+        before = read_cpu_time(self.server.pid)
+        peak = self._run_closed(kind.requests, num_clients=kind.num_clients)
+        took = read_cpu_time(self.server.pid).since(before)
+        peak_per_s = len(peak) / took.at_s
+        at_peak = _count_cpu(took, num_answered=len(peak), num_refused=0)
+        load = RawLoad(kind.requests, port=self.server.port, probe=_HEALTH)
+        num_overflows = _read_overflows()
+        load.run_open(self._factor * peak_per_s, FILL_S)
+        num_before, before = len(load.answers), read_cpu_time(self.server.pid)
+        load.run_open(self._factor * peak_per_s, FILL_S + self._seconds)
+        counted, took = load.answers[num_before:], read_cpu_time(self.server.pid).since(before)
+        load.drain(DRAIN_S)
+        load.close()
+        accepted = [answer for answer in counted if answer.is_ok and answer.index != PROBE]
+        refused = [answer for answer in load.answers if answer.outcome == "429"]
+        refused_s = [answer.latency_s for answer in refused] or [float("nan")]
+        at_overload = _count_cpu(
+            took,
+            num_answered=len(accepted),
+            num_refused=sum(not answer.is_ok for answer in counted),
+            at_peak=at_peak,
+        )
+        self.cpu_rows.setdefault(f"{name}, at the peak", []).append(at_peak)
+        self.cpu_rows.setdefault(f"{name}, at {self._factor:g}x", []).append(at_overload)
+        self._add_to_account(self.accounts[name], load, kind.expected, _read_overflows() - num_overflows)
+        health_s = [answer.latency_s for answer in load.answers if answer.index == PROBE]
         return {
-            "accepted": len(counted) / self._seconds / peak_per_s,
+            "accepted": len(accepted) / took.at_s / peak_per_s,
             "refused_ms": 1000 * float(np.median(refused_s)),
             "refused_p99_ms": 1000 * float(np.percentile(refused_s, 99)),
             "health_p99_ms": 1000 * float(np.percentile(health_s, 99)),
-            "accepted_s": float(np.median(_compute_latencies(counted))),
+            "accepted_s": float(np.median([answer.latency_s for answer in accepted])),
         }
 
-    async def _load_and_probe(
-        self, requests: list[bytes], *, per_s: float, duration_s: float
-    ) -> tuple[list[Result], list[float]]:
-        """Return the results of the load, and the latencies of `/health` meanwhile."""
-        port = self.server.port
-        probes = Traffic(f"http://127.0.0.1:{port}", "any key", duration_s)
-        responses, _ = await asyncio.gather(
-            run_open_load(requests, port=port, per_s=per_s, duration_s=duration_s), ask_health(probes)
-        )
-        if set(probes.statuses) != {200}:
-            raise RuntimeError(f"/health was answered with {dict(probes.statuses)}")
-        return responses, probes.took_s
+    def _add_to_account(
+        self, account: Account, load: RawLoad, expected: _Vectors, num_overflows: int
+    ) -> None:
+        account.outcomes += load.count_outcomes()
+        account.num_resent += load.num_resent
+        account.num_overflows += num_overflows
+        account.max_connections = max(account.max_connections, load.max_connections)
+        for answer in load.answers:
+            if answer.index == PROBE:
+                account.health[answer.outcome] += 1
+            elif answer.is_ok:
+                difference = float(np.abs(_read_vectors(answer) - expected[answer.index]).max())
+                account.num_wrong += not difference <= TOLERANCE  # nor if it is not a number
+                account.max_difference = max(account.max_difference, difference)
+
+    def _run_closed(self, requests: list[bytes], *, num_clients: int) -> list[Answer]:
+        load = RawLoad(requests, port=self.server.port)
+        answers = load.run_closed(num_clients, len(requests))
+        load.close()
+        if set(load.count_outcomes()) != {"200"}:
+            raise RuntimeError(f"without overload, the server answered {load.count_outcomes()}")
+        return answers
 
     def _make_requests(self, texts: list[str], per_request: int) -> list[bytes]:
         return make_requests(texts, per_request=per_request, port=self.server.port, encoding_format="base64")
 
 
-def _compute_latencies(responses: list[Result]) -> list[float]:
-    return [response.received_s - response.sent_s for response in responses]
+def _sort(answers: Sequence[Answer]) -> list[Answer]:
+    return sorted(answers, key=lambda answer: answer.index)
+
+
+def _read_vectors(answer: Answer) -> _Vectors:
+    """Return the vectors of a response, (texts, D) float32."""
+    body: dict[str, Any] = orjson.loads(answer.response.partition(b"\r\n\r\n")[2])
+    raw = b"".join(pybase64.b64decode(entry["embedding"]) for entry in body["data"])
+    return np.frombuffer(raw, dtype=np.float32).reshape(len(body["data"]), -1)
+
+
+def _count_cpu(
+    took: CpuTime, *, num_answered: int, num_refused: int, at_peak: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Return shares of one core by thread, and CPU time per request in microseconds.
+
+    at_peak: what an accepted request costs the event loop; the rest of its time is for refusals.
+    """
+    num_requests = num_answered + num_refused
+    loop_us = 1e6 * took.loop_s
+    shares = {
+        "loop": took.loop_s / took.at_s,
+        "other threads": took.other_s / took.at_s,
+        "generator": took.generator_s / took.at_s,
+        "loop waits": took.loop_wait_s / took.at_s,
+        "others wait": took.other_wait_s / took.at_s,
+        "requests/s": num_requests / took.at_s,
+        "answered/s": num_answered / took.at_s,
+        "generator us": 1e6 * took.generator_s / num_requests,
+        "compute us": 1e6 * took.other_s / max(1, num_answered),
+        "answer us": loop_us / max(1, num_answered),
+        "refusal us": 0.0,
+    }
+    if at_peak is not None and num_refused:
+        shares["answer us"] = at_peak["answer us"]
+        shares["refusal us"] = (loop_us - num_answered * at_peak["answer us"]) / num_refused
+    return shares
+
+
+def _read_overflows() -> int:
+    """Return how often a backlog of a listening socket of this machine was full."""
+    lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
+    counters = dict(zip(lines[0], lines[1], strict=True))
+    return int(counters["ListenOverflows"])
+
+
+def print_account(bench: Bench) -> None:
+    """Print who used the cores, and what became of all requests."""
+    for name, medians in bench.summarize_cpu().items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in medians.items()))
+    for name, account in bench.accounts.items():
+        print(
+            f"\n{name}: {dict(account.outcomes)}; health {dict(account.health)}; at most"
+            f" {account.max_connections} connections, {account.num_resent} requests resent,"
+            f" {account.num_overflows} overflows of a backlog; vectors differ by at most"
+            f" {account.max_difference:.1e} from those computed alone"
+        )
+        for message in account.list_broken():
+            print(f"NOT KEPT: {message}")
 
 
 def main() -> None:
-    """Run the rounds and print the results."""
+    """Run the rounds and print the results; exit with 1 if a promise was not kept."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--factor", type=float, default=5, help="of the load, to the peak [5]")
+    parser.add_argument("--only", choices=["passages", "queries"], default="", help="kind of requests")
+    parser.add_argument("--no-warm-up", action="store_true", help="let the first round count")
     options = parser.parse_args()
-    report(Bench(options.seconds, options.factor), options.rounds, about=f"{options.rounds} rounds")
+    bench = Bench(options.seconds, options.factor, options.only)
+    try:
+        run_rounds(bench.rows, bench.measure, options.rounds, warms_up=not options.no_warm_up)
+    finally:
+        exit_code = bench.close()
+    print(f"\n{describe_machine()}; {options.rounds} rounds; the server ended with {exit_code}\n")
+    print_rows(bench.rows)
+    print()
+    print_account(bench)
+    result = {
+        "machine": describe_machine(),
+        "ratios": summarize_rows(bench.rows),
+        "cpu": bench.summarize_cpu(),
+        "outcomes": {name: account.outcomes for name, account in bench.accounts.items()},
+    }
+    print("\n" + json.dumps(result))
+    sys.exit(exit_code != 0 or any(account.list_broken() for account in bench.accounts.values()))
 
 
 if __name__ == "__main__":

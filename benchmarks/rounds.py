@@ -57,9 +57,16 @@ def report(bench: Bench, num_rounds: int, *, about: str = "") -> None:
     print("\n" + json.dumps({"machine": describe_machine(), "ratios": summarize_rows(bench.rows)}))
 
 
-def run_rounds(rows: Mapping[str, Row], measure: Callable[[], Mapping[str, float]], num_rounds: int) -> None:
+def run_rounds(
+    rows: Mapping[str, Row],
+    measure: Callable[[], Mapping[str, float]],
+    num_rounds: int,
+    *,
+    warms_up: bool = True,
+) -> None:
     """Run one round as a warm-up, then `num_rounds` that count. measure: returns the value of each row."""
-    measure()
+    if warms_up:
+        measure()
     for _ in range(num_rounds):
         for name, value in measure().items():
             rows[name].values.append(value)
