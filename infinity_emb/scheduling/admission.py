@@ -82,6 +82,11 @@ class Admission:
         return sum(self.num_items.values())
 
     @property
+    def has_refused(self) -> bool:
+        """True if a request was refused and its flow has not been seen to have room since."""
+        return bool(self._refused)
+
+    @property
     def num_reserved(self) -> int:
         """Inputs that each lane can hold on top of its limit, for clients that hold less than others."""
         return max(MIN_RESERVE, int(RESERVE_FRACTION * self.max_items))

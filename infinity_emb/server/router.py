@@ -24,9 +24,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.scheduling.request_context import RequestContext, set_memory, set_request
+from infinity_emb.server.early_refusals import EarlyRefusals, repeat_message
 from infinity_emb.server.error_format import set_error_context
 from infinity_emb.server.requests.call import Call, note_model
-from infinity_emb.server.requests.context import complete_context, guess_flow, open_context
+from infinity_emb.server.requests.context import (
+    PRIORITY_HEADER,
+    complete_context,
+    guess_flow,
+    open_context,
+)
 from infinity_emb.server.requests.disconnect import DisconnectWatch
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
@@ -62,8 +68,20 @@ class EndpointApp:
     def __init__(self, endpoint: Endpoint, context: ServerContext) -> None:
         self._forms = endpoint.forms
         self._context = context
+        self._refusals = EarlyRefusals(endpoint.forms, context.models)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, unless its refusal is already certain."""
+        if self._refusals.are_likely:
+            message = await receive()
+            refusal = self._refusals.find(scope, message)
+            if refusal is not None:
+                await refusal.send(send)
+                return
+            receive = repeat_message(message, receive)
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, call the handler of its form, and send the response; count the memory they take."""
         request = Request(scope, receive)
         stages = open_stages(scope)
@@ -114,7 +132,8 @@ class EndpointApp:
         engine = self._context.models.guess_engine(fields.get("model"))
         if engine is not None:
             note_model(request.scope, engine)
-            engine.gate.check_room(guess_flow(context, request, fields, schema))
+            has_priority = PRIORITY_HEADER in request.headers
+            engine.gate.check_room(guess_flow(context.client, fields, schema, has_priority=has_priority))
 
 
 class DocumentedRoute(APIRoute):

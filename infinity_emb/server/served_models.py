@@ -57,6 +57,11 @@ class ServedModels:
         """True once the app has started."""
         return self._array is not None
 
+    @property
+    def has_refused(self) -> bool:
+        """True if a model has refused a request and not been seen to have room since."""
+        return self._array is not None and any(engine.gate.admission.has_refused for engine in self._array)
+
     def resolve(self, model: str | None, capability: Capability) -> Resolved:
         """Return the engine for the requested model, or the default one for the task.
 

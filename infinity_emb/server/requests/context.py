@@ -42,12 +42,16 @@ def complete_context(context: RequestContext, request: Request, body: TaskReques
 
 
 def guess_flow(
-    context: RequestContext, request: Request, fields: Mapping[str, object], schema: type[TaskRequest]
+    client: str, fields: Mapping[str, object], schema: type[TaskRequest], *, has_priority: bool = False
 ) -> Flow:
-    """Return the flow of a request that is not validated yet: interactive unless it is certainly bulk."""
+    """Return the flow of a request that is not validated yet: interactive unless it is certainly bulk.
+
+    has_priority: whether it has the header.
+    """
     inputs = fields.get(schema.input_field)
-    has_priority = "priority" in fields or PRIORITY_HEADER in request.headers
-    return context.flow(len(inputs) if isinstance(inputs, list) and not has_priority else 1)
+    is_counted = isinstance(inputs, list) and not has_priority and "priority" not in fields
+    num_inputs = len(inputs) if isinstance(inputs, list) and is_counted else 1
+    return RequestContext(client=client).flow(num_inputs)
 
 
 def read_client(scope: Scope) -> str:
