@@ -16,6 +16,8 @@ from infinity_emb.server.endpoints import PROBE_PATHS
 
 # With more, the turns of the event loop that a text needs take longer than its computation.
 MAX_STARTS = 2
+# Unless more than this many wait for each of them: then none would ever wait less.
+WAITING_PER_START = 64
 _KEY_HEADERS = (b"authorization", b"api-key")
 
 
@@ -57,7 +59,8 @@ class RequestTurns:
     def _begin_turn(self) -> None:
         self._is_scheduled = False
         self._num_started = 0
-        while self._num_started < self._max_starts and len(self._waiting):
+        max_starts = max(self._max_starts, len(self._waiting) // WAITING_PER_START)
+        while self._num_started < max_starts and len(self._waiting):
             tag, _, waiting = self._waiting.pop()
             self._waiting.advance(tag)
             self._num_started += 1

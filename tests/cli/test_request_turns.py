@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infinity_emb.cli.request_turns import RequestTurns, read_flow
+from infinity_emb.cli.request_turns import WAITING_PER_START, RequestTurns, read_flow
 from infinity_emb.scheduling.fair_queue import Flow
 from tests.support.event_loop import run
 
@@ -43,6 +43,22 @@ def test_a_client_with_few_requests_does_not_wait_for_those_of_another() -> None
 
     assert run(start_all()).index("other") <= 5
     assert run(start_all())[:10].count("other") == 2
+
+
+def test_more_requests_start_at_once_when_thousands_wait() -> None:
+    """At ten times the load, requests came faster than two in each turn, and waited for seconds."""
+
+    async def count_turns(number: int) -> int:
+        turns, started, num_turns = RequestTurns(), [], 0
+        for each in range(number):
+            turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
+        while len(started) < number:
+            await asyncio.sleep(0)
+            num_turns += 1
+        return num_turns
+
+    assert run(count_turns(120)) == 59
+    assert run(count_turns(4096)) < 6 * WAITING_PER_START
 
 
 def scope_of(path: str = "/models", address: str = "10.0.0.1", **headers: str) -> Any:
