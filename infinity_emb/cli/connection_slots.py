@@ -1,8 +1,8 @@
 """Count the connections, and limit those beyond the maximum.
 
 A connection beyond the maximum is extra: it may request a probe and is closed after the response. The number
-of extra connections is limited too: the oldest is closed for the newest, so that probes are answered however
-many connections are open.
+of extra connections is limited too: one is closed for the newest, so that probes are answered however many
+connections are open. Those that have been refused are closed first, then the oldest.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class ConnectionSlots:
         self._max_extra = max_extra
         self._num_regular = 0
         self._extra: dict[Connection, None] = {}  # in the order of their arrival
+        self._refused: dict[Connection, None] = {}  # those of them that have their response
 
     @property
     def is_full(self) -> bool:
@@ -39,21 +40,26 @@ class ConnectionSlots:
         return self._num_regular >= self._max_connections
 
     def add(self, connection: Connection) -> None:
-        """Count a new connection; close the oldest extra one if there are too many."""
+        """Count a new connection; close an extra one if there are too many."""
         if not self.is_full:
             self._num_regular += 1
             return
         self._extra[connection] = None
         if len(self._extra) > self._max_extra:
-            oldest = next(iter(self._extra))
-            del self._extra[oldest]
+            closing = next(iter(self._refused or self._extra))
+            self._forget_extra(closing)
             self._num_regular += 1  # until `remove` is called for it
-            oldest.make_room()
+            closing.make_room()
+
+    def note_refused(self, connection: Connection) -> None:
+        """Note that a connection has got its last response, if it is an extra one."""
+        if connection in self._extra:
+            self._refused[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
         if connection in self._extra:
-            del self._extra[connection]
+            self._forget_extra(connection)
         else:
             self._num_regular -= 1
 
@@ -62,7 +68,11 @@ class ConnectionSlots:
         if connection not in self._extra:
             return False
         if not self.is_full:
-            del self._extra[connection]
+            self._forget_extra(connection)
             self._num_regular += 1
             return False
         return True
+
+    def _forget_extra(self, connection: Connection) -> None:
+        del self._extra[connection]
+        self._refused.pop(connection, None)

@@ -15,7 +15,8 @@ if sys.platform != "win32":  # which has no such limit
 
 logger = logging.getLogger("infinity_emb")
 
-MAX_EXTRA = 64
+# As many as may arrive while the event loop is busy, so that a probe among them is read before it makes room.
+MAX_EXTRA = 512
 # For model files, media, databases and the sockets of clients, which are opened later.
 NUM_RESERVED = 256
 

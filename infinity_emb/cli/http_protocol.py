@@ -151,11 +151,13 @@ class HttpProtocol(OrderedProtocol):
 
     def make_room(self) -> None:
         """Close the connection at once, with a 503 if no request has arrived."""
-        if self.is_response_pending or self.is_refused or self.transport.is_closing():
+        if self.is_response_pending:
             self.transport.abort()
-        else:
+            return
+        if not self.is_refused and not self.transport.is_closing():
             self.transport.write(format_response(self._slots.problem))
-            self.transport.close()
+        self.discard_received()
+        self.transport.close()
 
     def enforce_timeouts(self, now_s: float) -> None:
         """Close the connection of a slow client, with a response if one can still be sent."""
@@ -167,6 +169,11 @@ class HttpProtocol(OrderedProtocol):
                 self.transport.close()
         elif self._waiting_since_s is not None:
             self._enforce_read_timeout(now_s, self._waiting_since_s)
+
+    def _send_refusal(self) -> None:
+        """Send the refusal; from then on, the connection is the first to make room for others."""
+        super()._send_refusal()
+        self._slots.note_refused(self)
 
     def _count_head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

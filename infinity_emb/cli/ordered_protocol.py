@@ -7,7 +7,9 @@ pipelined requests, a few kilobytes are parsed at a time, and the rest after the
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 from typing import Any, Literal, NamedTuple, cast
 
@@ -29,6 +31,8 @@ PROBE_AFTER_S = 1.0
 GIVE_UP_AFTER_S = 5.0
 # Parsed at once: a hundred of the smallest requests.
 MAX_PARSED_BYTES = 4096
+# Discarded at most before a connection is closed at once.
+_DISCARDED_BYTES, _MAX_DISCARDED_READS = 2**16, 4
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -186,6 +190,14 @@ class OrderedProtocol(HttpToolsProtocol):
         elif waited_s >= PROBE_AFTER_S and not is_old and not self._is_probed:
             self._is_probed = True
             self.transport.write(_CONTINUE)
+
+    def discard_received(self) -> None:
+        """Read what has arrived: closing a socket with unread bytes resets it, and loses the response."""
+        number = self.transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):  # there is no more, or the client has disconnected
+            for _ in range(_MAX_DISCARDED_READS):
+                if not os.read(number, _DISCARDED_BYTES):
+                    break
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

@@ -49,6 +49,20 @@ def test_the_oldest_extra_connection_makes_room_for_the_newest() -> None:
     assert slots.is_extra(Connection(slots))
 
 
+def test_one_that_has_been_refused_makes_room_first() -> None:
+    slots = ConnectionSlots(max_connections=1, max_extra=2)
+    regular, waiting, refused = (Connection(slots) for _ in range(3))
+    slots.note_refused(refused)
+    slots.note_refused(regular)
+    Connection(slots)
+    assert [regular.is_open, waiting.is_open, refused.is_open] == [True, True, False]
+    Connection(slots)
+    assert not waiting.is_open
+    for each in (refused, waiting, regular):
+        slots.remove(each)
+    assert not slots.is_full
+
+
 def test_one_that_makes_room_does_not_give_its_place_to_an_extra_one_twice() -> None:
     slots = ConnectionSlots(max_connections=1, max_extra=1)
     _, evicted, extra = (Connection(slots) for _ in range(3))

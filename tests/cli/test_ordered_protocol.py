@@ -15,7 +15,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from infinity_emb.cli import ordered_protocol
+from infinity_emb.cli import descriptors, ordered_protocol
 from infinity_emb.cli.ordered_protocol import MAX_PARSED_BYTES, OrderedProtocol
 from tests.support.server_on_a_thread import (
     BODY,
@@ -250,7 +250,10 @@ def test_a_server_that_stops_does_not_wait_for_idle_connections(start_here: Star
         assert not server.thread.is_alive()
 
 
-def test_probes_are_answered_beyond_the_limit_of_connections(start_here: StartHere) -> None:
+def test_probes_are_answered_beyond_the_limit_of_connections(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "MAX_EXTRA", 64)
     server = start_here(max_connections=2)
     others = [connect(server) for _ in range(150)]
     wait_until(lambda: len(server.server_state.connections) >= 60)
@@ -259,10 +262,50 @@ def test_probes_are_answered_beyond_the_limit_of_connections(start_here: StartHe
         assert httpx.get(f"http://{host}:{port}/health").status_code == 200
     with connect(server, REQUEST) as client:
         assert "all 2 connections" in error_of(read_all(client), 503)
-    told = [read_all(other) for other in others[2:-64]]
+    told = [read_all(other) for other in others[2 : -descriptors.MAX_EXTRA]]
     assert all("all 2 connections" in error_of(each, 503) for each in told)
     for other in others:
         other.close()
     wait_until(lambda: not server.server_state.connections)
     with connect(server, REQUEST + LAST) as client:
         assert statuses(read_all(client)) == [200, 200]
+
+
+@pytest.mark.parametrize("max_extra", [1, 8, 64])
+def test_a_burst_beyond_the_limit_of_connections_gets_responses_that_can_be_read(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch, max_extra: int
+) -> None:
+    """Connections were closed with their requests unread, which resets them and may lose the response."""
+    monkeypatch.setattr(descriptors, "MAX_EXTRA", max_extra)
+    server = start_here(max_connections=2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(server))
+        wait_until(lambda: len(server.server_state.connections) == 2)
+        loop = next(iter(server.server_state.connections)).loop  # type: ignore[union-attr]
+        loop.call_soon_threadsafe(time.sleep, 0.3)
+        clients = [stack.enter_context(connect(server, REQUEST)) for _ in range(100)]
+        time.sleep(0.5)  # nobody reads a response before all have been sent
+        for client in clients:
+            response = read_all(client)
+            assert "all 2 connections" in error_of(response, 503)
+            assert b"\r\nretry-after: 1\r\n" in response.lower()
+
+
+def test_refused_connections_make_room_before_those_that_have_not_been_read(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that came before a flood of requests was closed for them."""
+    monkeypatch.setattr(descriptors, "MAX_EXTRA", 4)
+    server = start_here(max_connections=2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(server))
+        wait_until(lambda: len(server.server_state.connections) == 2)
+        probe = stack.enter_context(connect(server, HEALTH[:-2]))
+        wait_until(lambda: len(server.server_state.connections) == 3)
+        for _ in range(20):
+            client = stack.enter_context(connect(server, REQUEST))
+            assert client.recv(2**16).startswith(b"HTTP/1.1 503 ")
+        probe.sendall(HEALTH[-2:])
+        assert statuses(read_all(probe)) == [200]
