@@ -150,7 +150,7 @@ class Bench:
         counted, took = load.answers[num_before:], read_cpu_time(self.server.pid).since(before)
         load.drain(DRAIN_S)
         load.close()
-        accepted = [answer for answer in counted if answer.is_ok and answer.index != PROBE]
+        accepted = [answer for answer in counted if answer.is_ok and answer.number != PROBE]
         refused = [answer for answer in load.answers if answer.outcome == "429"]
         refused_s = [answer.latency_s for answer in refused] or [float("nan")]
         at_overload = _count_cpu(
@@ -162,7 +162,7 @@ class Bench:
         self.cpu_rows.setdefault(f"{name}, at the peak", []).append(at_peak)
         self.cpu_rows.setdefault(f"{name}, at {self._factor:g}x", []).append(at_overload)
         self._add_to_account(self.accounts[name], load, kind.expected, _read_overflows() - num_overflows)
-        health_s = [answer.latency_s for answer in load.answers if answer.index == PROBE]
+        health_s = [answer.latency_s for answer in load.answers if answer.number == PROBE]
         return {
             "accepted": len(accepted) / took.at_s / peak_per_s,
             "refused_ms": 1000 * float(np.median(refused_s)),
@@ -179,10 +179,10 @@ class Bench:
         account.num_overflows += num_overflows
         account.max_connections = max(account.max_connections, load.max_connections)
         for answer in load.answers:
-            if answer.index == PROBE:
+            if answer.number == PROBE:
                 account.health[answer.outcome] += 1
             elif answer.is_ok:
-                difference = float(np.abs(_read_vectors(answer) - expected[answer.index]).max())
+                difference = float(np.abs(_read_vectors(answer) - expected[answer.number]).max())
                 account.num_wrong += not difference <= TOLERANCE  # nor if it is not a number
                 account.max_difference = max(account.max_difference, difference)
 
@@ -199,7 +199,7 @@ class Bench:
 
 
 def _sort(answers: Sequence[Answer]) -> list[Answer]:
-    return sorted(answers, key=lambda answer: answer.index)
+    return sorted(answers, key=lambda answer: answer.number)
 
 
 def _read_vectors(answer: Answer) -> _Vectors:

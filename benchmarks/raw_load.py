@@ -30,11 +30,11 @@ _NOT_CONNECTED = (errno.ECONNREFUSED, errno.ENOTCONN)
 class Answer(NamedTuple):
     """One request, in seconds since the load began.
 
-    index: of the request in the list, or PROBE.
+    number: of the request in the list, or PROBE.
     response: head and body, of accepted requests only.
     """
 
-    index: int
+    number: int
     due_s: float
     received_s: float
     outcome: str
@@ -131,7 +131,7 @@ class RawLoad:
 
     def count_outcomes(self) -> collections.Counter[str]:
         """Count the outcomes of all requests but probes."""
-        return collections.Counter(answer.outcome for answer in self._answers if answer.index != PROBE)
+        return collections.Counter(answer.outcome for answer in self._answers if answer.number != PROBE)
 
     def _send_next(self, due_s: float) -> None:
         index = self._num_sent % len(self._requests)

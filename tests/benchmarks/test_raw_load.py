@@ -47,7 +47,7 @@ def test_a_kept_connection_carries_all_requests_of_a_client() -> None:
         load = RawLoad([REQUEST, REQUEST], port=port)
         answers = load.run_closed(1, 4)
         load.close()
-    assert [answer.index for answer in answers] == [0, 1, 0, 1]
+    assert [answer.number for answer in answers] == [0, 1, 0, 1]
     assert {answer.response for answer in answers} == {KEPT}
     assert load.max_connections == 1
 
@@ -78,7 +78,7 @@ def test_an_open_load_does_not_wait_for_responses() -> None:
         load.run_open(per_s=100, until_s=0.2)
         load.drain(0.1)
         load.close()
-    outcomes = [answer.outcome for answer in load.answers if answer.index == PROBE]
+    outcomes = [answer.outcome for answer in load.answers if answer.number == PROBE]
     assert outcomes
     assert set(outcomes) == {UNANSWERED}
     assert 15 <= load.count_outcomes()[UNANSWERED] <= 21

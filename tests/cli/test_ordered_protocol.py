@@ -282,7 +282,7 @@ def test_a_burst_beyond_the_limit_of_connections_gets_responses_that_can_be_read
         for _ in range(2):
             stack.enter_context(connect(server))
         wait_until(lambda: len(server.server_state.connections) == 2)
-        loop = next(iter(server.server_state.connections)).loop  # type: ignore[union-attr]
+        loop = next(iter(server.server_state.connections)).loop
         loop.call_soon_threadsafe(time.sleep, 0.3)
         clients = [stack.enter_context(connect(server, REQUEST)) for _ in range(100)]
         time.sleep(0.5)  # nobody reads a response before all have been sent
