@@ -71,7 +71,7 @@ class EndpointApp:
         self._refusals = EarlyRefusals(endpoint.forms, context.models)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, unless its refusal is already certain."""
+        """Read the body, call the handler of its form, and send the response; count the memory they take."""
         if self._refusals.are_likely:
             message = await receive()
             refusal = self._refusals.find(scope, message)
@@ -79,10 +79,6 @@ class EndpointApp:
                 await refusal.send(send)
                 return
             receive = repeat_message(message, receive)
-        await self._serve(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body, call the handler of its form, and send the response; count the memory they take."""
         request = Request(scope, receive)
         stages = open_stages(scope)
         call = Call(request, self._context.models, self._context.max_client_batch_size)
