@@ -46,7 +46,7 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
     """
     ignore_user_signals()
     with handle_signals(_exit_while_loading):
-        check_front_ends(engine_args, config)
+        check_front_ends(config)
         groups = bind_groups(config.host, config.port, config.api_servers)
         sockets = [bound for group in groups for bound in group]
         try:

@@ -47,7 +47,7 @@ class HttpOptions:
         1,
         "Processes that accept, tokenize and encode.",
         "One more process computes for all of them. Useful if requests saturate one CPU core while the device"
-        " waits; operating.md lists the options that it excludes. Linux only.",
+        " waits; operating.md says what differs. Linux only.",
         minimum=1,
         maximum=64,
     )

@@ -72,7 +72,8 @@ class ModelHost:
     def open(self, model: LoadedModel) -> OpenModel:
         """Start the threads. Raises EngineNotReady while a worker thread is still running."""
         self.pool.start(model.replicas)
-        self.num_parallel = sum(replica.num_in_flight for replica in model.replicas)
+        # None where another process computes.
+        self.num_parallel = sum(replica.num_in_flight for replica in model.replicas) or 1
         self.num_tokenizer_threads = model.num_tokenizer_threads
         threads = self._threads = FairThreads(model.num_tokenizer_threads, "infinity-tokenizer")
         runner: Runner = ModelRunner(model, self.pool, threads)

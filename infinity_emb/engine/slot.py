@@ -47,7 +47,7 @@ class ModelSlot:
         self.host = host
         self.num_active = 0  # requests that use the model
         self.model: LoadedModel | None = model  # None while it is not in memory
-        self._open_model: OpenModel | None = None
+        self.open_model: OpenModel | None = None  # None while a request would have to wait for it
         self._load = load
         self._idle_unload_s = idle_unload_s
         self._is_started = False
@@ -67,17 +67,17 @@ class ModelSlot:
         """Return true when a new request would be computed, after a load if need be."""
         if not self._is_started or self._process.is_forked:
             return False
-        return self._open_model is None or self.host.pool.is_alive
+        return self.open_model is None or self.host.pool.is_alive
 
     @property
     def is_ready(self) -> bool:
         """Return true when a new request would be computed without waiting for a restarting thread."""
-        return self._is_started and (self._open_model is None or self.host.pool.is_ready)
+        return self._is_started and (self.open_model is None or self.host.pool.is_ready)
 
     @property
     def is_dead(self) -> bool:
         """Return true when a worker thread has crashed for good; only a restart of the process helps."""
-        return self._is_started and self._open_model is not None and not self.host.pool.is_alive
+        return self._is_started and self.open_model is not None and not self.host.pool.is_alive
 
     def start(self) -> None:
         """Start the worker threads; a model that is not loaded is loaded by the first request.
@@ -125,7 +125,7 @@ class ModelSlot:
 
     async def ensure_open(self) -> None:
         """Return when the model is open, after loading it if need be. Raises EngineNotReady."""
-        while self._open_model is None:
+        while self.open_model is None:
             if not self._is_started and self._change.task is None:
                 raise self.not_ready()
             change = self._change.task or self._change.begin(self._load_and_open())
@@ -141,7 +141,7 @@ class ModelSlot:
     @contextmanager
     def use(self) -> Iterator[OpenModel]:
         """Keep the model open inside the block. Call `ensure_open` right before, without a pause."""
-        open_model = self._open_model
+        open_model = self.open_model
         assert open_model is not None, "the model is not open"
         self.num_active += 1
         self._cancel_timer()
@@ -155,7 +155,7 @@ class ModelSlot:
 
     def unload_if_idle(self) -> None:
         """Begin to unload the model unless a request uses it."""
-        if self._change.task is None and self._open_model is not None and not self.num_active:
+        if self._change.task is None and self.open_model is not None and not self.num_active:
             self._change.begin(self._unload(DRAIN_TIMEOUT_S))
 
     def not_ready(self) -> EngineNotReady:
@@ -201,21 +201,21 @@ class ModelSlot:
         return None
 
     def _open(self, model: LoadedModel) -> None:
-        self._open_model = self.host.open(model)
+        self.open_model = self.host.open(model)
         self.info = model.info
         self._start_timer()
 
     async def _close(self, drain_timeout_s: float) -> None:
         self._cancel_timer()
-        if self._open_model is not None:
-            self._open_model = None
+        if self.open_model is not None:
+            self.open_model = None
             self._idle = asyncio.get_running_loop().create_future()
             if not self.num_active:
                 self._idle.set_result(None)
             await self.host.close(self._idle, drain_timeout_s)
 
     def _start_timer(self) -> None:
-        if self._idle_unload_s and self._open_model is not None and not self.num_active:
+        if self._idle_unload_s and self.open_model is not None and not self.num_active:
             self._timer = asyncio.get_running_loop().call_later(self._idle_unload_s, self.unload_if_idle)
 
     def _cancel_timer(self) -> None:

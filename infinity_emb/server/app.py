@@ -108,7 +108,7 @@ def build_app(
     app.router = ExactPathRouter(routes=app.router.routes, lifespan=lifespan)
     # Set afterwards: FastAPI deprecates the argument, and users of `create_server` run their own server.
     app.root_path = config.proxy_root_path
-    app.state.context = context
+    app.state.context, app.state.batches = context, batches
     _register_collectors(registry, models)
     return app
 

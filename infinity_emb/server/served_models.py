@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 
@@ -44,6 +44,8 @@ class ServedModels:
         self.started_at = 0  # Unix time in seconds
         self.may_run_code = False  # whether the server was started with --trust-remote-code
         self.changing: set[str] = set()  # names of models being loaded, unloaded or reloaded
+        # Awaited when other models are served, before the request that changed them is answered.
+        self.on_change: Callable[[], Awaitable[None]] = _do_nothing
 
     @property
     def array(self) -> AsyncEngineArray:
@@ -113,6 +115,7 @@ class ServedModels:
                 except BaseException:
                     await engine.slot.unload(drain_timeout_s=0)
                     raise
+            await self.on_change()
         logger.info("model %r loaded", args.served_model_name)
         return engine
 
@@ -123,12 +126,14 @@ class ServedModels:
         """
         with self._changing(engine.engine_args):
             self.array.remove(engine)
+            await self.on_change()
             await engine.slot.unload(drain_timeout_s=self._shutdown_timeout_s)
 
     async def reload(self, engine: AsyncEmbeddingEngine) -> None:
         """Reload a model while requests wait. Raises NameInUse, LoadFailed, ModelTooLarge, EngineNotReady."""
         with self._changing(engine.engine_args), _translate_errors():
             await engine.slot.reload(drain_timeout_s=self._shutdown_timeout_s)
+            await self.on_change()
 
     @contextmanager
     def _changing(self, args: EngineArgs) -> Iterator[None]:
@@ -162,6 +167,10 @@ class ServedModels:
             return self._source
         # On a thread: loading takes seconds, and the event loop has to react to Ctrl-C.
         return await asyncio.to_thread(self._source)
+
+
+async def _do_nothing() -> None:
+    """Tell nobody: there is one process."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Talk to the engine process from a front end: queue items, admit requests, and request its state."""
+"""Talk to the engine process from a front end: queue items and admit requests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item, PendingRequest
 from infinity_emb.scheduling.stages import Interval
 
-# Without an answer for this long, the engine process counts as not ready.
-ANSWER_TIMEOUT_S = 2.0
-
 _ticket_id: ContextVar[int] = ContextVar("infinity_admission_ticket", default=0)
 
 
@@ -37,32 +34,30 @@ class _Ticket:
 class EngineClient:
     """The engine process, for one front end. Used in its event loop only.
 
-    on_drain: called when the front end must stop. on_lost: called when the link has ended.
-    on_dump: called when the front end must log its state.
+    on_drain: called when the front end must stop. on_lost_callbacks: called when the link has ended.
+    on_dump: called when the front end must log its state. on_models: called with the models that it serves.
     make_report: returns the metrics of the front end, as JSON values.
-    states: the latest state of each model. reports: of the other processes.
+    receivers: what is called with a message, by its kind.
     """
 
     def __init__(self) -> None:
         self.link = Link(self._receive, on_lost=self._lose)
-        self.states: Sequence[Header] = ()
-        self.reports: Sequence[Header] = ()
-        self.is_answering = True
         self.make_report: Callable[[], Header] = dict
         self.on_drain: Callable[[], None] = lambda: None
         self.on_dump: Callable[[], None] = lambda: None
-        self.on_lost: Callable[[], None] = lambda: None
+        self.on_models: Callable[[Header], None] = lambda _: None
+        self.on_lost_callbacks: list[Callable[[], None]] = []
         self._numbers = itertools.count(1)
         self._requests: dict[int, PendingRequest] = {}
         self._request_ids: dict[PendingRequest, int] = {}
         self._models: dict[int, int] = {}  # of each request
         self._tickets: dict[int, _Ticket] = {}
-        self._questions: dict[int, asyncio.Future[None]] = {}
-        self._receivers: dict[str, Callable[[Frame], None]] = {
+        self._knows_models = asyncio.Event()
+        self.receivers: dict[str, Callable[[Frame], None]] = {
             "done": self._complete,
             "failed": self._fail,
             "refused": self._refuse,
-            "state": self._take_state,
+            "models": self._take_models,
             "report?": lambda _: self.link.send({"kind": "report", "report": self.make_report()}),
             "drain": lambda _: self.on_drain(),
             "dump": lambda _: self.on_dump(),
@@ -129,21 +124,12 @@ class EngineClient:
             self._end(request, error)
         return sum(request.num_items for request in requests)
 
-    async def refresh(self, *, with_reports: bool) -> None:
-        """Ask for the state of the models, and for the reports of the other processes."""
-        if self.link.is_lost:
-            return
-        number = next(self._numbers)
-        answered = self._questions[number] = asyncio.get_running_loop().create_future()
-        self.link.send({"kind": "state?", "id": number, "with_reports": with_reports})
-        try:
-            await asyncio.wait([answered], timeout=ANSWER_TIMEOUT_S)
-            self.is_answering = answered.done()
-        finally:
-            del self._questions[number]
+    async def wait_for_models(self) -> None:
+        """Wait until it is known which models are served, or the link has ended."""
+        await self._knows_models.wait()
 
     def _receive(self, frame: Frame) -> None:
-        self._receivers[frame.header["kind"]](frame)
+        self.receivers[frame.header["kind"]](frame)
 
     def _cancel(self, request: PendingRequest) -> None:
         number = self._request_ids.get(request)
@@ -186,23 +172,19 @@ class EngineClient:
             ticket.refusal = unpack_error(frame.header["error"])
             ticket.task.cancel()
 
-    def _take_state(self, frame: Frame) -> None:
-        self.states = frame.header["models"]
-        if "reports" in frame.header:
-            self.reports = frame.header["reports"]
-        answered = self._questions.get(frame.header["id"])
-        if answered is not None and not answered.done():
-            answered.set_result(None)
+    def _take_models(self, frame: Frame) -> None:
+        self.on_models(frame.header)
+        self._knows_models.set()
+        self.link.send({"kind": "models"})
 
     def _lose(self) -> None:
         """Fail all unfinished requests."""
         for number in list(self._requests):
             if (request := self._take(number)) is not None:
                 self._end(request, engine_lost())
-        for answered in self._questions.values():
-            if not answered.done():
-                answered.set_result(None)
-        self.on_lost()
+        self._knows_models.set()
+        for on_lost in self.on_lost_callbacks:
+            on_lost()
 
 
 def engine_lost() -> EngineNotReady:

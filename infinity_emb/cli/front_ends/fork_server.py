@@ -25,12 +25,13 @@ RunFrontEnd = Callable[[int, socket.socket], int]
 class ForkServer:
     """The process that front ends are forked from.
 
-    run: what a front end does; returns its exit code.
+    run: what a front end does; returns its exit code. prepare: called first in the process.
     """
 
-    def __init__(self, run: RunFrontEnd) -> None:
+    def __init__(self, run: RunFrontEnd, *, prepare: Callable[[], None] = lambda: None) -> None:
         self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if not _fork():
+            prepare()
             _run_as_child(lambda: _serve_forks(other, run, self._control))
         other.close()
 

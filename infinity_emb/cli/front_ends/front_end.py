@@ -14,10 +14,12 @@ from fastapi import FastAPI
 
 from infinity_emb.backends.registry import use_one_thread
 from infinity_emb.cli.front_ends.client import EngineClient
+from infinity_emb.cli.front_ends.counters import read_counters
+from infinity_emb.cli.front_ends.forwarding import ForwardingMiddleware
 from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
 from infinity_emb.cli.front_ends.reports import SummingRegistry, pack_metrics
-from infinity_emb.cli.front_ends.state_middleware import EngineStateMiddleware
+from infinity_emb.cli.front_ends.shared_models import LocalModels
 from infinity_emb.cli.signals import STOP_SIGNALS
 from infinity_emb.cli.state_dump import describe_state
 from infinity_emb.cli.uvicorn_server import UvicornServer
@@ -49,10 +51,11 @@ def run_front_end(
         RemoteEngine(engine, client, number, num_front_ends=num_front_ends)
         for number, engine in enumerate(engines)
     ]
-    registry = SummingRegistry(lambda: client.reports)
+    registry = SummingRegistry(lambda: ())
     array = AsyncEngineArray(remote)
+    models = LocalModels(array)
     app = build_app(array, config, registry=registry)
-    app.add_middleware(EngineStateMiddleware, client=client)
+    app.add_middleware(ForwardingMiddleware, client=client, models=models, url_prefix=config.url_prefix)
 
     async def abort_pending() -> None:
         await asyncio.gather(*(engine.astop(drain_timeout_s=0) for engine in remote))
@@ -61,10 +64,11 @@ def run_front_end(
         logger.warning("state of the front end %d:\n%s", os.getpid(), "\n".join(describe_state(array)))
 
     def report() -> Header:
-        models = {engine.engine_args.served_model_name: engine.report() for engine in remote}
-        return {"models": models, "metrics": pack_metrics(registry.collect_own())}
+        counters = {engine.engine_args.served_model_name: read_counters(engine) for engine in remote}
+        return {"models": counters, "metrics": pack_metrics(registry.collect_own())}
 
     client.make_report = report
+    client.on_models = lambda header: models.update(header["numbers"], are_all=header["are_all"])
     server = FrontEndServer(app, config, client, end, abort_pending=abort_pending, log_state=log_state)
     server.run(sockets=sockets)
     return server.exit_code
@@ -98,12 +102,13 @@ class FrontEndServer(UvicornServer):
         self._has_ended = False
         client.on_drain = self._drain
         client.on_dump = log_state
-        client.on_lost = self._lose_engine
+        client.on_lost_callbacks.append(self._lose_engine)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, then close the socket, which tells the engine process."""
         self._listening = [each.dup() for each in sockets or ()]
         await self._client.link.connect(self._end)
+        await self._client.wait_for_models()
         try:
             await super().serve(sockets)
         finally:

@@ -53,6 +53,7 @@ class Link(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         self._writable.set()
+        self._flush()
 
     def data_received(self, data: bytes) -> None:
         for frame in self._reader.feed(data):
@@ -94,8 +95,10 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def _flush(self) -> None:
+        if self._transport is None:
+            return  # `connection_made` sends them
         parts, self._unsent = self._unsent, []
-        if self.is_lost or self._transport is None or not parts:
+        if self.is_lost or not parts:
             return
         if sum(map(len, parts)) <= _MAX_JOINED_BYTES:
             self._transport.write(b"".join(parts))

@@ -6,16 +6,15 @@ values: a list of families, each with its name, help, type and samples.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from infinity_emb.cli.front_ends.counters import add_counters, keep_counters
 from infinity_emb.cli.front_ends.frames import Header
-from infinity_emb.cli.front_ends.remote_engine import add_counters, keep_counters
 from infinity_emb.server.metrics import ModelCollector
 
 # Samples of which the smallest or largest is kept; all others are summed.
@@ -27,7 +26,7 @@ _TOTALS = frozenset({"counter", "histogram", "summary"})
 class SummingRegistry(CollectorRegistry):
     """A registry that adds the reports of other processes to the metrics of its own process.
 
-    Metrics of `ModelCollector` are not added: every process has the state of the whole server.
+    Metrics of `ModelCollector` are not added: the engine process has the state of the whole server.
     """
 
     def __init__(self, fetch_reports: Callable[[], Sequence[Header]]) -> None:
@@ -117,19 +116,6 @@ def keep_totals(report: Header) -> Header:
         "models": {name: keep_counters(counters) for name, counters in report["models"].items()},
         "metrics": [family for family in report["metrics"] if family["type"] in _TOTALS],
     }
-
-
-@functools.cache
-def _process_registry() -> CollectorRegistry:
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
-
-
-def measure_process() -> Header:
-    """Return the report of the engine process, which has no requests of its own."""
-    return {"models": {}, "metrics": pack_metrics(_process_registry().collect())}
 
 
 def _choose(sample: str) -> Callable[[float, float], float]:

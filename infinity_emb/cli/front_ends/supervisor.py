@@ -12,9 +12,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from typing import Any
 
+from infinity_emb.cli.front_ends.engine_app import build_engine_app
 from infinity_emb.cli.front_ends.engine_service import EngineService
 from infinity_emb.cli.front_ends.fork_server import ForkServer
 from infinity_emb.cli.front_ends.front_end import run_front_end
+from infinity_emb.cli.front_ends.remote_engine import keep_preprocessing
 from infinity_emb.cli.front_ends.session import Session
 from infinity_emb.cli.signals import exit_now, handle_signals
 from infinity_emb.cli.state_dump import describe_state
@@ -33,7 +35,7 @@ _RESTART_PAUSE_S = 0.2
 # because a suspended machine stops every process.
 TICK_S = 5.0
 MAX_MISSED_TICKS = 6
-_DIVIDED = ("max_connections", "max_total_body_bytes")
+_DIVIDED = {"max_connections": 0, "max_total_body_bytes": 1}  # among front ends and other processes
 
 
 def serve_with_front_ends(
@@ -49,22 +51,41 @@ def serve_with_front_ends(
     """
     num_front_ends = len(sockets)
     share = share_limits(config, num_front_ends)
+    front_end_config = share_limits(config, num_front_ends, without=["batch_dir"])
     fork_server = ForkServer(
-        lambda number, end: run_front_end(engines, share, sockets[number], end, num_front_ends=num_front_ends)
+        lambda number, end: run_front_end(
+            engines, front_end_config, sockets[number], end, num_front_ends=num_front_ends
+        ),
+        prepare=lambda: _drop_weights(engines),
     )
     try:
-        _run(Supervisor(engines, config, fork_server, num_front_ends, announce).run())
+        _run(Supervisor(engines, share, fork_server, num_front_ends, announce).run())
     finally:
         fork_server.close()
 
 
-def share_limits(config: ServerConfig, num_front_ends: int) -> ServerConfig:
-    """Return the options of one of the front ends: limits of a whole process are divided."""
+def share_limits(config: ServerConfig, num_front_ends: int, *, without: Sequence[str] = ()) -> ServerConfig:
+    """Return the options of one of the processes: limits of the whole server are divided.
+
+    without: options that get their default.
+    """
     given = {
-        each.name: value for each in fields(config) if (value := getattr(config, each.name)) != each.default
+        each.name: value
+        for each in fields(config)
+        if (value := getattr(config, each.name)) != each.default and each.name not in without
     }
-    shares = {name: -(-getattr(config, name) // num_front_ends) for name in _DIVIDED}
+    shares = {
+        name: -(-getattr(config, name) // (num_front_ends + num_others))
+        for name, num_others in _DIVIDED.items()
+    }
     return ServerConfig(**(given | shares))
+
+
+def _drop_weights(engines: AsyncEngineArray) -> None:
+    """Drop references to weights in a process that does not compute, so that unloading frees them."""
+    for engine in engines:
+        assert engine.slot.model is not None
+        engine.slot.model = keep_preprocessing(engine.slot.model)
 
 
 class Supervisor:
@@ -79,6 +100,7 @@ class Supervisor:
         announce: Callable[[], None],
     ) -> None:
         self._engines = engines
+        self._config = config
         self._shutdown_timeout_s = config.shutdown_timeout_s
         self._fork_server = fork_server
         self._num_front_ends = num_front_ends
@@ -95,25 +117,29 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._all_ended = asyncio.Event()
-        self._service = EngineService(list(self._engines), on_ready=self._be_ready, on_lost=self._replace)
+        self._service = EngineService(self._engines, on_ready=self._be_ready, on_lost=self._replace)
+        app = build_engine_app(self._engines, self._config, self._service)
         self._engines.call_on_death(lambda name: call_in_loop(self._loop, lambda: self._lose_device(name)))
         if hasattr(signal, "SIGUSR1"):
             self._loop.add_signal_handler(signal.SIGUSR1, self._log_state)
         with handle_signals(self._handle_signal):
-            await self._engines.astart()
-            try:
-                for number in range(self._num_front_ends):
-                    await self._start(number)
-                watching = asyncio.ensure_future(self._kill_hung())
-                await self._stopping.wait()
-                watching.cancel()
-                await self._drain()
-            finally:
-                stops = (engine.astop(drain_timeout_s=0) for engine in self._engines)
-                await asyncio.gather(*stops)
+            async with app.router.lifespan_context(app):  # starts and stops the engines
+                try:
+                    await self._serve()
+                finally:
+                    self._service.close()
         logger.info("stopped")
         if self._failure is not None:
             raise self._failure
+
+    async def _serve(self) -> None:
+        """Start the front ends, wait for a stop, and drain them."""
+        for number in range(self._num_front_ends):
+            await self._start(number)
+        watching = asyncio.ensure_future(self._kill_hung())
+        await self._stopping.wait()
+        watching.cancel()
+        await self._drain()
 
     async def _start(self, number: int) -> None:
         session = self._service.open_session()

@@ -78,6 +78,10 @@ class BatchService:
         """List the middleware that notes other requests, which slow batches down."""
         return [Middleware(PaceMiddleware, pace=self._pace)]
 
+    def note_request(self) -> None:
+        """Note a request of another process, which slows batches down."""
+        self._pace.note_request()
+
     @asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncIterator[None]:
         """Continue unfinished batches, and stop them where they are at the end of the block."""

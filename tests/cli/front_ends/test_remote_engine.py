@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from infinity_emb.cli.front_ends.client import EngineClient
+from infinity_emb.cli.front_ends.counters import read_counters
 from infinity_emb.cli.front_ends.engine_service import EngineService
 from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
 from infinity_emb.cli.front_ends.session import Session
+from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.errors import BackendFailed, DeadlineExceeded, EngineNotReady, Overloaded
@@ -34,6 +36,7 @@ class World(NamedTuple):
     clients: list[EngineClient]
     sessions: list[Session]
     lost: list[Session]
+    service: EngineService
 
 
 @asynccontextmanager
@@ -43,7 +46,7 @@ async def connected(faults: str = "", *, num_front_ends: int = 1, **options: Any
     clients: list[EngineClient] = []
     remote: list[RemoteEngine] = []
     async with engine:
-        service = EngineService([engine], on_ready=lambda _: None, on_lost=lost.append)
+        service = EngineService(AsyncEngineArray([engine]), on_ready=lambda _: None, on_lost=lost.append)
         for _ in range(num_front_ends):
             client = EngineClient()
             ours, theirs = socket.socketpair()
@@ -56,7 +59,7 @@ async def connected(faults: str = "", *, num_front_ends: int = 1, **options: Any
             remote.append(front_end)
         sessions = list(service.sessions)
         try:
-            yield World(engine, remote, clients, sessions, lost)
+            yield World(engine, remote, clients, sessions, lost, service)
         finally:
             for client in clients:
                 client.link.close()
@@ -66,7 +69,7 @@ async def connected(faults: str = "", *, num_front_ends: int = 1, **options: Any
 
 
 def make_report(engine: RemoteEngine) -> Header:
-    return {"models": {"debug": engine.report()}, "metrics": []}
+    return {"models": {"debug": read_counters(engine)}, "metrics": []}
 
 
 async def wait_until(is_true: Any) -> None:
@@ -149,9 +152,8 @@ def test_limits_hold_for_all_front_ends_together() -> None:
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(result) for result in results].count(Overloaded) == 4
             await wait_until(lambda: world.engine.status().num_items == 0)
-            for client in world.clients:
-                await client.refresh(with_reports=True)
-            assert [each.status().num_refused_requests for each in world.remote] == [4, 4]
+            await world.service.collect_reports()
+            assert world.engine.status().num_refused_requests == 4
             assert (await world.remote[0].embed(["room again"]))[1] == 10
 
     run(main())
@@ -202,13 +204,13 @@ def test_counters_of_front_ends_are_summed_also_after_one_has_ended() -> None:
         async with connected(num_front_ends=2) as world:
             for remote in world.remote:
                 await remote.embed(["text"])
-            await world.clients[0].refresh(with_reports=True)
-            assert sum(world.remote[0].status().histograms["encode_s"].counts) == 2
-            assert world.remote[0].status().worker.num_items == 2
+            await world.service.collect_reports()
+            assert sum(world.engine.status().histograms["encode_s"].counts) == 2
+            assert world.engine.status().worker.num_items == 2
             world.clients[1].link.close()
             await wait_until(lambda: len(world.lost) == 1)
-            await world.clients[0].refresh(with_reports=True)
-            assert sum(world.remote[0].status().histograms["encode_s"].counts) == 2
+            await world.service.collect_reports()
+            assert sum(world.engine.status().histograms["encode_s"].counts) == 2
 
     run(main())
 
@@ -220,14 +222,14 @@ def test_each_front_end_caches_in_its_share_of_the_memory_and_hits_are_summed() 
             for remote in world.remote:
                 for _ in range(3):
                     await remote.embed(["text"])
-            await world.clients[0].refresh(with_reports=True)
-            cache = world.remote[0].status().cache
+            await world.service.collect_reports()
+            cache = world.engine.status().cache
             assert (cache.num_misses, cache.num_memory_hits) == (2, 4)
             memory_bytes = cache.memory_bytes
             world.clients[1].link.close()
             await wait_until(lambda: len(world.lost) == 1)
-            await world.clients[0].refresh(with_reports=True)
-            cache = world.remote[0].status().cache
+            await world.service.collect_reports()
+            cache = world.engine.status().cache
             assert (cache.num_misses, cache.num_memory_hits) == (2, 4)
             assert cache.memory_bytes == memory_bytes / 2
             assert world.engine.status().worker.num_items == 2

@@ -293,21 +293,6 @@ def test_the_state_dump_has_every_process(start: StartFrontEnds) -> None:
     assert server.stop(signal.SIGTERM)[0] == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--admin-key", "a-long-enough-key"],
-        ["--batch-dir", "/tmp"],
-        ["--idle-unload-s", "5"],
-    ],
-)
-def test_what_needs_one_process_is_refused_with_the_way_out(options: list[str]) -> None:
-    done = run(*FAKE, "--api-servers", "2", *options)
-    assert done.returncode == 1
-    assert f"cannot be combined with {options[0]}" in done.stderr
-    assert "--api-servers 1" in done.stderr
-
-
 def test_a_taken_port_is_reported_by_every_number_of_front_ends(start: StartFrontEnds) -> None:
     server = start()
     port = server.url.rpartition(":")[2]
