@@ -16,7 +16,7 @@ from benchmarks.gpu import models
 from benchmarks.gpu.models import compute_row, copy_to_device, draw_sequences, to_batch
 from benchmarks.gpu.shapes import Plan, Shape
 from infinity_emb.backends.torch import packed_attention
-from infinity_emb.backends.torch.packed_attention import PackedLayout, find_equal_runs
+from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 from infinity_emb.items import Float32Array, TokenIds
 
 # Limits of the checks. A kernel alone: norm of the difference over norm of the reference; bfloat16 rounds

@@ -136,6 +136,13 @@ class ComputeOptions:
         "`auto` prefers a GPU.",
         choices=("auto", "cpu", "cuda", "tensorrt", "rocm", "migraphx", "coreml", "openvino", "dml"),
     )
+    compile: bool = option(
+        False,
+        "Compile the model's layers with torch.compile at start, and use them if that is faster.",
+        "The start takes a minute longer, much less from the second one on. For packed inputs with `--engine"
+        " torch`; needs a C++ compiler on CPUs, and Triton on GPUs. Without `--model-warmup` it has no"
+        " effect.",
+    )
     onnx_disable_optimize: bool = option(False, "Turn off ONNX Runtime's graph optimizations.")
 
 
@@ -152,7 +159,6 @@ class IgnoredOptions:
     """Options of infinity_emb 0.0.77 that are accepted without effect."""
 
     lengths_via_tokenize: bool = option(True, "Count tokens for `usage`; always done.", is_ignored=True)
-    compile: bool = option(False, "No effect: torch.compile gained too little.", is_ignored=True)
     bettertransformer: bool = option(True, "Use fast attention; always done where possible.", is_ignored=True)
     onnx_do_not_prefer_quantized: bool = option(
         False, "Ignore quantized ONNX files; --dtype decides.", is_ignored=True

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import checks, models, shapes
-from infinity_emb.backends.torch import packed_attention, packed_heads
+from infinity_emb.backends.torch import attention_runs, packed_attention, packed_heads
 from tests.backends.torch.test_packed_attention import torch_kernel_replaced, varlen_attn_by_definition
 
 pytestmark = pytest.mark.model
@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 
 
 def test_a_window_that_is_off_by_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = packed_attention.make_band_mask
+    right = attention_runs.make_band_mask
     monkeypatch.setattr(
-        packed_attention,
+        attention_runs,
         "make_band_mask",
         lambda length, window, **options: right(length, window and window + 1, **options),
     )

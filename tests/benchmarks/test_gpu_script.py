@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import shapes, speeds, subjects
 from infinity_emb.backends.torch import packed_attention
+from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 
 pytestmark = pytest.mark.model
 
@@ -140,12 +141,10 @@ def test_flops_of_a_decoder_with_grouped_heads_equal_a_count_by_hand() -> None:
 def test_a_kernel_that_mixes_texts_ends_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     right = packed_attention.grouped_attention
 
-    def without_borders(*args: Any, packed_layout: packed_attention.PackedLayout, **kwargs: Any) -> Any:
+    def without_borders(*args: Any, packed_layout: PackedLayout, **kwargs: Any) -> Any:
         num_tokens = int(packed_layout.cu_seq_lens[-1])
         starts = torch.tensor([0, num_tokens], dtype=torch.int32)
-        one_text = packed_attention.PackedLayout(
-            packed_attention.find_equal_runs([num_tokens]), starts, num_tokens
-        )
+        one_text = PackedLayout(find_equal_runs([num_tokens]), starts, num_tokens)
         return right(*args, packed_layout=one_text, **kwargs)
 
     monkeypatch.setattr(packed_attention, "grouped_attention", without_borders)

@@ -226,11 +226,11 @@ def test_options_without_effect_are_named_in_one_line(
     run: CommandLine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "infinity_emb")
-    run("--compile", "--no-bettertransformer", INFINITY_LENGTHS_VIA_TOKENIZE="true")
+    run("--no-bettertransformer", INFINITY_LENGTHS_VIA_TOKENIZE="true")
     assert [record.getMessage() for record in caplog.records] == [
         (
             "deprecated options are ignored (infinity_emb v2 --help lists them):"
-            " INFINITY_LENGTHS_VIA_TOKENIZE, --compile, --bettertransformer"
+            " INFINITY_LENGTHS_VIA_TOKENIZE, --bettertransformer"
         )
     ]
 

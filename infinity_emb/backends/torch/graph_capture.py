@@ -8,12 +8,10 @@ noise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
-from infinity_emb.backends.closeness import Scores, find_objection
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import (
     count_bytes_for_graphs,
@@ -21,6 +19,7 @@ from infinity_emb.backends.torch.device import (
     make_graph_pool,
     wait_for,
 )
+from infinity_emb.backends.torch.eager_outputs import EagerOutputs, Entries, Score
 from infinity_emb.backends.torch.graphs import (
     CapturedForward,
     GraphShape,
@@ -29,18 +28,16 @@ from infinity_emb.backends.torch.graphs import (
     list_shapes,
 )
 from infinity_emb.errors import one_line
-from infinity_emb.items import Encoded, Float32Array
+from infinity_emb.items import Encoded
 
 logger = logging.getLogger("infinity_emb")
-
-Score = Callable[[Float32Array], Scores]
 
 
 def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Score) -> None:
     """Capture graphs for the spec of the samples, on a device that has graphs and memory for them.
 
     samples: texts of one spec, to compare graphs with; those that do not fit a graph are left out.
-    score: (N, D) vectors or raw scores → the scores by which clients decide.
+    score: vectors or raw scores → the scores by which clients decide.
     """
     items, spec = [item for item in samples if is_graphable(item)], samples[0].spec
     device = backend.torch_model.model.device
@@ -48,16 +45,18 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
     if not budget or not items or not can_be_captured(backend.torch_model.get_layout(spec), spec):
         return
     backend.prepare_thread()
-    comparison = _Comparison(backend, items, score)
+    items.sort(key=lambda item: len(item.token_ids))
+    eager = EagerOutputs(backend, items, score)
     free_before, pool = free_bytes(device) or 0, make_graph_pool()
     refused: list[str] = []
     for shape in list_shapes():
         try:
             captured = CapturedForward(backend.torch_model, spec, shape, pool)
-            objection = comparison.find_objection(captured)
+            found = _replay_all(captured, items, device)
         except RuntimeError as exc:  # raised by CUDA if the host would wait for the device
             refused.append(f"{shape.num_tokens} tokens cannot be captured ({one_line(exc, 200)})")
             break
+        objection = eager.find_objection(found) if found else "hold none of the texts to compare with"
         if objection:
             refused.append(f"{shape.num_tokens} tokens in {shape.num_texts} texts {objection}")
         elif free_before - (free_bytes(device) or 0) > budget:
@@ -70,42 +69,15 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
     logger.info("captured %d CUDA graphs", len(backend.graphs))
 
 
-class _Comparison:
-    """Outputs of eager batches, to compare those of graphs with."""
-
-    def __init__(self, backend: TorchBackend, items: list[Encoded], score: Score) -> None:
-        self._device = backend.torch_model.model.device
-        self._items = sorted(items, key=lambda item: len(item.token_ids))
-        self._score = score
-        # One text per batch, a few, and all together.
-        self._batchings = [
-            np.concatenate(
-                [_compute(backend, self._items[start : start + size]) for start in range(0, len(items), size)]
-            )
-            for size in (1, 3, len(items))
-        ]
-
-    def find_objection(self, captured: CapturedForward) -> str:
-        """Return why a graph must not replace eager batches; "" if it may."""
-        batches = list(_group(self._items, captured.shape))
-        if not batches:
-            return "hold none of the texts to compare with"
-        rows = []
-        with torch.inference_mode():
-            for batch in batches:
-                output = captured.replay(batch).copy_to_host()
-                wait_for(self._device)
-                rows.append(output.to_entries().copy())
-        found = np.concatenate(rows)
-        return find_objection(
-            self._score(found), [self._score(each[: len(found)]) for each in self._batchings]
-        )
-
-
-def _compute(backend: TorchBackend, batch: list[Encoded]) -> Float32Array:
-    rows = backend.launch(batch).result()["dense"]
-    assert isinstance(rows, np.ndarray)
-    return rows
+def _replay_all(captured: CapturedForward, items: list[Encoded], device: torch.device) -> Entries:
+    """Return the outputs of the items that fit the graph, which are the first ones."""
+    entries: Entries = []
+    with torch.inference_mode():
+        for batch in _group(items, captured.shape):
+            output = captured.replay(batch).copy_to_host()
+            wait_for(device)
+            entries += list(output.to_entries().copy())
+    return entries
 
 
 def _group(items: list[Encoded], shape: GraphShape) -> Iterator[list[Encoded]]:

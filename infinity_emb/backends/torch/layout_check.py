@@ -42,10 +42,15 @@ def measure_difference(found: Float32Array, expected: Float32Array, dense_name: 
 
 def get_tolerance(torch_model: TorchModel) -> float:
     """Return the largest difference that rounding can cause."""
+    bound = find_bound("batching", find_dtype_name(torch_model))
+    return bound.max_score_difference if torch_model.dense_name == "scores" else 1 - bound.min_cosine
+
+
+def find_dtype_name(torch_model: TorchModel) -> str:
+    """Return the dtype that a model computes in: that of its weights, or the one it was quantized to."""
     networks = [transformer.model for transformer in find_transformers(torch_model.model)]
     # Set on quantized networks and on those of other libraries.
     dtypes = [getattr(network, "number_format", None) for network in networks]
     weights = (weight.dtype for weight in torch_model.model.parameters())
     dtype = next(filter(None, dtypes), None) or next(weights, torch.float32)  # a bag of words has no weights
-    bound = find_bound("batching", str(dtype).removeprefix("torch."))
-    return bound.max_score_difference if torch_model.dense_name == "scores" else 1 - bound.min_cosine
+    return str(dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ import functools
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from sentence_transformers.base.model import BaseModel
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.closeness import make_scores
 from infinity_emb.backends.out_of_memory import is_out_of_memory
-from infinity_emb.backends.probes import as_inputs, passages, short_texts
+from infinity_emb.backends.torch.acceleration import accelerate, preserve_num_threads
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.cpu_threads import SharedCores
 from infinity_emb.backends.torch.cpu_weights import store_input_major
@@ -28,7 +28,6 @@ from infinity_emb.backends.torch.device import (
     Choice,
     choose_devices,
     choose_full_dtype,
-    count_bytes_for_graphs,
     free_bytes,
     free_memory,
     is_cpu,
@@ -36,7 +35,6 @@ from infinity_emb.backends.torch.device import (
 )
 from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
-from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.half_precision import keep_half_if_faster
 from infinity_emb.backends.torch.int8.quantize import quantize
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
@@ -66,7 +64,7 @@ from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.hub.detect import choose_kind
 from infinity_emb.hub.file_selection import count_weight_bytes
 from infinity_emb.hub.resolve import ModelFiles
-from infinity_emb.items import Float32Array, InputOptions, number_inputs
+from infinity_emb.items import InputOptions
 from infinity_emb.types import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -170,8 +168,9 @@ def open_model(
     info = _describe(placed, files, prepared)
     replicas = _make_replicas(prepared.torch_model, devices, args.threads)
     activation, activate = get_activation(model, kind)
-    if args.model_warmup and count_bytes_for_graphs(devices[0]):
-        _capture_graphs(prepared, kind, replicas, activate)
+    if args.model_warmup:
+        score = functools.partial(make_scores, kind=kind, activate=activate)
+        accelerate(replicas, prepared, kind, score, may_compile=args.compile)
     return LoadedModel(
         info=replace(info, activation=activation),
         replicas=list(replicas),
@@ -207,16 +206,6 @@ def _prepare(name: str, model: BaseModel, kind: ModelKind) -> PreparedModel:
         ) from exc
 
 
-@contextlib.contextmanager
-def _preserve_num_threads() -> Iterator[None]:
-    """Restore the number of cores that torch uses on this thread, which measuring batches changes."""
-    num_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
 def _choose_batch_tokens(
     args: LoadOptions, prepared: PreparedModel, placed: ModelOnDevice, replica: TorchBackend
 ) -> int:
@@ -229,31 +218,13 @@ def _choose_batch_tokens(
         is_pair = kind is ModelKind.reranker
         options = InputOptions(task=next(iter(prepared.text_encoders)), outputs=outputs)
         samples = encode_samples(prepared.encode, options, is_pair=is_pair)
-        with _preserve_num_threads():
+        with preserve_num_threads():
             max_tokens = find_batch_tokens(replica, samples, device_kind=device_kind)
     transformers = find_transformers(prepared.torch_model.model)
     if kind is ModelKind.sparse and transformers:
         bytes_per_token = 4 * int(transformers[0].model.config.vocab_size)
         max_tokens = min(max_tokens, max(256, _MAX_LOGITS_BYTES[device_kind] // bytes_per_token))
     return max_tokens
-
-
-def _capture_graphs(
-    prepared: PreparedModel,
-    kind: ModelKind,
-    replicas: Sequence[TorchBackend],
-    activate: Callable[[Float32Array], Float32Array],
-) -> None:
-    """Capture the graphs of each replica, once for each spec that texts have."""
-    inputs = number_inputs(as_inputs([*short_texts(), *passages()], are_pairs=kind is ModelKind.reranker))
-    seen = set()
-    for task in prepared.text_encoders:
-        samples = prepared.encode(inputs, InputOptions(task=task, outputs=("dense",)))
-        if samples[0].spec in seen or kind is ModelKind.sparse:
-            continue
-        seen.add(samples[0].spec)
-        for replica in replicas:
-            capture_graphs(replica, samples, lambda rows: make_scores(list(rows), kind, activate))
 
 
 def _make_replicas(

@@ -10,69 +10,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from infinity_emb.backends.torch.attention_runs import (
+    Heads,
+    attend_as_operator,
+    attend_from_pooled,
+    attend_in_runs,
+    make_band_mask,
+)
+from infinity_emb.backends.torch.packed_layout import PackedLayout
+
 GROUPED = "infinity_grouped"
 VARLEN = "infinity_varlen"
 # Arguments that change attention and that these kernels do not support.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "output_attentions")
-
-
-class Run(NamedTuple):
-    """Adjacent sequences of equal length."""
-
-    start: int  # index of the first token
-    length: int  # tokens of each sequence
-    num_sequences: int
-
-
-@dataclass(frozen=True, slots=True)
-class PooledRows:
-    """The only token of each sequence for which the last layer computes an output.
-
-    key, value: (1, T, H_kv * D) of all tokens, for the last layer's attention; None in the others.
-    """
-
-    indices: Tensor  # (B,) of the packed tokens, on the model's device
-    starts: Tensor  # (B + 1,) int32, from 0 in steps of 1, on the model's device
-    key: Tensor | None = None
-    value: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PackedLayout:
-    """Positions and lengths of the concatenated sequences."""
-
-    runs: list[Run]
-    cu_seq_lens: Tensor  # (B + 1,) int32, on the model's device
-    max_length: int
-    pooled: PooledRows | None = None
-
-
-class Heads(NamedTuple):
-    """Query (B, H, S, D), and key and value (B, H_kv, S, D); H is a multiple of H_kv."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-
-def find_equal_runs(lengths: list[int]) -> list[Run]:
-    """Return the runs of sequences of equal length, in order."""
-    runs: list[Run] = []
-    start = 0
-    for length, same in itertools.groupby(lengths):
-        runs.append(Run(start, length, num_sequences=len(list(same))))
-        start += length * runs[-1].num_sequences
-    return runs
 
 
 def grouped_attention(
@@ -98,24 +56,23 @@ def grouped_attention(
     _check_supported(kwargs)
     is_causal = _is_causal(module, kwargs)
     heads = Heads(query, key, value)
-    options: Any = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if packed_layout is None:
         mask = _make_padded_mask(query, attention_mask, key_mask, sliding_window, is_causal=is_causal)
-        return scaled_dot_product_attention(*heads, attn_mask=mask, **options).transpose(1, 2), None
-    if _is_pooled(packed_layout):
-        heads = _take_full_keys(query, packed_layout, sliding_window, is_causal=is_causal)
-        return _attend_from_pooled(heads, packed_layout, options), None
-    parts = []
-    for run in packed_layout.runs:
-        mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=query.device)
-        queries, keys, values = (_view_sequences(states, run) for states in heads)
-        is_band_causal = is_causal and mask is None and run.length > 1
+        is_shared = query.shape[1] != key.shape[1]
         attended = scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=is_band_causal, **options
-        )  # (num_sequences, H, length, D)
-        parts.append(attended.transpose(1, 2).reshape(-1, query.shape[1], value.shape[-1]))
-    outputs = parts[0] if len(parts) == 1 else torch.cat(parts)  # (T, H, D)
-    return outputs.unsqueeze(0), None
+            *heads, attn_mask=mask, scale=scaling, enable_gqa=is_shared
+        )  # (B, H, S, D)
+        return attended.transpose(1, 2), None
+    is_pooled = _is_pooled(packed_layout)
+    if is_pooled:
+        heads = _take_full_keys(query, packed_layout, sliding_window, is_causal=is_causal)
+    if torch.compiler.is_compiling():
+        starts = packed_layout.cu_seq_lens
+        return attend_as_operator(
+            heads, starts, scaling, sliding_window, is_causal=is_causal, is_pooled=is_pooled
+        ), None
+    attend = attend_from_pooled if is_pooled else attend_in_runs
+    return attend(heads, packed_layout.runs, scaling, sliding_window, is_causal=is_causal), None
 
 
 def varlen_attention(
@@ -188,19 +145,6 @@ def _take_full_keys(
     return Heads(query, key, value)
 
 
-def _attend_from_pooled(heads: Heads, layout: PackedLayout, options: dict[str, Any]) -> Tensor:
-    """Return (1, B, H, D): one query per sequence, once per run of sequences of equal length."""
-    parts, first = [], 0
-    options = {**options, "enable_gqa": heads.query.shape[1] != heads.key.shape[1]}
-    for run in layout.runs:
-        queries = _view_sequences(heads.query, Run(first, 1, run.num_sequences))
-        keys, values = _view_sequences(heads.key, run), _view_sequences(heads.value, run)
-        attended = scaled_dot_product_attention(queries, keys, values, **options)  # (num_sequences, H, 1, D)
-        parts.append(attended[:, :, 0])
-        first += run.num_sequences
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
-
-
 def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, int]:
     """Return the window as torch takes it: the number of neighbours on either side."""
     reach = -1 if sliding_window is None else sliding_window - 1
@@ -228,6 +172,7 @@ def register() -> None:
         AttentionInterface.register(name, function)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def _get_parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
@@ -253,28 +198,9 @@ def _make_padded_mask(
     return mask.expand(-1, 1, length, -1) if band is None else mask & band
 
 
-def _view_sequences(states: Tensor, run: Run) -> Tensor:
-    """Return the run's sequences of (1, H, T, D) as a view, (num_sequences, H, length, D)."""
-    num_heads, head_dim = states.shape[1], states.shape[3]
-    sequences = states[0, :, run.start : run.start + run.length * run.num_sequences]
-    return sequences.view(num_heads, run.num_sequences, run.length, head_dim).transpose(0, 1)
-
-
 def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
     is_causal = kwargs.get("is_causal")
     return bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-
-
-def make_band_mask(
-    length: int, sliding_window: int | None, *, is_causal: bool, device: torch.device
-) -> Tensor | None:
-    """Return (length, length) bool, true where a token attends; None if no mask is needed."""
-    if sliding_window is None or length <= sliding_window:
-        return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    is_near = distance.abs() < sliding_window
-    return is_near & (distance >= 0) if is_causal else is_near
 
 
 def _check_supported(kwargs: dict[str, Any]) -> None:

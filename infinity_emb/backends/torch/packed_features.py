@@ -15,8 +15,8 @@ from torch import Tensor
 
 from infinity_emb.backends.torch.device import allocate_staging
 from infinity_emb.backends.torch.input_layout import InputLayout
-from infinity_emb.backends.torch.packed_attention import PackedLayout, PooledRows, find_equal_runs
 from infinity_emb.backends.torch.packed_heads import PackedSequences
+from infinity_emb.backends.torch.packed_layout import PackedLayout, PooledRows, find_equal_runs
 from infinity_emb.items import Encoded
 
 

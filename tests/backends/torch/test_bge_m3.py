@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infinity_emb.backends.torch.bge_m3 import MULTIVECTOR_FILE, SPARSE_FILE, M3Heads, has_m3_heads
-from infinity_emb.backends.torch.packed_attention import PackedLayout, find_equal_runs
+from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 from infinity_emb.errors import StartupError
 
 START, END, PADDING = 0, 2, 1

@@ -15,12 +15,8 @@ from infinity_emb.backends.torch import last_layer
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.input_layout import InputLayout
 from infinity_emb.backends.torch.load import load_model
-from infinity_emb.backends.torch.packed_attention import (
-    PackedLayout,
-    PooledRows,
-    find_equal_runs,
-    grouped_attention,
-)
+from infinity_emb.backends.torch.packed_attention import grouped_attention
+from infinity_emb.backends.torch.packed_layout import PackedLayout, PooledRows, find_equal_runs
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.hub.resolve import resolve_model_files

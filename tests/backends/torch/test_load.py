@@ -242,10 +242,10 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel that lets texts see each other must be noticed at start, and never be served."""
-    from infinity_emb.backends.torch import packed_attention
+    from infinity_emb.backends.torch.packed_layout import Run
 
-    def one_text(lengths: list[int]) -> list[packed_attention.Run]:
-        return [packed_attention.Run(0, sum(lengths), 1)]
+    def one_text(lengths: list[int]) -> list[Run]:
+        return [Run(0, sum(lengths), 1)]
 
     monkeypatch.setattr("infinity_emb.backends.torch.packed_features.find_equal_runs", one_text)
     engine = load(bert)

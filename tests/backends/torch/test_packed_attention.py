@@ -15,12 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from infinity_emb.backends.torch.packed_attention import (
-    PackedLayout,
-    find_equal_runs,
-    grouped_attention,
-    varlen_attention,
-)
+from infinity_emb.backends.torch.packed_attention import grouped_attention, varlen_attention
+from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 
 
 class Case(NamedTuple):

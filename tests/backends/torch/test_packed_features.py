@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infinity_emb.backends.torch.input_layout import HeadReads, InputLayout
-from infinity_emb.backends.torch.packed_attention import find_equal_runs
 from infinity_emb.backends.torch.packed_features import build_packed_features
+from infinity_emb.backends.torch.packed_layout import find_equal_runs
 from infinity_emb.items import Encoded
 
 

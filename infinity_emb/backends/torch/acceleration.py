@@ -1,0 +1,66 @@
+"""Make a loaded model faster where that changes no decision: compiled layers, captured graphs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from infinity_emb.backends.probes import as_inputs, passages, short_texts
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.device import count_bytes_for_graphs, is_cpu
+from infinity_emb.backends.torch.eager_outputs import Score
+from infinity_emb.backends.torch.encoder_selection import PreparedModel
+from infinity_emb.backends.torch.graph_capture import capture_graphs
+from infinity_emb.backends.torch.layer_compilation import compile_layers
+from infinity_emb.items import Encoded, ForwardSpec, InputOptions, number_inputs
+from infinity_emb.types import ModelKind, OutputName
+
+
+def accelerate(
+    replicas: Sequence[TorchBackend],
+    prepared: PreparedModel,
+    kind: ModelKind,
+    score: Score,
+    *,
+    may_compile: bool,
+) -> None:
+    """Compile the layers of each replica if requested, and capture its graphs, of compiled layers if any.
+
+    score: outputs → the scores by which clients decide.
+    """
+    device = replicas[0].torch_model.model.device
+    has_graphs = bool(count_bytes_for_graphs(device)) and kind is not ModelKind.sparse
+    if not has_graphs and not may_compile:
+        return
+    output: OutputName = "sparse" if kind is ModelKind.sparse else "dense"
+    samples = _list_samples(prepared, kind, output)
+    if may_compile:
+        with preserve_num_threads():
+            # Replicas on a CPU share the layers.
+            for replica in replicas[:1] if is_cpu(device) else replicas:
+                compile_layers(replica, samples, score)
+    for replica in replicas if has_graphs else ():
+        for items in samples:
+            capture_graphs(replica, items, score)
+
+
+def _list_samples(prepared: PreparedModel, kind: ModelKind, output: OutputName) -> list[list[Encoded]]:
+    """Encode sample texts, once for each spec that texts have."""
+    inputs = number_inputs(as_inputs([*short_texts(), *passages()], are_pairs=kind is ModelKind.reranker))
+    by_spec: dict[ForwardSpec, list[Encoded]] = {}
+    for task in prepared.text_encoders:
+        items = prepared.encode(inputs, InputOptions(task=task, outputs=(output,)))
+        by_spec.setdefault(items[0].spec, items)
+    return list(by_spec.values())
+
+
+@contextlib.contextmanager
+def preserve_num_threads() -> Iterator[None]:
+    """Restore the number of cores that torch uses on this thread, which computing batches changes."""
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
