@@ -138,10 +138,9 @@ class ComputeOptions:
     )
     compile: bool = option(
         False,
-        "Compile the model's layers with torch.compile at start, and use them if that is faster.",
-        "The start takes a minute longer, much less from the second one on. For packed inputs with `--engine"
-        " torch`; needs a C++ compiler on CPUs, and Triton on GPUs. Without `--model-warmup` it has no"
-        " effect.",
+        "Compile layers at start, and use them if faster.",
+        "With torch.compile, which takes a minute or more. For packed inputs with `--engine torch`; needs a"
+        " C++ compiler on CPUs, and Triton on GPUs. Without `--model-warmup` it has no effect.",
     )
     onnx_disable_optimize: bool = option(False, "Turn off ONNX Runtime's graph optimizations.")
 
