@@ -5,7 +5,7 @@
 # make bench  speed as ratios to sentence-transformers, in one run
 # make bench-NAME  another of benchmarks/: kinds of models, engines, the cache, dialects, overload, attack, a soak, gpu,
 #              observability, front-end processes (frontends), instructions of a request, scaling, products of one short
-#              text (few_rows), and roofline: the path for CUDA on paper
+#              text (few_rows), --compile (compiled), and roofline: the path for CUDA on paper
 # make bench-peers  our server and others of the same model in turn, each in an environment of its own (ARGS="--rounds 3")
 # make bench-aiperf  infinity_emb bench, NVIDIA's AIPerf and wrk in turn on one server
 # make bench-newcomer  the time from git clone to the first vector, in a clean environment, and what a start spends it on
