@@ -6,20 +6,14 @@ torch.compile cannot trace a loop whose length depends on the batch, so to it th
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from infinity_emb.backends.torch.packed_layout import Run, find_equal_runs
-
-_NO_WINDOW = -1
-_LIBRARY = torch.library.Library("infinity_emb", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "attend(Tensor query, Tensor key, Tensor value, Tensor starts, float? scaling, int window,"
-    " bool is_causal, bool is_pooled) -> Tensor"
-)
 
 
 class Heads(NamedTuple):
@@ -30,89 +24,73 @@ class Heads(NamedTuple):
     value: Tensor
 
 
-def attend_in_runs(
-    heads: Heads, runs: list[Run], scaling: float | None, sliding_window: int | None, *, is_causal: bool
-) -> Tensor:
-    """Return (1, T, H, D) for (1, H, T, D) queries and (1, H_kv, T, D) keys and values."""
-    num_heads, head_dim = heads.query.shape[1], heads.value.shape[-1]
-    is_shared = num_heads != heads.key.shape[1]
-    parts = []
-    for run in runs:
-        mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=heads.query.device)
-        queries, keys, values = (_view_sequences(states, run) for states in heads)
-        attended = scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=is_causal and mask is None and run.length > 1,
-            scale=scaling,
-            enable_gqa=is_shared,
-        )  # (num_sequences, H, length, D)
-        parts.append(attended.transpose(1, 2).reshape(-1, num_heads, head_dim))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
-
-
-def attend_from_pooled(
-    heads: Heads, runs: list[Run], scaling: float | None, sliding_window: int | None, *, is_causal: bool
-) -> Tensor:
-    """Return (1, B, H, D) for one query per sequence, which attends to all tokens of its sequence."""
-    is_shared = heads.query.shape[1] != heads.key.shape[1]
-    parts, first = [], 0
-    for run in runs:
-        attended = scaled_dot_product_attention(
-            _view_sequences(heads.query, Run(first, 1, run.num_sequences)),
-            _view_sequences(heads.key, run),
-            _view_sequences(heads.value, run),
-            scale=scaling,
-            enable_gqa=is_shared,
-        )  # (num_sequences, H, 1, D)
-        parts.append(attended[:, :, 0])
-        first += run.num_sequences
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
-
-
-def attend_as_operator(
+def split_into_runs(
     heads: Heads,
-    starts: Tensor,
+    runs: list[Run],
     scaling: float | None,
     sliding_window: int | None,
     *,
     is_causal: bool,
     is_pooled: bool,
-) -> Tensor:
-    """Return the same as the functions above, in a form that torch.compile does not look into.
+) -> Iterator[tuple[Heads, dict[str, Any]]]:
+    """Yield the arguments of `scaled_dot_product_attention` for each run.
 
-    starts: (B + 1,) int32, where each sequence starts.
+    heads: of one packed batch, B = 1; their sequences one after the other.
+    is_pooled: there is one query per sequence, which attends to all tokens of its sequence.
     """
-    window = _NO_WINDOW if sliding_window is None else sliding_window
-    attended: Tensor = torch.ops.infinity_emb.attend(*heads, starts, scaling, window, is_causal, is_pooled)
-    return attended
+    is_shared = heads.query.shape[1] != heads.key.shape[1]
+    num_sequences = 0
+    for run in runs:
+        query_run = Run(num_sequences, 1, run.num_sequences) if is_pooled else run
+        num_sequences += run.num_sequences
+        mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=heads.query.device)
+        yield (
+            Heads(
+                _view_sequences(heads.query, query_run),
+                _view_sequences(heads.key, run),
+                _view_sequences(heads.value, run),
+            ),
+            {
+                "attn_mask": mask,
+                "is_causal": is_causal and mask is None and run.length > 1,
+                "scale": scaling,
+                "enable_gqa": is_shared,
+            },
+        )
 
 
-def _attend(
+def join_runs(attended: Sequence[Tensor]) -> Tensor:
+    """Return (1, T, H, D) for the outputs of the runs, (num_sequences, H, length, D) each."""
+    parts = [part.transpose(1, 2).flatten(0, 1) for part in attended]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
+
+
+@torch.library.custom_op("infinity_emb::attend", mutates_args=())
+def attend_as_operator(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     starts: Tensor,
     scaling: float | None,
-    window: int,
+    sliding_window: int | None,
     is_causal: bool,
     is_pooled: bool,
 ) -> Tensor:
+    """Attend within packed sequences, in a form that torch.compile does not look into.
+
+    starts: (B + 1,) int32, where each sequence starts. Returns (1, T, H, D).
+    """
     runs = find_equal_runs([end - start for start, end in itertools.pairwise(starts.tolist())])
-    attend = attend_from_pooled if is_pooled else attend_in_runs
-    sliding_window = None if window == _NO_WINDOW else window
-    return attend(Heads(query, key, value), runs, scaling, sliding_window, is_causal=is_causal)
+    split = split_into_runs(
+        Heads(query, key, value), runs, scaling, sliding_window, is_causal=is_causal, is_pooled=is_pooled
+    )
+    return join_runs([scaled_dot_product_attention(*heads, **options) for heads, options in split])
 
 
+@attend_as_operator.register_fake
 def _describe_output(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
-    """Return an empty tensor of the shape that `_attend` returns."""
+    """Return an empty tensor of the shape that the operator returns."""
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-
-
-_LIBRARY.impl("attend", _attend, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("infinity_emb::attend", _describe_output, lib=_LIBRARY)
 
 
 def _view_sequences(states: Tensor, run: Run) -> Tensor:

@@ -81,8 +81,8 @@ def _dispatch(call: Call, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return call(layer, args, kwargs)
 
 
-def _call_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return layer._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+def _call_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return layer._call_impl(*args, **kwargs)
 
 
 def _copy_function(function: Call) -> Call:

@@ -6,6 +6,7 @@ speeds of both are measured in turn.
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 import time
@@ -132,7 +133,7 @@ def _measure_gains(
 
     rates = measure_rates(
         {
-            (name, switch): lambda batch=batch, switch=switch: measure(batch, switch)  # type: ignore[misc]  # of lambdas
+            (name, switch): functools.partial(measure, batch, switch)
             for name, batch in batches.items()
             for switch in (layers.disable, layers.enable)
         },

@@ -21,9 +21,9 @@ from transformers import AttentionInterface
 from infinity_emb.backends.torch.attention_runs import (
     Heads,
     attend_as_operator,
-    attend_from_pooled,
-    attend_in_runs,
+    join_runs,
     make_band_mask,
+    split_into_runs,
 )
 from infinity_emb.backends.torch.packed_layout import PackedLayout
 
@@ -68,11 +68,13 @@ def grouped_attention(
         heads = _take_full_keys(query, packed_layout, sliding_window, is_causal=is_causal)
     if torch.compiler.is_compiling():
         starts = packed_layout.cu_seq_lens
-        return attend_as_operator(
-            heads, starts, scaling, sliding_window, is_causal=is_causal, is_pooled=is_pooled
-        ), None
-    attend = attend_from_pooled if is_pooled else attend_in_runs
-    return attend(heads, packed_layout.runs, scaling, sliding_window, is_causal=is_causal), None
+        return attend_as_operator(*heads, starts, scaling, sliding_window, is_causal, is_pooled), None
+    parts = []
+    for run_heads, options in split_into_runs(
+        heads, packed_layout.runs, scaling, sliding_window, is_causal=is_causal, is_pooled=is_pooled
+    ):
+        parts.append(scaled_dot_product_attention(*run_heads, **options))
+    return join_runs(parts), None
 
 
 def varlen_attention(
@@ -172,10 +174,13 @@ def register() -> None:
         AttentionInterface.register(name, function)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
-def _get_parameters(function: Callable[..., Any]) -> frozenset[str]:
+def _list_parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+_assume_constant: Any = torch.compiler.assume_constant_result  # it has no annotations
+_get_parameters: Callable[[Callable[..., Any]], frozenset[str]] = _assume_constant(_list_parameters)
 
 
 def _make_padded_mask(
