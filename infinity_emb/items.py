@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -64,7 +65,7 @@ class RequestInput(NamedTuple):
 
 def number_inputs(values: Sequence[Input]) -> list[RequestInput]:
     """Pair the inputs of a request with their positions."""
-    return [RequestInput(value, position) for position, value in enumerate(values)]
+    return list(map(RequestInput, values, itertools.count()))
 
 
 # Inputs that become tokens by themselves: equal ones are computed once, and many are encoded at a time.

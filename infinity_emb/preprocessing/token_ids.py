@@ -115,6 +115,8 @@ def tokenize_with_ids(
     tokens: list[Tokens] = []
     if texts:
         tokens = tokenize(texts, prompt=options.prompt, truncation=options.truncation, max_tokens=max_tokens)
+    if len(texts) == len(inputs):
+        return tokens
     tokens_of_texts = iter(tokens)
     return [
         _truncate_ids(item.value, item.position, options, max_tokens, tokenize.truncation_side)

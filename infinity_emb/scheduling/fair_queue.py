@@ -100,15 +100,16 @@ class FairQueue(Generic[ItemT]):
         for flow, flow_items in itertools.groupby(items, _get_flow):
             weight = LANE_WEIGHTS[flow.lane]
             tag = max(self._virtual_time, self._finish_tags.get(flow, 0.0))
-            num_tokens = 0
-            for item in flow_items:
-                heapq.heappush(self._heap, (tag, self._num_added, item))
-                tag += item.num_tokens / weight
-                self._num_added += 1
-                num_tokens += item.num_tokens
+            num_flow_tokens = 0
+            for number, item in enumerate(flow_items, self._num_added):
+                heapq.heappush(self._heap, (tag, number, item))
+                num_tokens = item.num_tokens
+                tag += num_tokens / weight
+                num_flow_tokens += num_tokens
+            self._num_added = number + 1
             self._finish_tags[flow] = tag
-            self._num_added_tokens[flow.lane] += num_tokens
-            self._count(flow, num_tokens)
+            self._num_added_tokens[flow.lane] += num_flow_tokens
+            self._count(flow, num_flow_tokens)
         if len(self._finish_tags) > self._num_flows_to_prune:
             self._prune()
 
@@ -128,7 +129,8 @@ class FairQueue(Generic[ItemT]):
 
     def advance(self, start_tag: float) -> None:
         """Move the virtual time to the tag of an item that left."""
-        self._virtual_time = max(self._virtual_time, start_tag)
+        if start_tag > self._virtual_time:
+            self._virtual_time = start_tag
 
     def take_all(self) -> list[ItemT]:
         """Remove and return all items, in order."""
