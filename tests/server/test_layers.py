@@ -11,6 +11,7 @@ LAYERS = [
     ["requests"],
     ["responses"],
     ["middleware", "routing", "metrics"],
+    ["early_refusals"],
     ["router", "routes", "tracing"],
     ["dialects"],
     ["endpoints", "server_app"],
