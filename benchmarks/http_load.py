@@ -10,7 +10,7 @@ import socket
 import numpy as np
 
 from infinity_emb.cli.bench.connections import Target, build_request
-from infinity_emb.cli.bench.load import Result, Span, iterate_evenly, run_closed, run_open
+from infinity_emb.cli.bench.load import Span, run_closed
 from infinity_emb.cli.remote_server import RemoteServer
 
 
@@ -47,13 +47,6 @@ async def run_load(requests: list[bytes], *, port: int, num_clients: int) -> tup
         raise RuntimeError(f"the server answered {failed}")
     results.sort(key=lambda result: result.index)
     return max(result.received_s for result in results), [result.latency_s for result in results]
-
-
-async def run_open_load(requests: list[bytes], *, port: int, per_s: float, duration_s: float) -> list[Result]:
-    """Send requests at a fixed rate, in a cycle, without waiting for earlier responses."""
-    return await run_open(
-        requests, _make_target(port), arrivals=iterate_evenly(per_s), span=Span(seconds=duration_s)
-    )
 
 
 def _make_target(port: int) -> Target:

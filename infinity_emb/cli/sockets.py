@@ -11,7 +11,7 @@ import socket
 
 from infinity_emb.errors import StartupError
 
-BACKLOG = 4096  # at most what the system allows, `net.core.somaxconn`
+BACKLOG = 2048  # uvicorn lets the sockets listen again, with the same number
 # Containers often map localhost to ::1 without having that address; 127.0.0.1 is enough then.
 _NOT_AVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
