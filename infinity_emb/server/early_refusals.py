@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import orjson
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 from infinity_emb.errors import Overloaded
 from infinity_emb.server.error_format import ErrorContext, Failure, set_error_context
 from infinity_emb.server.requests.body import read_content_length
-from infinity_emb.server.requests.call import note_model
-from infinity_emb.server.requests.context import PRIORITY_HEADER, guess_flow, read_client
+from infinity_emb.server.requests.call import check_room
+from infinity_emb.server.requests.context import PRIORITY_HEADER, read_client
 from infinity_emb.server.responses.errors import failure_response, find_error_kind, find_failure_kind
 from infinity_emb.server.routing import Form, select_form
 from infinity_emb.server.schemas.common import TaskRequest
@@ -75,27 +75,15 @@ class EarlyRefusals:
 
     def _check_room(self, scope: Scope, fields: dict[str, object]) -> Refusal | None:
         form = self._forms[0] if len(self._forms) == 1 else select_form(self._forms, fields, Request(scope))
-        engine = self._models.guess_engine(fields.get("model"))
         schema = _find_task(form)
-        if engine is None or schema is None:
+        if schema is None:
             return None
         try:
-            engine.gate.check_room(guess_flow(read_client(scope), fields, schema))
+            check_room(scope, self._models, schema, fields, client=read_client(scope))
         except Overloaded as exc:
-            note_model(scope, engine)
             scope["state"]["error_kind"] = _KIND
             return _format_refusal(form.error_context, exc.reason, exc.retry_after_s)
         return None
-
-
-def repeat_message(message: Message, receive: Receive) -> Receive:
-    """Return a function that returns a message again, and then what `receive` does."""
-    messages = [message]
-
-    async def receive_again() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return receive_again
 
 
 def _find_task(form: Form) -> type[TaskRequest] | None:

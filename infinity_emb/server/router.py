@@ -24,15 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.scheduling.request_context import RequestContext, set_memory, set_request
-from infinity_emb.server.early_refusals import EarlyRefusals, repeat_message
+from infinity_emb.server.early_refusals import EarlyRefusals
 from infinity_emb.server.error_format import set_error_context
-from infinity_emb.server.requests.call import Call, note_model
-from infinity_emb.server.requests.context import (
-    PRIORITY_HEADER,
-    complete_context,
-    guess_flow,
-    open_context,
-)
+from infinity_emb.server.requests.body import repeat_messages
+from infinity_emb.server.requests.call import Call, check_room
+from infinity_emb.server.requests.context import PRIORITY_HEADER, complete_context, open_context
 from infinity_emb.server.requests.disconnect import DisconnectWatch
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
@@ -78,7 +74,7 @@ class EndpointApp:
             if refusal is not None:
                 await refusal.send(send)
                 return
-            receive = repeat_message(message, receive)
+            receive = repeat_messages([message], receive)
         request = Request(scope, receive)
         stages = open_stages(scope)
         call = Call(request, self._context.models, self._context.max_client_batch_size)
@@ -115,21 +111,13 @@ class EndpointApp:
             set_error_context(request.scope, form.error_context)
         schema = form.schema or JsonBody
         if issubclass(schema, TaskRequest) and schema.needs_capacity:
-            self._check_room(schema, fields, request, context)
+            has_priority = PRIORITY_HEADER in request.headers
+            client, models = context.client, self._context.models
+            check_room(request.scope, models, schema, fields, client=client, has_priority=has_priority)
         body = await self._context.bodies.validate(schema, fields, held)
         if isinstance(body, TaskRequest):
             set_request(complete_context(context, request, body))
         return form, body
-
-    def _check_room(
-        self, schema: type[TaskRequest], fields: dict[str, Any], request: Request, context: RequestContext
-    ) -> None:
-        """Reject a request before it is validated if the queue is full: a rejection must be cheap."""
-        engine = self._context.models.guess_engine(fields.get("model"))
-        if engine is not None:
-            note_model(request.scope, engine)
-            has_priority = PRIORITY_HEADER in request.headers
-            engine.gate.check_room(guess_flow(context.client, fields, schema, has_priority=has_priority))
 
 
 class DocumentedRoute(APIRoute):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from infinity_emb.cli.front_ends.shared_models import LocalModels
 from infinity_emb.errors import EngineNotReady
 from infinity_emb.server.endpoints import PROBE_PATHS
 from infinity_emb.server.error_format import Failure
+from infinity_emb.server.requests.body import repeat_messages
 from infinity_emb.server.requests.paths import strip_root_path
 from infinity_emb.server.responses.errors import failure_response
 from infinity_emb.server.routes.admin import ADMIN_PATH
@@ -58,42 +60,34 @@ class ForwardingMiddleware:
         else:
             await self._link.wait_until_writable()
             if not self._models.are_all:
-                body = PeekedBody(receive)
-                receive = body.receive
-                if not self._models.has_name(await body.read_model_name(scope)):
+                name, receive = await peek_model_name(scope, receive)
+                if not self._models.has_name(name):
                     await self._forwarder(scope, receive, send)
                     return
             await self._app(scope, receive, send)
 
 
-class PeekedBody:
-    """The body of a request, from which a copy of the beginning was read."""
+async def peek_model_name(scope: Scope, receive: Receive) -> tuple[object, Receive]:
+    """Return the field `model` of a JSON object, and a `receive` for the whole body.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._messages: list[Message] = []
-
-    async def receive(self) -> Message:
-        """Return the next message, those that were read before first."""
-        return self._messages.pop(0) if self._messages else await self._receive()
-
-    async def read_model_name(self, scope: Scope) -> object:
-        """Return the field `model` of a JSON object; None if it is not found in a small and plain body."""
-        if any(name == b"content-encoding" for name, _ in scope["headers"]):
-            return None
-        num_bytes, is_complete = 0, False
-        while not is_complete and num_bytes <= MAX_PEEKED_BYTES:
-            message = await self._receive()
-            self._messages.append(message)
-            num_bytes += len(message.get("body", b""))
-            is_complete = not message.get("more_body", False)
-        if num_bytes > MAX_PEEKED_BYTES:
-            return None
-        try:
-            fields = orjson.loads(b"".join(message.get("body", b"") for message in self._messages))
-        except orjson.JSONDecodeError:
-            return None
-        return fields.get("model") if isinstance(fields, dict) else None
+    The name is None if it is not found in a small and plain body.
+    """
+    if any(name == b"content-encoding" for name, _ in scope["headers"]):
+        return None, receive
+    messages: list[Message] = []
+    num_bytes, is_complete = 0, False
+    while not is_complete and num_bytes <= MAX_PEEKED_BYTES:
+        messages.append(message := await receive())
+        num_bytes += len(message.get("body", b""))
+        is_complete = not message.get("more_body", False)
+    receive = repeat_messages(messages, receive)
+    if num_bytes > MAX_PEEKED_BYTES:
+        return None, receive
+    try:
+        fields = orjson.loads(b"".join(message.get("body", b"") for message in messages))
+    except orjson.JSONDecodeError:
+        return None, receive
+    return fields.get("model") if isinstance(fields, dict) else None, receive
 
 
 class Forwarder:
@@ -175,7 +169,7 @@ def pack_scope(scope: Scope) -> Header:
     return {
         **{name: scope[name] for name in _TEXTS if name in scope},
         **{name: scope[name].decode("latin-1") for name in _BYTES if name in scope},
-        "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+        "headers": _pack_headers(scope["headers"]),
         "client": scope.get("client"),
         "server": scope.get("server"),
     }
@@ -188,7 +182,7 @@ def unpack_scope(packed: Header) -> Scope:
         **{name: packed[name].encode("latin-1") for name in _BYTES if name in packed},
         "type": "http",
         "asgi": {"version": "3.0"},
-        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in packed["headers"]],
+        "headers": _unpack_headers(packed["headers"]),
         "client": packed["client"] and tuple(packed["client"]),
         "server": packed["server"] and tuple(packed["server"]),
         "state": {},
@@ -199,9 +193,7 @@ def pack_message(message: Message) -> tuple[Header, list[Array]]:
     """Return the header and the array of an ASGI message."""
     values: dict[str, Any] = {name: value for name, value in message.items() if name != "body"}
     if "headers" in values:
-        values["headers"] = [
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in values["headers"]
-        ]
+        values["headers"] = _pack_headers(values["headers"])
     body = message.get("body", b"")
     return {"message": values}, [np.frombuffer(body, dtype=np.uint8)] if body else []
 
@@ -210,9 +202,15 @@ def unpack_message(frame: Frame) -> Message:
     """Return an ASGI message again."""
     message: dict[str, Any] = dict(frame.header["message"])
     if "headers" in message:
-        message["headers"] = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in message["headers"]
-        ]
+        message["headers"] = _unpack_headers(message["headers"])
     if frame.arrays:
         message["body"] = frame.arrays[0].tobytes()
     return message
+
+
+def _pack_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _unpack_headers(packed: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in packed]

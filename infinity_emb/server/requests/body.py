@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope
 
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.server.requests.content_encoding import MAX_PIECE_BYTES, Decoder, make_decoder
@@ -98,6 +99,17 @@ def _append(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
         return bytearray(body + piece)
     body += piece
     return body
+
+
+def repeat_messages(messages: Iterable[Message], receive: Receive) -> Receive:
+    """Return a function that returns messages that were received again, and then what `receive` does."""
+    received = iter(messages)
+
+    async def receive_again() -> Message:
+        message = next(received, None)
+        return await receive() if message is None else message
+
+    return receive_again
 
 
 def read_content_length(scope: Scope) -> int:

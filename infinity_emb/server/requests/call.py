@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from infinity_emb.engine.array import Resolved
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
+from infinity_emb.server.requests.context import guess_flow
 from infinity_emb.server.requests.fields import check_num_items, check_token_ids_allowed
 from infinity_emb.server.schemas.common import TaskRequest
 from infinity_emb.server.served_models import ServedModels
@@ -27,6 +28,25 @@ def get_model(scope: Scope) -> str:
 def note_model(scope: Scope, engine: AsyncEmbeddingEngine) -> None:
     """Note which model a request is for, under its first name."""
     scope.setdefault("state", {})["model"] = engine.engine_args.served_model_name
+
+
+def check_room(
+    scope: Scope,
+    models: ServedModels,
+    schema: type[TaskRequest],
+    fields: Mapping[str, object],
+    *,
+    client: str,
+    has_priority: bool = False,
+) -> None:
+    """Reject a request before it is validated if the queue is full: a rejection must be cheap.
+
+    has_priority: whether it has the header. Raises Overloaded.
+    """
+    engine = models.guess_engine(fields.get("model"))
+    if engine is not None:
+        note_model(scope, engine)
+        engine.gate.check_room(guess_flow(client, fields, schema, has_priority=has_priority))
 
 
 @dataclass(frozen=True, slots=True)
