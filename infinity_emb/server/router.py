@@ -6,19 +6,14 @@ third of what the server spends on a small request, so only its document and its
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import reduce
-from inspect import Parameter, Signature
-from operator import or_
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,15 +28,12 @@ from infinity_emb.server.requests.disconnect import DisconnectWatch
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
 from infinity_emb.server.requests.paths import remove_slashes, strip_root_path
-from infinity_emb.server.responses.error_docs import UNAUTHORIZED, Documented
 from infinity_emb.server.responses.sending import count_body_bytes, send_response
 from infinity_emb.server.responses.server_timing import open_stages, timing_headers
 from infinity_emb.server.responses.sliced import SlicedResponse
 from infinity_emb.server.routing import Endpoint, Form, select_form
 from infinity_emb.server.schemas.common import JsonBody, TaskRequest
 from infinity_emb.server.served_models import ServedModels
-
-SECURITY_SCHEME = "HTTPBearer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,33 +112,15 @@ class EndpointApp:
         return form, body
 
 
-class DocumentedRoute(APIRoute):
-    """The route that OpenAPI documents. FastAPI reads the signature of a function that is never called."""
+class EndpointRoute(Route):
+    """A path of an endpoint. An `APIRoute`, with its documentation, takes ten times as long to make."""
 
-    def __init__(self, path: str, endpoint: Endpoint, app: ASGIApp, *, needs_key: bool = False) -> None:
-        super().__init__(
-            path,
-            _make_documented_function(endpoint),
-            methods=[endpoint.method],
-            tags=[endpoint.tag],
-            summary=endpoint.summary,
-            description=endpoint.description,
-            operation_id=endpoint.name,
-            response_model=reduce(or_, (form.response for form in endpoint.forms)),
-            responses=_document_responses(endpoint, needs_key=needs_key),
-            response_class=endpoint.response_class,
-            deprecated=endpoint.is_deprecated or None,
-            openapi_extra={"security": [{SECURITY_SCHEME: []}]} if needs_key else None,
-        )
-        self.app = app
-
-
-class PlainRoute(Route):
-    """A route without documentation, which costs FastAPI much of the time to build an app."""
-
-    def __init__(self, path: str, endpoint: Endpoint, app: ASGIApp) -> None:
-        super().__init__(path, app, methods=[endpoint.method], name=endpoint.name)
-        self.methods = {endpoint.method}  # without HEAD, like FastAPI's routes
+    def __init__(
+        self, path: str, served: Endpoint, app: ASGIApp, *, needs_key: bool, is_documented: bool = False
+    ) -> None:
+        super().__init__(path, app, methods=[served.method], name=served.name)
+        self.methods = {served.method}  # without HEAD, like FastAPI's routes
+        self.served, self.needs_key, self.is_documented = served, needs_key, is_documented
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match like FastAPI's routes, which put themselves in the scope, where metrics find them."""
@@ -164,7 +138,7 @@ class ExactPathRouter(APIRouter):
         self._exact = {
             (method, route.path): route
             for route in self.routes
-            if isinstance(route, (DocumentedRoute, PlainRoute)) and not route.param_convertors
+            if isinstance(route, EndpointRoute) and not route.param_convertors
             for method in route.methods or ()
         }
 
@@ -212,42 +186,8 @@ def make_routes(
     for endpoint in endpoints:
         app = EndpointApp(endpoint, context)
         path, *aliases = endpoint.list_paths(prefix)
-        if endpoint.is_documented:
-            routes.append(DocumentedRoute(path, endpoint, app, needs_key=needs_key))
-        else:
-            routes.append(PlainRoute(path, endpoint, app))
-        routes.extend(PlainRoute(alias, endpoint, app) for alias in aliases)
+        routes.append(
+            EndpointRoute(path, endpoint, app, needs_key=needs_key, is_documented=endpoint.is_documented)
+        )
+        routes.extend(EndpointRoute(alias, endpoint, app, needs_key=needs_key) for alias in aliases)
     return routes
-
-
-def _make_documented_function(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
-    """Make a function with the signature from which FastAPI documents the endpoint."""
-
-    async def operation() -> Response:
-        raise NotImplementedError
-
-    operation.__name__ = endpoint.name
-    operation.__signature__ = Signature([*_document_body(endpoint), *endpoint.parameters])  # type: ignore[attr-defined]
-    return operation
-
-
-def _document_body(endpoint: Endpoint) -> list[Parameter]:
-    schemas = [form.schema for form in endpoint.forms if form.schema is not None]
-    if not schemas:
-        return []
-    examples = {name: example for form in endpoint.forms for name, example in form.examples.items()}
-    schema: Any = reduce(or_, schemas)
-    annotation = Annotated[schema, Body(openapi_examples=examples)]
-    return [Parameter("body", Parameter.KEYWORD_ONLY, annotation=annotation)]
-
-
-def _document_responses(endpoint: Endpoint, *, needs_key: bool) -> dict[int | str, Documented]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    success: Documented = {"content": dict.fromkeys(endpoint.binary_types, binary)}
-    unauthorized: dict[int | str, Documented] = {401: _document_unauthorized(endpoint)} if needs_key else {}
-    return {200: success, **unauthorized, **endpoint.error_docs}
-
-
-def _document_unauthorized(endpoint: Endpoint) -> Documented:
-    form = endpoint.forms[0]
-    return {**UNAUTHORIZED, "model": form.errors.docs[503]["model"]} if form.errors.format else UNAUTHORIZED

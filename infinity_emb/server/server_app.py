@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 import orjson
@@ -14,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from infinity_emb.engine.array import AsyncEngineArray
-from infinity_emb.server.router import SECURITY_SCHEME
+from infinity_emb.server.openapi import build_document
 from infinity_emb.server.routes.docs import get_root_path
 
 
@@ -43,23 +41,11 @@ class ServerApp(FastAPI):
         return Response(self._encoded[2], media_type="application/json")
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document; it describes the API key if any operation needs one."""
+        """Return the OpenAPI document, which is built once."""
         if self.openapi_schema is None:
-            document = super().openapi()
-            _drop_unused_schemas(document)
-            operations = [operation for path in document["paths"].values() for operation in path.values()]
-            if any("security" in operation for operation in operations):
-                schemes = document["components"].setdefault("securitySchemes", {})
-                schemes[SECURITY_SCHEME] = {"type": "http", "scheme": "bearer"}
-        return super().openapi()
+            self.openapi_schema = build_document(self)
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         """Build Starlette's stack; the router has the parts of FastAPI's that routes of users need."""
         return Starlette.build_middleware_stack(self)
-
-
-def _drop_unused_schemas(document: dict[str, Any]) -> None:
-    """Drop schemas that nothing refers to."""
-    used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
-    schemas = document["components"]["schemas"]
-    document["components"]["schemas"] = {name: schemas[name] for name in schemas if name in used}

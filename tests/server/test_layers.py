@@ -13,6 +13,7 @@ LAYERS = [
     ["middleware", "routing", "metrics"],
     ["early_refusals"],
     ["router", "routes", "tracing"],
+    ["openapi"],
     ["dialects"],
     ["endpoints", "server_app"],
     ["batches", "legacy"],
