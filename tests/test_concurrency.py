@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -97,6 +99,26 @@ def test_an_interruption_comes_within_the_work_or_not_at_all() -> None:
             call_within(0.001, lambda: time.sleep(0.001))
         for _ in range(100):
             pass
+
+
+def test_after_an_interruption_functions_can_be_traced() -> None:
+    """With a flag left set in the interpreter, the first traced call would never return."""
+    script = """
+import sys
+from infinity_emb.concurrency import call_within
+def work():
+    while True:
+        pass
+for _ in range(3):
+    try:
+        call_within(0.01, work)
+    except TimeoutError:
+        pass
+sys.settrace(lambda *event: None)
+print(call_within(60, lambda: "traced"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.stdout == "traced\n", done.stderr
 
 
 def test_functions_of_another_thread_are_called_in_order_and_wake_the_loop_once(
