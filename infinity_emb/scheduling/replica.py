@@ -134,7 +134,7 @@ class Replica:
         """Make the next batches smaller than one that ran out of memory."""
         self.backend.free_memory()
         self._completer.count(WorkerStats(num_out_of_memory=1))
-        self._queue.shrink_batches(sum(item.num_tokens for item in batch))
+        self._queue.shrink(sum(item.num_tokens for item in batch))
         logger.warning("out of memory; reducing batch size to %d tokens", self._queue.max_batch_tokens)
 
     def _restart(self, crash: BaseException) -> bool:

@@ -12,51 +12,31 @@ from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item
 
 
-class WorkQueue:
-    """A batch queue behind a lock, and the items that each replica has taken out of it.
+class WorkQueue(BatchQueue[Item]):
+    """A batch queue that threads share, and the items that each replica has taken out of it.
 
-    A queue is closed until `open`. After `close` it hands out what it has, after `fail` nothing.
+    A queue is closed until `open`. After `close` it hands out what it has, after `fail` nothing. Its own
+    methods hold the lock while they change the batch queue; call no inherited one that changes it.
     """
 
     def __init__(self, *, max_batch_tokens: int, max_batch_items: int) -> None:
+        super().__init__(max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items)
         self.num_idle_replicas = 0  # which wait for a batch
-        self._queue: BatchQueue[Item] = BatchQueue(
-            max_batch_tokens=max_batch_tokens, max_batch_items=max_batch_items
-        )
         self._changed = threading.Condition()
         self._is_open = False
         self._failure: BaseException | None = None
         self._held: dict[Hashable, list[Item]] = {}
 
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the queued items."""
-        return self._queue.num_tokens
-
     def backlog(self, flow: Flow) -> Backlog:
         """Return the counts of queued and taken tokens by which a request of a flow is admitted."""
-        queue = self._queue
-        num_taken_bulk_tokens = queue.num_taken_tokens("bulk")
+        num_taken_bulk_tokens = self.num_taken_tokens("bulk")
         return Backlog(
-            queue.num_tokens,
-            queue.num_lane_tokens("interactive"),
-            queue.num_flow_tokens(flow),
-            num_taken_bulk_tokens + queue.num_taken_tokens("interactive"),
+            self.num_tokens,
+            self.num_lane_tokens("interactive"),
+            self.num_flow_tokens(flow),
+            num_taken_bulk_tokens + self.num_taken_tokens("interactive"),
             num_taken_bulk_tokens,
         )
-
-    @property
-    def num_skipped(self) -> int:
-        """Items that were cancelled before they were taken."""
-        return self._queue.num_skipped
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Current token budget of a batch; lower than configured after a batch ran out of memory."""
-        return self._queue.max_batch_tokens
 
     @property
     def is_accepting(self) -> bool:
@@ -96,14 +76,14 @@ class WorkQueue:
         with self._changed:
             if not self.is_accepting:
                 raise self.not_ready()
-            self._queue.add(items)
+            self.add(items)
             if wakes:
                 self._changed.notify(len(items))
 
     def wake(self) -> None:
         """Wake as many waiting replicas as there are items."""
         with self._changed:
-            self._changed.notify(len(self._queue))
+            self._changed.notify(len(self))
 
     def next_batch(
         self, replica: Hashable, in_flight: list[Item], *, shares_device: bool = False
@@ -118,7 +98,7 @@ class WorkQueue:
             self.num_idle_replicas += 1
             try:
                 while self._failure is None:
-                    batch = self._queue.take_batch(
+                    batch = self.take_batch(
                         num_idle_replicas=self.num_idle_replicas,
                         num_concurrent_tokens=_count_other_tokens(self._held, replica)
                         if shares_device
@@ -135,7 +115,7 @@ class WorkQueue:
     def take_all(self) -> list[Item]:
         """Empty the queue."""
         with self._changed:
-            return self._queue.take_all()
+            return super().take_all()
 
     def list_held_items(self, replica: Hashable) -> list[Item]:
         """Return what a replica has taken and not finished."""
@@ -150,13 +130,13 @@ class WorkQueue:
     def record_batch(self, num_tokens: int, seconds: float) -> None:
         """Learn the speed from a batch that succeeded, and let batches grow back to their limit."""
         with self._changed:
-            self._queue.grow(num_tokens)
-            self._queue.observe(num_tokens, seconds)
+            self.grow(num_tokens)
+            self.observe(num_tokens, seconds)
 
-    def shrink_batches(self, num_tokens: int) -> None:
-        """Make batches smaller, after one of `num_tokens` ran out of memory."""
+    def shrink(self, num_tokens: int) -> None:
+        """Halve the token budget after a batch of `num_tokens` ran out of memory."""
         with self._changed:
-            self._queue.shrink(num_tokens)
+            super().shrink(num_tokens)
 
     def not_ready(self) -> EngineNotReady:
         """Return the error for items that will not be computed."""
