@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from infinity_emb.concurrency import ForkDetector
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import EngineNotReady
-from infinity_emb.sync_engine.tasks import SyncModelTasks
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Time for requests to pass on their errors after the engines have stopped.
@@ -139,7 +140,22 @@ class _LoopThread:
             atexit.unregister(self._stop_at_exit)
 
 
-class SyncEngineArray(SyncModelTasks):
+def _as_future(
+    task: Callable[Concatenate[AsyncEngineArray, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncEngineArray, P], Future[T]]:
+    """Make a task that returns a future of one of an `AsyncEngineArray`; both have the same arguments."""
+
+    @functools.wraps(task)
+    def submit(self: SyncEngineArray, /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        model: Any = kwargs.get("model")
+        if model is not None:
+            self[model]  # raises UnknownModel here instead of in the future
+        return self._submit(task(self._array, *args, **kwargs))
+
+    return submit
+
+
+class SyncEngineArray:
     """An engine array for synchronous code.
 
         with SyncEngineArray([EngineArgs()]) as array:
@@ -149,6 +165,14 @@ class SyncEngineArray(SyncModelTasks):
     the interpreter exits. Only the exit waits for the stop, since the collector may run on a thread that has
     to end. Of unfinished tasks, only those with a callback are still computed.
     """
+
+    embed = _as_future(AsyncEngineArray.embed)
+    encode = _as_future(AsyncEngineArray.encode)
+    encode_passages = _as_future(AsyncEngineArray.encode_passages)
+    rerank = _as_future(AsyncEngineArray.rerank)
+    classify = _as_future(AsyncEngineArray.classify)
+    image_embed = _as_future(AsyncEngineArray.image_embed)
+    audio_embed = _as_future(AsyncEngineArray.audio_embed)
 
     def __init__(self, engine_args_array: Sequence[EngineArgs | str] | EngineArgs) -> None:
         self._array = AsyncEngineArray.from_args(engine_args_array)
