@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import ctranslate2
 
+from infinity_emb.backends.external.option_checks import get_only_device_id, refuse_option
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError, one_line
@@ -45,23 +46,18 @@ def choose_target(args: LoadOptions) -> Target:
     Raises StartupError for what CTranslate2 or this machine does not have.
     """
     device = _choose_device(args)
-    ids = args.device_id or (0,)
     if device == "cpu":
-        return Target(device, 0, len(ids), *_choose_format(args, device, 0))
-    if len(ids) > 1:
-        raise StartupError(
-            f"--device-id has {len(ids)} devices, but --engine {args.engine} serves a model on one of them;"
-            " start a server for each, or use --engine torch"
-        )
+        return Target(device, 0, len(args.device_id) or 1, *_choose_format(args, device, 0))
+    number = get_only_device_id(args)
     num_devices = ctranslate2.get_cuda_device_count()
-    if ids[0] >= num_devices:
-        raise StartupError(f"--device-id {ids[0]} does not exist: there are {num_devices} devices, from 0")
-    return Target(device, ids[0], 1, *_choose_format(args, device, ids[0]))
+    if number >= num_devices:
+        raise StartupError(f"--device-id {number} does not exist: there are {num_devices} devices, from 0")
+    return Target(device, number, 1, *_choose_format(args, device, number))
 
 
 def _choose_device(args: LoadOptions) -> str:
     if args.device not in (Device.auto, Device.cpu, Device.cuda):
-        raise StartupError(f"--device {args.device} is not for --engine {args.engine}; use cuda, cpu or auto")
+        raise refuse_option("device", args.device, args, usable="cuda, cpu or auto")
     has_cuda = ctranslate2.get_cuda_device_count() > 0
     if args.device is Device.cuda and not has_cuda:
         raise StartupError(

@@ -19,6 +19,7 @@ from infinity_emb.backends.external.graph_loader import GraphLoader
 from infinity_emb.backends.external.load import load_with_external_network
 from infinity_emb.backends.external.network import NUMBER_FORMATS
 from infinity_emb.backends.external.onnx_export import engine_folder
+from infinity_emb.backends.external.option_checks import get_only_device_id, refuse_option
 from infinity_emb.backends.external.parity_check import Probe
 from infinity_emb.backends.onnx.network import OnnxNetwork
 from infinity_emb.backends.onnx.session import Provider, choose_provider, make_provider_options, open_session
@@ -71,9 +72,7 @@ def choose_dtype(args: LoadOptions, provider: Provider) -> Dtype:
     if args.dtype is Dtype.auto:
         return Dtype.float16 if provider.name == "tensorrt" else Dtype.float32
     if args.dtype not in (Dtype.float32, Dtype.float16, Dtype.int8):
-        raise StartupError(
-            f"--dtype {args.dtype} is not for --engine {args.engine}; use float32, float16 or int8"
-        )
+        raise refuse_option("dtype", args.dtype, args, usable="float32, float16 or int8")
     return args.dtype
 
 
@@ -81,13 +80,9 @@ def choose_devices(args: LoadOptions, provider: Provider) -> list[torch.device]:
     """Return the device of the modules around the network for each replica; CPU replicas share a session."""
     if provider.name == "cpu":
         return [torch.device("cpu")] * max(1, len(args.device_id))
-    if len(args.device_id) > 1:
-        raise StartupError(
-            f"--device-id has {len(args.device_id)} devices, but --engine {args.engine} serves a model on one"
-            " of them; start a server for each, or use --engine torch"
-        )
+    number = get_only_device_id(args)
     if provider.memory == "cuda" and torch.cuda.is_available():
-        return [torch.device("cuda", args.device_id[0] if args.device_id else 0)]
+        return [torch.device("cuda", number)]
     return [torch.device("cpu")]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from infinity_emb.backends.external.option_checks import refuse_option
 from infinity_emb.backends.onnx.tensorrt_profiles import ShapeLimits, make_profile_options
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.config.model_options import LoadOptions
@@ -69,9 +70,7 @@ def choose_provider(args: LoadOptions) -> Provider:
         names = _PROVIDERS_BY_DEVICE[args.device]
         asked = f"--device {args.device}"
     else:
-        raise StartupError(
-            f"--device {args.device} is not for --engine {args.engine}; use cuda, tensorrt, mps, cpu or auto"
-        )
+        raise refuse_option("device", args.device, args, usable="cuda, tensorrt, mps, cpu or auto")
     candidates = [_PROVIDERS[name] for name in names]
     for provider in candidates:
         if provider.onnx_name in available:

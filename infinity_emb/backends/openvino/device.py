@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from infinity_emb.backends.external.option_checks import get_only_device_id, refuse_option
 from infinity_emb.config.model_options import LoadOptions
 from infinity_emb.errors import StartupError
 from infinity_emb.hardware import num_usable_cpus
@@ -26,13 +27,8 @@ def choose_device(args: LoadOptions, available: Sequence[str]) -> str:
     if args.device is Device.cpu or (args.device is Device.auto and not gpus):
         return CPU
     if args.device not in (Device.xpu, Device.auto):
-        raise StartupError(f"--device {args.device} is not for --engine {args.engine}; use xpu, cpu or auto")
-    if len(args.device_id) > 1:
-        raise StartupError(
-            f"--device-id has {len(args.device_id)} devices, but --engine {args.engine} serves a model on one"
-            " of them; start a server for each"
-        )
-    number = args.device_id[0] if args.device_id else 0
+        raise refuse_option("device", args.device, args, usable="xpu, cpu or auto")
+    number = get_only_device_id(args)
     if number >= len(gpus):
         raise StartupError(
             f"--device {args.device} with number {number} does not exist: OpenVINO sees"
@@ -50,9 +46,7 @@ def choose_dtype(args: LoadOptions, device: str, capabilities: Collection[str]) 
     if args.dtype is Dtype.auto:
         return Dtype.float16 if device != CPU and "FP16" in capabilities else Dtype.float32
     if args.dtype not in _PRECISION_HINTS:
-        raise StartupError(
-            f"--dtype {args.dtype} is not for --engine {args.engine}; use float32, float16, bfloat16 or int8"
-        )
+        raise refuse_option("dtype", args.dtype, args, usable="float32, float16, bfloat16 or int8")
     if _CAPABILITIES.get(args.dtype, "FP32") not in capabilities:
         raise StartupError(
             f"--dtype {args.dtype} is not supported by {device}: OpenVINO reports the capabilities"
