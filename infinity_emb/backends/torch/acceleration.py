@@ -11,9 +11,9 @@ from infinity_emb.backends.probes import as_inputs, passages, short_texts
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import count_bytes_for_graphs, is_cpu
 from infinity_emb.backends.torch.eager_outputs import Score
-from infinity_emb.backends.torch.encoder_selection import PreparedModel
 from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.layer_compilation import compile_layers
+from infinity_emb.backends.torch.prepared_model import PreparedModel
 from infinity_emb.items import Encoded, ForwardSpec, InputOptions, number_inputs
 from infinity_emb.types import ModelKind, OutputName
 

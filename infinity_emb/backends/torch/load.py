@@ -33,11 +33,11 @@ from infinity_emb.backends.torch.device import (
     is_cpu,
     measure_memory,
 )
-from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
 from infinity_emb.backends.torch.half_precision import keep_half_if_faster
 from infinity_emb.backends.torch.int8.quantize import quantize
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
+from infinity_emb.backends.torch.prepared_model import PreparedModel, prepare_model
 from infinity_emb.backends.torch.st_introspection import (
     describe_pooling,
     find_transformers,

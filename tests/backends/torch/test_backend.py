@@ -18,8 +18,8 @@ from sentence_transformers.base.modules import Router
 from infinity_emb.backends.torch import backend as torch_backend
 from infinity_emb.backends.torch import blocks, packed_attention
 from infinity_emb.backends.torch.backend import TorchBackend
-from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
 from infinity_emb.backends.torch.forward import TorchModel
+from infinity_emb.backends.torch.prepared_model import PreparedModel, prepare_model
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import BackendFailed, BadInput, DeviceOutOfMemory

@@ -16,10 +16,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from infinity_emb.backends.torch import encoder_selection, packing
-from infinity_emb.backends.torch.encoder_selection import PreparedModel, prepare_model
+from infinity_emb.backends.torch import packing, prepared_model
 from infinity_emb.backends.torch.encoders import ProcessorEncoder, TokenEncoder, TorchEncoder
 from infinity_emb.backends.torch.forward import TorchModel
+from infinity_emb.backends.torch.prepared_model import PreparedModel, prepare_model
 from infinity_emb.errors import BadInput
 from infinity_emb.items import Encoded
 from infinity_emb.preprocessing.fast_tokenizer import FastTokenizer
@@ -159,7 +159,7 @@ def test_packing_is_installed_once_for_tasks_that_share_a_transformer(
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose_layout = Mock(wraps=packing.choose_layout)
-    monkeypatch.setattr(encoder_selection, "choose_layout", choose_layout)
+    monkeypatch.setattr(prepared_model, "choose_layout", choose_layout)
     modules = list(SentenceTransformer(str(bert), device="cpu"))
     routes: dict[str, list[Any]] = {"query": modules, "document": modules}
     model = SentenceTransformer(modules=[Router(routes, default_route="document")], device="cpu").eval()
