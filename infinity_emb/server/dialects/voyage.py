@@ -19,7 +19,7 @@ from infinity_emb.server.responses.json_vectors import json_response
 from infinity_emb.server.routes.embeddings import embeddings
 from infinity_emb.server.routes.rerank import describe_ranking, get_text_writer, rank
 from infinity_emb.server.routing import Form
-from infinity_emb.server.schemas.common import Truncate
+from infinity_emb.server.schemas.common import OptionalInt, Truncate
 from infinity_emb.server.schemas.embeddings import EmbeddingRequest, EmbeddingResponse
 from infinity_emb.server.schemas.rerank import RankedDocument, RerankRequest
 
@@ -42,7 +42,7 @@ class VoyageEmbeddingRequest(EmbeddingRequest):
 class VoyageRerankRequest(RerankRequest):
     """A rerank request with Voyage's names for two fields and Voyage's response format."""
 
-    top_k: int | None = Field(
+    top_k: OptionalInt = Field(
         None, ge=0, description="Alias of `top_n`. If present, null too, the response has Voyage's format."
     )
     truncation: Truncate = None

@@ -24,7 +24,6 @@ from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.json_text import repair_json
 from infinity_emb.server.requests.members import (
     check_misspelt_members,
-    check_numbers,
     check_other_inputs,
     check_refused_members,
     list_members,
@@ -239,7 +238,6 @@ def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
     if has_unknown:
         check_refused_members(schema, fields)
         check_other_inputs(schema, fields)
-    check_numbers(schema, fields)
     fields = resolve_aliases(schema, fields)
     try:
         body = schema.model_validate(fields)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
@@ -103,34 +102,6 @@ def suggest_synonym(schema: type[TaskRequest], name: str) -> str:
     groups = (group for group in _RESULT_MEMBERS if name in group)
     known = [each for group in groups for each in group if each in list_members(schema)]
     return f"send {known[0]!r}" if known else "leave it out"
-
-
-def check_numbers(schema: type[JsonBody], fields: Mapping[str, Any]) -> None:
-    """Raise a 422 for true and false in place of a number, which pydantic reads as 1 and 0."""
-    for name in list_numbers(schema) & fields.keys():
-        if isinstance(fields[name], bool):
-            raise body_error(
-                "number_type", "must be a number, not true or false", loc=[name], given=fields[name]
-            )
-
-
-@functools.cache
-def list_numbers(schema: type[JsonBody]) -> frozenset[str]:
-    """List the members that are numbers, aliases included."""
-    return frozenset(
-        alias
-        for name, info in schema.model_fields.items()
-        if _is_number(info.annotation)
-        for alias in _list_names(name, info)
-    )
-
-
-def _is_number(annotation: Any) -> bool:
-    if get_origin(annotation) is Annotated:
-        return _is_number(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return all(each is NoneType or _is_number(each) for each in get_args(annotation))
-    return annotation in (int, float)
 
 
 def resolve_aliases(schema: type[JsonBody], fields: dict[str, Any]) -> dict[str, Any]:

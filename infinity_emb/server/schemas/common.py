@@ -24,6 +24,18 @@ _TRUNCATIONS: dict[str, Truncation] = {
 }
 
 
+def refuse_bool(value: Any) -> Any:
+    """Return the value; pydantic would read true as 1. Raises PydanticCustomError for true and false."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "must be a number, not true or false")
+    return value
+
+
+# Numbers of requests; a test checks that no request has other ones.
+OptionalInt = Annotated[int | None, BeforeValidator(refuse_bool)]
+OptionalFloat = Annotated[float | None, BeforeValidator(refuse_bool)]
+
+
 def parse_priority(value: Any) -> Lane | None:
     """Parse a lane, or the number of vLLM and Cohere, where a higher number is less urgent.
 
@@ -98,7 +110,7 @@ class TaskRequest(JsonBody):
     model: str | None = Field(None, max_length=MAX_MODEL_NAME_CHARS, description=MODEL)
     user: Any = Field(None, description="Ignored.")
     priority: Priority = None
-    timeout: float | None = Field(
+    timeout: OptionalFloat = Field(
         None,
         gt=0,
         description="Seconds after which the request fails with 504. Can also be set with the header"
@@ -147,20 +159,18 @@ TruncationSide = Annotated[
 ]
 
 
-MaxTokens = Annotated[
+TokensKept = Annotated[
     Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
-    BeforeValidator(lambda value: None if value == -1 else value),
+    BeforeValidator(lambda value: None if value == -1 else refuse_bool(value)),
+]
+MaxTokens = Annotated[
+    TokensKept,
     Field(
         description="Maximum number of tokens per text, special tokens included: longer texts are truncated,"
         " or rejected with truncate=false. -1 and values above the model's limit mean the model's limit.",
     ),
 ]
 
-
-TokensKept = Annotated[
-    Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
-    BeforeValidator(lambda value: None if value == -1 else value),
-]
 QueryTokens = Annotated[
     TokensKept,
     Field(

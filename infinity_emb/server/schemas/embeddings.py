@@ -17,7 +17,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
-from infinity_emb.server.schemas.common import MaxTokens, TaskRequest, TaskResponse, Truncate, TruncationSide
+from infinity_emb.server.schemas.common import (
+    MaxTokens,
+    OptionalInt,
+    TaskRequest,
+    TaskResponse,
+    Truncate,
+    TruncationSide,
+)
 from infinity_emb.server.schemas.input_objects import describe_objects, unwrap_objects
 from infinity_emb.server.schemas.inputs import Inputs, TextsOrIds
 from infinity_emb.types import EmbeddingDtype, EmbeddingEncodingFormat, Modality
@@ -99,12 +106,12 @@ class EmbeddingRequest(MediaRequest):
     """OpenAI's embeddings request with the options of other vendors and of sentence-transformers."""
 
     input: TextsOrIds = Field(json_schema_extra=describe_objects)  # type: ignore[assignment]  # it is wider
-    dimensions: int | None = Field(
+    dimensions: OptionalInt = Field(
         None,
         description="Truncate vectors to this many dimensions and normalize them. With `modality`, as"
         " infinity_client sends it, 0 keeps all.",
     )
-    output_dimension: int | None = Field(None, description=_ALIAS.format("dimensions"))
+    output_dimension: OptionalInt = Field(None, description=_ALIAS.format("dimensions"))
     modality: Modality | None = Field(None, description="Modality of the inputs; text by default.")
     input_type: str | None = Field(
         None,

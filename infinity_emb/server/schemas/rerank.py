@@ -12,6 +12,7 @@ from infinity_emb.server.schemas.common import (
     REFUSED,
     DocumentTokens,
     MaxTokens,
+    OptionalInt,
     QueryTokens,
     Refusal,
     TaskRequest,
@@ -41,7 +42,7 @@ class RerankRequest(TaskRequest):
 
     query: str = Field(description="The search query.")
     documents: Documents
-    top_n: int | None = Field(
+    top_n: OptionalInt = Field(
         None, ge=0, description="Number of documents to return; 0 means all, the default."
     )
     return_documents: bool | None = Field(

@@ -255,7 +255,7 @@ async def test_true_is_no_size_of_a_context(client: httpx.AsyncClient, value: bo
     """It was read as 1, and texts were cut to one token."""
     response = await embed(client, options={"num_ctx": value})
     assert (response.status_code, list(response.json())) == (400, ["error"])
-    assert "num_ctx must be a number" in response.json()["error"]
+    assert "must be a number" in response.json()["error"]
 
 
 @pytest.mark.parametrize("task", ["generate", "chat"])

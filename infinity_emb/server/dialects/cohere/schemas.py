@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_val
 from pydantic.config import JsonDict
 
 from infinity_emb.server.dialects.cohere.inputs import unwrap_inputs
-from infinity_emb.server.schemas.common import MaxTokens, TaskRequest, Truncate
+from infinity_emb.server.schemas.common import MaxTokens, OptionalInt, TaskRequest, Truncate
 from infinity_emb.server.schemas.inputs import parse_inputs
 from infinity_emb.server.schemas.rerank import RankedObject, RerankRequest
 
@@ -70,7 +70,7 @@ class CohereEmbedRequest(TaskRequest):
         description="Data types to return, each under its name; `float` by default. /v1 returns a plain list"
         " by default.",
     )
-    output_dimension: int | None = Field(
+    output_dimension: OptionalInt = Field(
         None, description="Truncate vectors to this many dimensions and normalize them."
     )
     truncate: Truncate = None

@@ -7,15 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
     WithJsonSchema,
 )
-from pydantic_core import PydanticCustomError
 
-from infinity_emb.server.schemas.common import JsonBody, TaskRequest, Truncate
+from infinity_emb.server.schemas.common import JsonBody, OptionalInt, TaskRequest, Truncate
 from infinity_emb.server.schemas.inputs import parse_inputs
 from infinity_emb.types import MAX_MODEL_NAME_CHARS
 
@@ -43,19 +41,10 @@ OptionalInputs = Annotated[
 ]
 
 
-def refuse_bool(value: Any) -> Any:
-    """Return the value; pydantic would read true as 1. Raises PydanticCustomError for true and false."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_type", "num_ctx must be a number, not true or false")
-    return value
-
-
 class OllamaOptions(BaseModel):
     """Options of the runner; all others are ignored."""
 
-    num_ctx: Annotated[int | None, BeforeValidator(refuse_bool)] = Field(
-        None, ge=1, description="Maximum number of tokens per text."
-    )
+    num_ctx: OptionalInt = Field(None, ge=1, description="Maximum number of tokens per text.")
 
 
 class OllamaTextRequest(TaskRequest):
@@ -78,7 +67,7 @@ class OllamaEmbedRequest(OllamaTextRequest):
         description="A text or a list of texts; may be empty. Alias: `prompt`.",
     )
     truncate: Truncate = None
-    dimensions: int | None = Field(
+    dimensions: OptionalInt = Field(
         None, description="Truncate vectors to this many dimensions and normalize them; 0 keeps all."
     )
 

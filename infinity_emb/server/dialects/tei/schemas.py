@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 
 from infinity_emb.server.requests.fields import choose_truncation
 from infinity_emb.server.schemas.classify import LabelScore
-from infinity_emb.server.schemas.common import TaskRequest, Truncate, TruncationSide
+from infinity_emb.server.schemas.common import OptionalInt, TaskRequest, Truncate, TruncationSide
 from infinity_emb.server.schemas.inputs import Documents, Inputs, TextsOrIds, parse_texts_or_pairs
 from infinity_emb.types import Truncation
 
@@ -60,7 +60,7 @@ class TeiEmbedRequest(TeiRequest):
     normalize: bool | None = Field(
         None, description="Normalize vectors to length 1, the default; false returns them unchanged."
     )
-    dimensions: int | None = Field(None, description="Truncate vectors to this many dimensions.")
+    dimensions: OptionalInt = Field(None, description="Truncate vectors to this many dimensions.")
 
 
 class TeiPredictRequest(TeiRequest):
@@ -90,7 +90,7 @@ class TeiRerankRequest(TeiRequest):
         None, description="Return scores without applying the model's activation function."
     )
     return_text: bool | None = Field(None, description="Include the texts in the response.")
-    top_n: int | None = Field(None, ge=0, description="Number of texts to return; 0 means all, the default.")
+    top_n: OptionalInt = Field(None, ge=0, description="Number of texts to return; 0 means all, the default.")
 
 
 class Sentences(BaseModel):

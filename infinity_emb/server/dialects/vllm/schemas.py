@@ -11,6 +11,7 @@ from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.schemas.common import (
     DocumentTokens,
     MaxTokens,
+    OptionalInt,
     QueryTokens,
     TaskRequest,
     TaskResponse,
@@ -96,7 +97,7 @@ class VllmPoolingRequest(VllmRequest):
     endianness: Endianness | None = Field(
         None, description="Byte order of binary and base64 results; `little` by default."
     )
-    dimensions: int | None = Field(
+    dimensions: OptionalInt = Field(
         None, description="Truncate vectors to this many dimensions and normalize them."
     )
 
