@@ -25,7 +25,6 @@ class EngineStatus:
     is_ready: as is_running, and no worker thread is restarting.
     is_dead: a worker thread has crashed for good; only a restart of the process helps.
     is_loaded: the model is in memory.
-    is_overloaded: the next request would be refused.
     estimated_wait_s: how long a new input of each lane would wait; 0 until known.
     histograms: by the names of `StageHistograms`.
     device_memory: of the model's devices, used by this process and in total; zeros while it is unloaded.
@@ -39,7 +38,6 @@ class EngineStatus:
     is_ready: bool
     is_dead: bool
     is_loaded: bool
-    is_overloaded: bool
     num_requests: int  # accepted, not yet completed
     num_items: int  # their inputs
     num_waiting_items: int  # in the queue
@@ -78,7 +76,6 @@ def take_status(slot: ModelSlot, gate: RequestGate, *, max_batch_tokens: int) ->
         is_ready=slot.is_ready,
         is_dead=slot.is_dead,
         is_loaded=slot.is_loaded,
-        is_overloaded=admission.is_full(),
         num_requests=gate.num_requests,
         num_items=admission.num_accepted_items,
         num_waiting_items=len(pool.queue),

@@ -119,14 +119,6 @@ def iterate_poisson(per_s: float, seed: int) -> Iterator[float]:
         yield due_s
 
 
-def iterate_evenly(per_s: float) -> Iterator[float]:
-    """Yield times at equal intervals."""
-    number = 0
-    while True:
-        yield number / per_s
-        number += 1
-
-
 def _make_result(reply: Reply, started_s: float, due_s: float, index: int) -> Result:
     return Result(
         due_s=due_s,
