@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from starlette.responses import Response
 
 from infinity_emb._version import __version__
-from infinity_emb.engine.array import DEFAULT_TAG
+from infinity_emb.engine.array import DEFAULT_TAG, Resolved
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.errors import ModelNotDeployedError
 from infinity_emb.server.dialects.ollama.errors import ERRORS, READING_ERRORS
-from infinity_emb.server.dialects.ollama.names import find_served_name, resolve_name
+from infinity_emb.server.dialects.ollama.names import match_name
 from infinity_emb.server.dialects.ollama.schemas import (
     OLLAMA_SHOW_EXAMPLES,
     OllamaGenerateRequest,
@@ -50,8 +50,7 @@ async def ollama_ps(call: Call) -> Response:
 
 async def ollama_show(body: OllamaShowRequest, call: Call) -> Response:
     """Describe a served model."""
-    _check_name(body.model_name, call)
-    engine, _ = resolve_name(call, body.model_name, "embed")
+    engine, _ = _find_model(body.model_name, call) or call.find_engine(None, "embed")
     info = engine.info
     lengths = {"embedding_length": info.embedding_dimension, "context_length": info.max_tokens}
     return json_response(
@@ -72,20 +71,25 @@ async def ollama_pull(body: OllamaShowRequest, call: Call) -> Response:
 
     Downloads nothing: the server serves the models that it was started with.
     """
-    _check_name(body.model_name, call)
+    _find_model(body.model_name, call)
     return json_response({"status": "success"})
 
 
-def _check_name(name: str | None, call: Call) -> None:
-    """Raise UnknownModel for a name that is not served, even if only one model is served."""
-    if name is not None and find_served_name(call.models.array, name) is None:
-        call.models.find(name)
+def _find_model(name: str | None, call: Call) -> Resolved | None:
+    """Return the engine of a name, or None without a name.
+
+    Raises UnknownModel for a name that is not served, even if only one model is served.
+    """
+    found = match_name(call, name)
+    if found is None and name is not None:
+        raise call.models.array.unknown_model(name)
+    return found
 
 
 async def ollama_generate(body: OllamaGenerateRequest, call: Call) -> Response:
     """Refuse to generate, with Ollama's message for embedding models."""
     task = call.request.url.path.rpartition("/")[2]
-    _check_name(body.model, call)
+    _find_model(body.model, call)
     raise ModelNotDeployedError(f"{json.dumps(body.model or 'the model')} does not support {task}")
 
 

@@ -5,29 +5,25 @@ Source: https://github.com/ollama/ollama/blob/main/types/model/name.go
 
 from __future__ import annotations
 
-from infinity_emb.engine.array import AsyncEngineArray, Resolved
-from infinity_emb.server.requests.call import Call
-from infinity_emb.types import Capability
+from infinity_emb.engine.array import Resolved
+from infinity_emb.server.requests.call import Call, note_model
 
 _SCHEMES = ("https://", "http://")
 _REGISTRY = "registry.ollama.ai/"
 _NAMESPACE = "library/"
 
 
-def find_served_name(array: AsyncEngineArray, name: str) -> str | None:
-    """Return the form of a name under which a model is served, or None.
+def match_name(call: Call, name: str | None) -> Resolved | None:
+    """Return the engine that is served under a form of the name, or None.
 
-    The name as it stands takes precedence.
+    The name as it stands takes precedence. Raises EngineNotReady.
     """
-    return next((form for form in _list_forms(name) if array.match(form)), None)
-
-
-def resolve_name(call: Call, name: str | None, capability: Capability) -> Resolved:
-    """Return the engine for the requested model, or the default one for the task.
-
-    Raises UnknownModel and EngineNotReady.
-    """
-    return call.find_engine(name and (find_served_name(call.models.array, name) or name), capability)
+    match = call.models.array.match
+    for form in _list_forms(name) if name else ():
+        if (resolved := match(form)) is not None:
+            note_model(call.request.scope, resolved.engine)
+            return resolved
+    return None
 
 
 def _list_forms(name: str) -> list[str]:

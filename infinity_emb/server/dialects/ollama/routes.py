@@ -15,7 +15,7 @@ from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.items import Float32Array
 from infinity_emb.server.dialects.ollama.errors import ERRORS
-from infinity_emb.server.dialects.ollama.names import find_served_name, resolve_name
+from infinity_emb.server.dialects.ollama.names import match_name
 from infinity_emb.server.dialects.ollama.schemas import (
     OLLAMA_EMBED_EXAMPLES,
     OLLAMA_PROMPT_EXAMPLES,
@@ -40,13 +40,13 @@ async def ollama_embed(body: OllamaEmbedRequest, call: Call) -> Response:
     """
     started_ns = time.perf_counter_ns()
     call.check_num_inputs(body, body.input)
-    engine, input_type = resolve_name(call, body.model_name, "embed")
+    served = match_name(call, body.model_name)
+    engine, input_type = served or call.find_engine(body.model_name, "embed")
     options = _make_options(body, input_type, dimensions=body.dimensions or None, truncate=body.truncate)
     vectors, num_tokens = await _embed(engine, body.input, options)
-    is_served = body.model_name and find_served_name(call.models.array, body.model_name)
     return json_response(
         {
-            "model": body.model_name if is_served else engine.engine_args.served_model_name,
+            "model": body.model_name if served else engine.engine_args.served_model_name,
             "embeddings": JsonList(lambda index: vectors[index], len(vectors), vectors.size),
             "total_duration": time.perf_counter_ns() - started_ns,
             "load_duration": 0,
@@ -60,7 +60,7 @@ async def ollama_embeddings(body: OllamaPromptRequest, call: Call) -> Response:
 
     Ollama has deprecated this route.
     """
-    engine, input_type = resolve_name(call, body.model_name, "embed")
+    engine, input_type = match_name(call, body.model_name) or call.find_engine(body.model_name, "embed")
     texts = [body.prompt] if body.prompt else []
     vectors, _ = await _embed(engine, texts, _make_options(body, input_type))
     return json_response({"embedding": vectors[0] if texts else []})
