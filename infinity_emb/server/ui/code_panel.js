@@ -9,7 +9,7 @@ const LANGUAGES = { curl: "curl", python: "Python", openai: "OpenAI client" };
 
 /** Add the panel to a view; the function it returns draws the code of these requests, one after the other. */
 export function addCodePanel(view, name) {
-  const place = view.querySelector(".code");
+  const place = element("div", { class: "code" });
   const code = element("code", {});
   const copied = element("span", { role: "status", class: "hint" });
   const radios = Object.entries(LANGUAGES).map(([language, title]) =>
@@ -36,6 +36,7 @@ export function addCodePanel(view, name) {
     }
   }
 
+  view.append(place);
   place.append(
     element(
       "div",

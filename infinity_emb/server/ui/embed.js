@@ -1,12 +1,10 @@
 // Embed texts and images; show how similar they are, and a map of them.
 
 import { ApiError, call } from "./api.js";
-import { bindModelSelect, findModel } from "./catalog.js";
 import { drawHeatMap, drawProjection } from "./charts.js";
-import { addCodePanel } from "./code_panel.js";
 import { count, element, readLines } from "./dom.js";
 import { bindImages } from "./images.js";
-import { bindTask } from "./task.js";
+import { startTask } from "./task.js";
 import { densify, flatten, project, similarities } from "./vectors.js";
 
 // A table of more cells is no longer something to read.
@@ -16,47 +14,43 @@ const MAX_INPUTS = 50;
 export function startEmbed() {
   const view = document.getElementById("view-embed");
   const form = view.querySelector("form");
-  const showCode = addCodePanel(view, "embed");
-  const listImages = bindImages(view, update);
-  let shownModel = null;
+  const prompts = element("label", { hidden: true }, "Prompt ", element("select", { name: "prompt" }));
+  const listImages = bindImages(view, () => update());
 
-  function update() {
-    const model = findModel(form.model.value);
-    if (!model) return;
-    // Not on every reading of the models, which would undo what the user chose.
-    if (model.id !== shownModel) showOptions(form, model);
-    shownModel = model.id;
-    showCode(listRequests(model, form, listImages()));
-  }
-
-  form.addEventListener("input", update);
-  bindModelSelect(view, ["embed", "embed_sparse", "image_embed"], update);
-  bindTask(view, "Embed", async (signal) => {
-    const model = findModel(form.model.value);
-    const texts = readLines(form.texts.value);
-    const images = listImages();
-    const names = [...texts, ...images.map((image) => image.name)];
-    if (!names.length) throw new ApiError("Enter at least one text.");
-    if (names.length > MAX_INPUTS) throw new ApiError(`This page compares up to ${MAX_INPUTS} inputs, not ${names.length}.`);
-    const requests = listRequests(model, form, images);
-    const responses = await Promise.all(
-      requests.map(({ path, body, files }) =>
-        call(path, { method: "POST", body: files ? { ...body, input: images.map((image) => image.uri) } : body, signal }),
-      ),
-    );
-    const vectors = readVectors(responses.flatMap((response) => response.data));
-    draw(view.querySelector(".results"), names, vectors);
-    const numTokens = responses.reduce((sum, response) => sum + response.usage.total_tokens, 0);
-    return `${count(names.length, "vector")} of ${count(flatten(vectors)[0].length, "dimension")}, ${count(numTokens, "token")}`;
+  const update = startTask("embed", {
+    verb: "embeds",
+    capabilities: ["embed", "embed_sparse", "image_embed"],
+    fields: [prompts],
+    listRequests: (model) => listRequests(model, form, listImages()),
+    onModel(model) {
+      showPrompts(prompts, model);
+      view.querySelector(".image-field").hidden = !model.capabilities.includes("image_embed");
+    },
+    async compute(model, showResults, signal) {
+      const texts = readLines(form.texts.value);
+      const images = listImages();
+      const names = [...texts, ...images.map((image) => image.name)];
+      if (!names.length) throw new ApiError("Enter at least one text.");
+      if (names.length > MAX_INPUTS) throw new ApiError(`This page compares up to ${MAX_INPUTS} inputs, not ${names.length}.`);
+      const responses = await Promise.all(
+        listRequests(model, form, images).map(({ path, body, files }) =>
+          call(path, { method: "POST", body: files ? { ...body, input: images.map((image) => image.uri) } : body, signal }),
+        ),
+      );
+      const vectors = readVectors(responses.flatMap((response) => response.data));
+      draw(showResults, names, vectors);
+      const numTokens = responses.reduce((sum, response) => sum + response.usage.total_tokens, 0);
+      return `${count(names.length, "vector")} of ${count(flatten(vectors)[0].length, "dimension")}, ${count(numTokens, "token")}`;
+    },
   });
 }
 
-function showOptions(form, model) {
+function showPrompts(field, model) {
   const prompts = Object.keys(model.prompts).filter((name) => model.prompts[name]);
-  form.querySelector(".prompt-field").hidden = prompts.length === 0;
+  field.hidden = prompts.length === 0;
   const standard = model.default_prompt_name ? `the model's (${model.default_prompt_name})` : "none";
-  form.prompt.replaceChildren(element("option", { value: "" }, standard), ...prompts.map((name) => element("option", { value: name }, name)));
-  form.querySelector(".image-field").hidden = !model.capabilities.includes("image_embed");
+  const options = prompts.map((name) => element("option", { value: name }, name));
+  field.querySelector("select").replaceChildren(element("option", { value: "" }, standard), ...options);
 }
 
 /** List the requests that the form stands for: texts and images cannot be mixed in one. */
@@ -86,11 +80,10 @@ function readVectors(data) {
   return sparse[0] ? densify(sparse) : data.map((item) => item.embedding);
 }
 
-function draw(results, names, vectors) {
+function draw(showResults, names, vectors) {
   const isPerToken = Array.isArray(vectors[0][0]);
-  results.replaceChildren(
+  showResults(
     element("div", { class: "panel" }, drawHeatMap(names, similarities(vectors), isPerToken ? "MaxSim, averaged over tokens" : "Cosine similarity")),
     element("div", { class: "panel" }, names.length > 1 ? drawProjection(names, project(flatten(vectors))) : element("p", { class: "hint" }, "A projection needs two inputs.")),
   );
-  results.hidden = false;
 }

@@ -1,32 +1,30 @@
 // Rerank documents, and let people see them move to their places.
 
 import { ApiError, call } from "./api.js";
-import { bindModelSelect, findModel } from "./catalog.js";
 import { drawBar } from "./charts.js";
-import { addCodePanel } from "./code_panel.js";
 import { count, element, formatNumber, readLines } from "./dom.js";
-import { bindTask } from "./task.js";
+import { startTask } from "./task.js";
 
 /** Start the view. */
 export function startRerank() {
-  const view = document.getElementById("view-rerank");
-  const form = view.querySelector("form");
-  const showCode = addCodePanel(view, "rerank");
-  const makeBody = () => ({ model: form.model.value, query: form.query.value, documents: readLines(form.documents.value) });
-  const update = () => findModel(form.model.value) && showCode([{ path: "/rerank", body: makeBody() }]);
+  const form = document.querySelector("#view-rerank form");
+  const makeBody = (model) => ({ model: model.id, query: form.query.value, documents: readLines(form.documents.value) });
 
-  form.addEventListener("input", update);
-  bindModelSelect(view, ["rerank"], update);
-  bindTask(view, "Rerank", async (signal) => {
-    const body = makeBody();
-    if (!body.documents.length) throw new ApiError("Enter at least one document.");
-    const response = await call("/rerank", { method: "POST", body, signal });
-    draw(view.querySelector(".results"), body.documents, response.results);
-    return `${count(body.documents.length, "document")}, ${count(response.usage.total_tokens, "token")}`;
+  startTask("rerank", {
+    verb: "reranks",
+    capabilities: ["rerank"],
+    listRequests: (model) => [{ path: "/rerank", body: makeBody(model) }],
+    async compute(model, showResults, signal) {
+      const body = makeBody(model);
+      if (!body.documents.length) throw new ApiError("Enter at least one document.");
+      const response = await call("/rerank", { method: "POST", body, signal });
+      draw(showResults, body.documents, response.results);
+      return `${count(body.documents.length, "document")}, ${count(response.usage.total_tokens, "token")}`;
+    },
   });
 }
 
-function draw(results, documents, ranking) {
+function draw(showResults, documents, ranking) {
   const scores = ranking.map((each) => each.relevance_score);
   const [lowest, highest] = [Math.min(0, ...scores), Math.max(...scores)];
   const items = ranking.map(({ index, relevance_score: score }, place) =>
@@ -41,8 +39,7 @@ function draw(results, documents, ranking) {
   const list = element("ol", { class: "ranking" });
   ranking.forEach(({ index }, place) => (items[place].dataset.index = index));
   list.append(...[...items].sort((one, other) => one.dataset.index - other.dataset.index));
-  results.replaceChildren(element("div", { class: "panel" }, element("h2", {}, "Ranking"), list));
-  results.hidden = false;
+  showResults(element("div", { class: "panel" }, element("h2", {}, "Ranking"), list));
   reorder(list, items);
 }
 
