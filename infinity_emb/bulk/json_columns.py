@@ -1,4 +1,4 @@
-"""Copy the members of JSON objects: unchanged to JSON Lines, or as typed columns to Parquet."""
+"""Copy the fields of JSON objects: unchanged to JSON Lines, or as typed columns to Parquet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Converted(NamedTuple):
 
 
 class JsonColumns(Protocol):
-    """A way to keep the members of objects.
+    """A way to keep the fields of objects.
 
     schema: pyarrow.Schema of the batches.
     """
@@ -46,7 +46,7 @@ class JsonColumns(Protocol):
 
 
 class RawColumns:
-    """Keep the JSON of objects, with all of their members or with some."""
+    """Keep the JSON of objects, with all of their fields or with some."""
 
     schema = pa.schema([(RAW_JSON, pa.binary())])
 
@@ -54,7 +54,7 @@ class RawColumns:
         self._columns = columns
 
     def convert(self, rows: Sequence[JsonRow], lines: Sequence[bytes]) -> Converted:
-        """Return the lines; a row that has a member with the name of the result is rejected."""
+        """Return the lines; a row that has a field with the name of the result is rejected."""
         kept: list[bytes | None] = []
         checked = [self._check(row, line) for row, line in zip(rows, lines, strict=True)]
         for row, line in zip(checked, lines, strict=True):
@@ -75,7 +75,7 @@ class RawColumns:
 
 
 class TypedColumns:
-    """Keep the members of objects as columns with the types of the first rows."""
+    """Keep the fields of objects as columns with the types of the first rows."""
 
     def __init__(self, columns: Columns, sample: Sequence[dict[str, Any]]) -> None:
         names = list(dict.fromkeys(name for row in sample for name in row))

@@ -46,7 +46,7 @@ class ServeOptions:
         if "models" not in given:
             given = {"models": [given]}
         if unknown := [name for name in given if name not in _NAMES]:
-            raise StartupError(f"args has no member {unknown[0]!r}{did_you_mean(unknown[0], _NAMES)}")
+            raise StartupError(f"args has no field {unknown[0]!r}{did_you_mean(unknown[0], _NAMES)}")
         models = [EngineArgs(**read_names(EngineArgs, _join_lists(model))) for model in given["models"]]
         if not models:
             raise StartupError("args has no models; give at least one")

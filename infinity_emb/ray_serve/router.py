@@ -132,7 +132,7 @@ class Router:
         return cast("RemoteModel", self._names.default_for(_CAPABILITIES.get(ending, "embed")))
 
     async def _parse(self, body: bytes) -> dict[str, Any]:
-        """Return the members of a body, none if it is not JSON."""
+        """Return the fields of a body, none if it is not JSON."""
         try:
             if len(body) < MIN_THREADED_BYTES:
                 return parse_json(body) if body else {}

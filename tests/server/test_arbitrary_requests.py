@@ -105,7 +105,7 @@ async def servers(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def test_every_member_of_every_request_is_tried() -> None:
+def test_every_field_of_every_request_is_tried() -> None:
     assert FITTING.keys() == {name for _, schema in REQUESTS for name in schema.model_fields}
 
 
@@ -144,7 +144,7 @@ async def test_no_request_is_answered_with_an_internal_error(
     ),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_any_value_of_one_member_is_served_or_refused(
+async def test_any_value_of_one_field_is_served_or_refused(
     servers: httpx.AsyncClient, value: Any, path_and_name: tuple[str, str]
 ) -> None:
     path, name = path_and_name

@@ -298,7 +298,7 @@ async def test_a_long_name_in_a_path_is_not_repeated(method: str, path: str) -> 
     assert "x" * 201 not in response.text
 
 
-async def test_a_long_member_is_not_repeated(client: httpx.AsyncClient) -> None:
+async def test_a_long_field_is_not_repeated(client: httpx.AsyncClient) -> None:
     response = await client.post(
         "/embed_sparse", json={"inputs": [{"x" * 5000: 1}], "model": {"x" * 5000: 1}}
     )

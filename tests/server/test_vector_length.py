@@ -95,13 +95,13 @@ async def test_no_route_normalizes_where_the_server_never_does(path: str) -> Non
         ("/embed", "normalize"),
     ],
 )
-async def test_a_member_of_the_request_takes_precedence(path: str, name: str, policy: str) -> None:
+async def test_a_field_of_the_request_takes_precedence(path: str, name: str, policy: str) -> None:
     """vLLM's `use_activation` was ignored on `/embeddings`."""
     assert await length_of(path, policy, **{name: True}) == pytest.approx(1)
     assert await length_of(path, policy, **{name: False}) == pytest.approx(RAW)
 
 
-async def test_members_that_contradict_each_other_are_refused() -> None:
+async def test_fields_that_contradict_each_other_are_refused() -> None:
     async with client_of(build_debug_app()) as client:
         body = {"input": "a", "normalized": True, "use_activation": False}
         response = await client.post("/embeddings", json=body)

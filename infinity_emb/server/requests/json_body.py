@@ -22,15 +22,15 @@ from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.json_text import repair_json
-from infinity_emb.server.requests.members import (
-    check_misspelt_members,
-    check_other_inputs,
-    check_refused_members,
-    list_members,
-    resolve_aliases,
-    suggest_member,
-)
 from infinity_emb.server.requests.memory import HeldMemory, measure_fields
+from infinity_emb.server.requests.unknown_fields import (
+    check_misspelt_fields,
+    check_other_inputs,
+    check_refused_fields,
+    list_field_names,
+    resolve_aliases,
+    suggest_field,
+)
 from infinity_emb.server.schemas.common import JsonBody
 
 Schema = TypeVar("Schema", bound=JsonBody)
@@ -233,10 +233,10 @@ def _split_into_blocks(raw: bytes | bytearray) -> Iterator[bytes]:
 
 
 def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
-    """Validate the members of a body. Raises RequestValidationError."""
-    has_unknown = not fields.keys() <= list_members(schema)
+    """Validate the fields of a body. Raises RequestValidationError."""
+    has_unknown = not fields.keys() <= list_field_names(schema)
     if has_unknown:
-        check_refused_members(schema, fields)
+        check_refused_fields(schema, fields)
         check_other_inputs(schema, fields)
     fields = resolve_aliases(schema, fields)
     try:
@@ -245,11 +245,11 @@ def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:
         errors = exc.errors(include_url=False, include_context=False)
         raise RequestValidationError([_locate(error, schema, fields) for error in errors]) from None
     if has_unknown:
-        check_misspelt_members(schema, fields)
+        check_misspelt_fields(schema, fields)
     return body
 
 
 def _locate(error: Any, schema: type[JsonBody], fields: dict[str, Any]) -> dict[str, Any]:
-    """Say where in the body an error is, and which other member may stand for a missing one."""
-    hint = suggest_member(schema, str(error["loc"][0]), fields) if error["type"] == "missing" else ""
+    """Say where in the body an error is, and which other field may stand for a missing one."""
+    hint = suggest_field(schema, str(error["loc"][0]), fields) if error["type"] == "missing" else ""
     return {**error, "msg": error["msg"] + hint, "loc": ("body", *error["loc"])}

@@ -77,7 +77,7 @@ class JsonBody(BaseModel):
 
 
 class Refusal(NamedTuple):
-    """Why a member that would change the result is refused.
+    """Why a field that would change the result is refused.
 
     remedy: what to do instead.
     harmless: values that change nothing.
@@ -87,7 +87,7 @@ class Refusal(NamedTuple):
     harmless: tuple[object, ...] = (None,)
 
 
-# Members of vLLM's requests that apply to chat templates and to tokenizers.
+# Fields of vLLM's requests that apply to chat templates and to tokenizers.
 REFUSED: Mapping[str, Refusal] = {
     "messages": Refusal("chat templates are not applied; send texts", harmless=(None, [])),
     "chat_template": Refusal("chat templates are not applied; leave it out"),
@@ -102,7 +102,7 @@ REFUSED: Mapping[str, Refusal] = {
 class TaskRequest(JsonBody):
     """Fields of all requests to a model."""
 
-    # Members that are not fields and would change the result.
+    # Fields that it does not have and that would change the result.
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
     # Whether it uses a place in the model's queue, so that it is refused when the queue is full.
     needs_capacity: ClassVar[bool] = True

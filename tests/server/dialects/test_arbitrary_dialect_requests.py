@@ -55,7 +55,7 @@ async def servers(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @given(value=anything, member=st.sampled_from(MEMBERS))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_any_value_of_one_member_is_served_or_refused(
+async def test_any_value_of_one_field_is_served_or_refused(
     servers: httpx.AsyncClient, value: Any, member: tuple[int, str]
 ) -> None:
     place, name = member

@@ -141,7 +141,7 @@ async def test_a_long_text_is_cut_or_refused(client: httpx.AsyncClient, truncate
     assert refused.json()["message"].startswith("input 0 has 9000 tokens")
 
 
-async def test_null_is_the_same_as_not_given_and_unknown_members_are_ignored(
+async def test_null_is_the_same_as_not_given_and_unknown_fields_are_ignored(
     client: httpx.AsyncClient,
 ) -> None:
     nulls = dict.fromkeys(CohereEmbedRequest.model_fields.keys() - {"texts"})

@@ -112,7 +112,7 @@ async def test_base64_may_be_of_another_number_format(client: httpx.AsyncClient)
         ({"return_multivector": True, "late_chunking": True}, "late_chunking", "dense vectors"),
     ],
 )
-async def test_members_that_contradict_each_other_are_refused(
+async def test_fields_that_contradict_each_other_are_refused(
     client: httpx.AsyncClient, members: dict[str, Any], param: str, part: str
 ) -> None:
     error = error_of(await embed(client, **members))

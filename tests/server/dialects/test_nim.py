@@ -31,7 +31,7 @@ async def test_the_best_comes_first_with_its_raw_score(path: str) -> None:
     }
 
 
-async def test_null_is_the_same_as_not_given_and_unknown_members_are_ignored() -> None:
+async def test_null_is_the_same_as_not_given_and_unknown_fields_are_ignored() -> None:
     nulls = dict.fromkeys(NimRankingRequest.model_fields)
     async with client_of_kind("reranker") as client:
         plain = (await client.post("/v1/ranking", json=REQUEST)).json()

@@ -197,7 +197,7 @@ async def test_the_version_is_the_servers_own(client: httpx.AsyncClient) -> None
 
 
 @pytest.mark.parametrize("body", [{"name": "second"}, {"model": "second"}, {"name": "SECOND:latest"}])
-async def test_older_clients_name_the_model_with_another_member(body: dict[str, str]) -> None:
+async def test_older_clients_name_the_model_with_another_field(body: dict[str, str]) -> None:
     """`{"name": ...}` was read as a request that names no model: 404 where there are two."""
     async with client_of(build_debug_app(debug_args(), debug_args("second?kind=reranker"))) as client:
         shown = await client.post("/api/show", json=body)
@@ -230,7 +230,7 @@ async def test_the_content_type_is_not_read(
     assert response.status_code == 200, response.text
 
 
-async def test_each_route_reads_the_member_of_the_other(client: httpx.AsyncClient) -> None:
+async def test_each_route_reads_the_field_of_the_other(client: httpx.AsyncClient) -> None:
     """`prompt` at /api/embed was ignored, and the response was 200 without a vector."""
     new = (await client.post("/api/embed", json={"prompt": "hello"})).json()
     old = (await client.post("/api/embeddings", json={"input": "hello"})).json()

@@ -395,7 +395,7 @@ async def test_a_body_that_is_not_read_has_the_dialects_error_too() -> None:
 
 @given(value=anything, member=st.sampled_from(MEMBERS))
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_any_value_of_one_member_is_served_or_refused_in_the_dialect(
+async def test_any_value_of_one_field_is_served_or_refused_in_the_dialect(
     several: httpx.AsyncClient, value: Any, member: tuple[int, str]
 ) -> None:
     place, name = member

@@ -108,9 +108,7 @@ async def test_a_model_without_sparse_vectors_says_what_it_can(kind: str, part: 
         ({"inputs": ["a"] * 4}, "inputs", "has 4 items, the limit is 3"),
     ],
 )
-async def test_a_member_that_does_not_fit_is_named(
-    body: dict[str, Any], param: str | None, part: str
-) -> None:
+async def test_a_field_that_does_not_fit_is_named(body: dict[str, Any], param: str | None, part: str) -> None:
     async with client_of_kind("sparse", max_client_batch_size=3) as client:
         response = await client.post("/embed_sparse", json=body)
     check_error(response, *((400, "Empty") if param is None else (422, "Validation")), part)

@@ -45,7 +45,7 @@ def scores_of(response: httpx.Response) -> list[float]:
     ("first", "second"),
     [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")],
 )
-async def test_scores_are_in_the_order_of_the_documents_whatever_the_members_are_called(
+async def test_scores_are_in_the_order_of_the_documents_whatever_the_fields_are_called(
     path: str, first: str, second: str
 ) -> None:
     async with client_of_kind("reranker") as client:
@@ -245,7 +245,7 @@ async def test_what_cannot_be_pooled_is_refused(kind: str, members: Any, status:
 
 @pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
 @pytest.mark.parametrize("member", ["use_activation", "activation"])
-async def test_a_member_that_only_vllm_has_asks_for_its_form_of_classify(path: str, member: str) -> None:
+async def test_a_field_that_only_vllm_has_asks_for_its_form_of_classify(path: str, member: str) -> None:
     async with client_of_kind("classifier") as client:
         response = await client.post(path, json={"model": "debug", "input": ["aaaa", ""], member: True})
         raw = (await client.post(path, json={"input": "aaaa", member: False})).json()
@@ -279,7 +279,7 @@ async def test_probabilities_keep_the_order_of_the_labels_whichever_is_the_likel
         ("classifier", "/classify", VllmClassifyRequest, {"input": "a"}),
     ],
 )
-async def test_null_is_the_same_as_not_given_and_unknown_members_are_ignored(
+async def test_null_is_the_same_as_not_given_and_unknown_fields_are_ignored(
     kind: str, path: str, schema: Any, body: Any
 ) -> None:
     extra = {"padding": "do_not_pad", "priority": 0, "cache_salt": None, "mm_processor_kwargs": None}

@@ -38,7 +38,7 @@ async def test_top_k_may_be_null_for_all_documents(members: dict[str, Any]) -> N
     assert [each["index"] for each in body["data"]] == [2, 0, 3, 1]
 
 
-async def test_infinitys_members_count_beside_voyages() -> None:
+async def test_infinitys_fields_count_beside_voyages() -> None:
     async with client_of_kind("reranker") as client:
         members = {"return_documents": True, "raw_scores": True, "top_n": 1}
         body = (await rerank(client, top_k=None, **members)).json()
@@ -69,9 +69,7 @@ async def test_truncation_means_truncate() -> None:
         ({"top_k": 1, "documents": "a"}, "documents", "must be a list of texts"),
     ],
 )
-async def test_errors_are_a_text_that_names_the_member(
-    members: dict[str, Any], param: str, part: str
-) -> None:
+async def test_errors_are_a_text_that_names_the_field(members: dict[str, Any], param: str, part: str) -> None:
     async with client_of_kind("reranker") as client:
         response = await rerank(client, **members)
     assert response.status_code == 422

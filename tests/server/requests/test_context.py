@@ -57,7 +57,7 @@ async def caller_seen(
         ({"priority": "interactive"}, {"x-priority": "bulk"}, "interactive"),
     ],
 )
-async def test_a_member_or_a_header_says_how_much_a_request_hurries(
+async def test_a_field_or_a_header_says_how_much_a_request_hurries(
     monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], headers: dict[str, str], lane: str | None
 ) -> None:
     assert (await caller_seen(monkeypatch, body=body, headers=headers)).lane == lane
@@ -70,7 +70,7 @@ async def test_every_dialect_has_the_header(monkeypatch: pytest.MonkeyPatch) -> 
     assert (caller.lane, caller.timeout_s) == ("bulk", 2.5)
 
 
-async def test_a_member_or_a_header_says_how_long_the_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_field_or_a_header_says_how_long_the_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await caller_seen(monkeypatch, body={"timeout": 3})).timeout_s == 3
     assert (await caller_seen(monkeypatch, headers={"x-request-timeout": "4"})).timeout_s == 4
     assert (await caller_seen(monkeypatch, headers={"x-request-timeout": "1e300"})).timeout_s == 1e300

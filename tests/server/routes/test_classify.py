@@ -17,7 +17,7 @@ async def classify(client: httpx.AsyncClient, given: Any = "aaaa", **members: An
     return await client.post("/classify", json={"input": given, **members})
 
 
-async def test_answer_has_infinitys_members_in_their_order() -> None:
+async def test_answer_has_infinitys_fields_in_their_order() -> None:
     async with client_of_kind("classifier") as client:
         body = (await classify(client, ["aaaa", "aa"])).json()
     assert list(body) == ["object", "data", "model", "usage", "id", "created"]

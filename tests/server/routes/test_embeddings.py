@@ -17,7 +17,7 @@ from tests.support.tiny_server import build_debug_app, client_of, client_of_kind
 pytestmark = pytest.mark.anyio
 
 
-async def test_answer_has_openais_members_in_infinitys_order(client: httpx.AsyncClient) -> None:
+async def test_answer_has_openais_fields_in_infinitys_order(client: httpx.AsyncClient) -> None:
     body = (await embed(client, ["hello", "hi"])).json()
     assert list(body) == ["object", "data", "model", "usage", "id", "created"]
     assert body["object"] == "list"
@@ -110,7 +110,7 @@ async def test_null_is_the_same_as_not_given(client: httpx.AsyncClient) -> None:
     assert response.json()["data"] == (await embed(client)).json()["data"]
 
 
-async def test_unknown_members_are_ignored(client: httpx.AsyncClient) -> None:
+async def test_unknown_fields_are_ignored(client: httpx.AsyncClient) -> None:
     response = await embed(client, truncate_prompt_tokens=3, messages=[], user="me")
     assert response.status_code == 200
 
@@ -230,7 +230,7 @@ async def test_an_unknown_side_or_prompt_is_refused_with_those_there_are(
         ({"late_chunking": True, "outputs": ["sparse"]}, "late_chunking", "leave 'outputs' out"),
     ],
 )
-async def test_members_that_contradict_each_other_are_a_422(
+async def test_fields_that_contradict_each_other_are_a_422(
     members: dict[str, Any], param: str, part: str
 ) -> None:
     async with client_of_kind("embedder") as client:
@@ -415,7 +415,7 @@ async def test_passages_have_vectors_that_know_where_they_stand() -> None:
     assert not any("late_chunking" in each for each in plain)
 
 
-async def test_chunks_of_one_text_are_members_of_data() -> None:
+async def test_chunks_of_one_text_are_fields_of_data() -> None:
     async with client_of_kind("embedder") as client:
         response = await embed(client, "abcdefghij", late_chunking={"chunk_size": 4})
         refused = await embed(client, ["a", "b"], late_chunking={"chunk_size": 4})

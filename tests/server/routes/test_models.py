@@ -11,7 +11,7 @@ from tests.support.tiny_server import build_debug_app, client_of, debug_args
 pytestmark = pytest.mark.anyio
 
 
-async def test_models_have_infinitys_members_and_ours(client: httpx.AsyncClient) -> None:
+async def test_models_have_infinitys_fields_and_ours(client: httpx.AsyncClient) -> None:
     body = (await client.get("/models")).json()
     assert list(body) == ["data", "object"]
     assert body["object"] == "list"

@@ -20,7 +20,7 @@ async def rerank(client: httpx.AsyncClient, documents: Any = DOCUMENTS, **member
     return await client.post("/rerank", json={"query": "q", "documents": documents, **members})
 
 
-async def test_answer_has_infinitys_members_in_their_order() -> None:
+async def test_answer_has_infinitys_fields_in_their_order() -> None:
     async with client_of_kind("reranker") as client:
         body = (await rerank(client)).json()
     assert list(body) == ["object", "results", "model", "usage", "id", "created"]
@@ -140,7 +140,7 @@ async def test_a_model_that_cannot_rank_says_what_it_can(kind: str) -> None:
         ({"truncate": "END", "truncation_side": "left"}, "truncation_side", "conflicts with 'truncate'"),
     ],
 )
-async def test_a_member_that_does_not_fit_is_named(members: dict[str, Any], param: str, part: str) -> None:
+async def test_a_field_that_does_not_fit_is_named(members: dict[str, Any], param: str, part: str) -> None:
     async with client_of_kind("reranker") as client:
         response = await client.post("/rerank", json={"query": "q", "documents": ["d"], **members})
     assert response.status_code == 422

@@ -99,7 +99,7 @@ class OllamaShowRequest(TaskRequest):
 
 
 class OllamaGenerateRequest(JsonBody):
-    """A request to generate text, which no model of this server does; other members are ignored."""
+    """A request to generate text, which no model of this server does; other fields are ignored."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""Members that no schema has: ignored, unless they would change the result or are misspelt."""
+"""Fields that no schema has: ignored, unless they would change the result or are misspelt."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def post(path: str, body: dict[str, Any]) -> httpx.Response:
 
 
 @pytest.mark.parametrize("path", list(BODIES))
-async def test_a_member_without_a_meaning_is_ignored(path: str) -> None:
+async def test_a_field_without_a_meaning_is_ignored(path: str) -> None:
     body = {**BODIES[path], "cache_salt": "x", "temperature": 0.5, "stream": False, "x" * 5000: 1}
     assert (await post(path, body)).status_code == 200
 
 
 @pytest.mark.parametrize("path", list(BODIES))
 @pytest.mark.parametrize("name", ["add_special_tokens", "chat_template", "messages"])
-async def test_a_member_that_would_change_the_result_is_refused_by_name(path: str, name: str) -> None:
+async def test_a_field_that_would_change_the_result_is_refused_by_name(path: str, name: str) -> None:
     """`add_special_tokens: false` was ignored: 16 tokens were embedded where 14 were asked for."""
     response = await post(path, {**BODIES[path], name: False})
     assert response.status_code in (400, 422)
@@ -94,7 +94,7 @@ async def test_the_value_that_changes_nothing_is_accepted(path: str) -> None:
         ("/score", "use_activations", "use_activation"),
     ],
 )
-async def test_a_misspelt_member_is_refused_with_the_right_name(path: str, name: str, nearest: str) -> None:
+async def test_a_misspelt_field_is_refused_with_the_right_name(path: str, name: str, nearest: str) -> None:
     """It was ignored: the vectors came in all dimensions, or without the prompt."""
     response = await post(path, {**BODIES[path], name: 4})
     assert response.status_code in (400, 422)
@@ -112,7 +112,7 @@ async def test_a_misspelt_member_is_refused_with_the_right_name(path: str, name:
         ("/v2/rerank", {"question": "q", "documents": ["a"]}, "query", "question"),
     ],
 )
-async def test_the_member_that_stands_for_a_missing_one_is_named(
+async def test_the_field_that_stands_for_a_missing_one_is_named(
     path: str, body: dict[str, Any], missing: str, given: str
 ) -> None:
     response = await post(path, body)
@@ -152,7 +152,7 @@ async def test_chat_messages_are_refused_as_such() -> None:
         ("/pooling", "output_dtype", "int8", "leave it out"),
     ],
 )
-async def test_a_member_of_another_dialect_is_refused_if_it_would_change_the_result(
+async def test_a_field_of_another_dialect_is_refused_if_it_would_change_the_result(
     path: str, name: str, value: Any, remedy: str
 ) -> None:
     """It was ignored: a client that spoke the wrong dialect got vectors without its prompt or limit."""
@@ -162,7 +162,7 @@ async def test_a_member_of_another_dialect_is_refused_if_it_would_change_the_res
 
 
 @pytest.mark.parametrize(
-    ("path", "members"),
+    ("path", "fields"),
     [
         ("/embed", {"late_chunking": False, "raw_scores": False, "truncate_prompt_tokens": -1}),
         ("/v2/embed", {"precision": "float", "pooling": ""}),
@@ -170,10 +170,10 @@ async def test_a_member_of_another_dialect_is_refused_if_it_would_change_the_res
         ("/api/embed", {"truncation_side": "right", "chat_template_kwargs": {}}),
     ],
 )
-async def test_the_usual_value_of_another_dialects_member_is_accepted(
-    path: str, members: dict[str, Any]
+async def test_the_usual_value_of_another_dialects_field_is_accepted(
+    path: str, fields: dict[str, Any]
 ) -> None:
-    assert (await post(path, {**BODIES[path], **members})).status_code == 200
+    assert (await post(path, {**BODIES[path], **fields})).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["relevant_spans", "return_embeddings", "chat_template_kwargs"])
@@ -205,7 +205,7 @@ async def test_true_is_no_number(path: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "members", "conflicting"),
+    ("path", "fields", "conflicting"),
     [
         ("/score", {"queries": "another"}, "queries"),
         ("/rerank", {"max_tokens_per_doc": 4, "max_doc_length": 5}, "max_doc_length"),
@@ -213,11 +213,11 @@ async def test_true_is_no_number(path: str, name: str) -> None:
         ("/api/embed", {"prompt": "another"}, "prompt"),
     ],
 )
-async def test_two_names_of_a_member_with_different_values_are_refused(
-    path: str, members: dict[str, Any], conflicting: str
+async def test_two_names_of_a_field_with_different_values_are_refused(
+    path: str, fields: dict[str, Any], conflicting: str
 ) -> None:
     """One of them was ignored."""
-    response = await post(path, {**BODIES[path], **members})
+    response = await post(path, {**BODIES[path], **fields})
     assert response.status_code in (400, 422)
     assert "conflicts with" in response.text
     assert conflicting in response.text
