@@ -45,14 +45,15 @@ def find_configs(folder: Path) -> Iterator[Path]:
 def walk_fields(folder: Path) -> Iterator[ConfigField]:
     """Return every field of every configuration in a folder."""
     for path in find_configs(folder):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError):
-            continue  # the libraries cannot read it either
-        yield from _walk(path, config)
+        yield from walk_file(path)
 
 
-def _walk(path: Path, config: object) -> Iterator[ConfigField]:
+def walk_file(path: Path) -> Iterator[ConfigField]:
+    """Return every field of a JSON file, none of one that cannot be read: the libraries cannot either."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return
     waiting: list[tuple[tuple[str, ...], object]] = [((), config)]
     while waiting:
         keys, value = waiting.pop()

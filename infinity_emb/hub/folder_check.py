@@ -1,6 +1,6 @@
-"""Refuse a model folder that links to files outside it, or that would take unbounded time to read.
+"""Refuse a model folder that refers to files outside it, or that would take unbounded time to read.
 
-Except for configurations, only names, links and sizes are read.
+Except for configurations and indices of weights, only names, links and sizes are read.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from infinity_emb.errors import StartupError
-from infinity_emb.hub.config_files import is_config, walk_fields
+from infinity_emb.hub.config_files import ConfigField, is_config, walk_fields, walk_file
 
 MAX_FILES = 100_000
 MAX_CONFIG_BYTES = 128 * 2**20  # some contain the vocabulary of a word-based model
@@ -23,6 +23,8 @@ MAX_LAYERS = 2_000
 MAX_LABELS = 1_000_000
 _REPEATED_PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|stages?|depths?|repeats|codebooks)$")
 _LABELS = "num_labels"
+# The file that says which part of the weights is in which file.
+_INDEX_SUFFIX = ".index.json"
 
 
 def check_folder(folder: Path) -> None:
@@ -34,7 +36,10 @@ def check_folder(folder: Path) -> None:
                 f"folder {str(folder)!r} has more than {MAX_FILES} files; give one with a model's files only"
             )
         _check_entry(path, inside)
+        if path.name.endswith(_INDEX_SUFFIX):
+            _check_index(path)
     for field in walk_fields(folder):
+        _check_module_path(field)
         limit = MAX_LABELS if field.key == _LABELS else MAX_LAYERS
         is_repeated = field.key == _LABELS or _REPEATED_PARTS.search(field.key)
         if is_repeated and isinstance(field.value, int) and field.value > limit:
@@ -50,8 +55,10 @@ def _list_trusted_folders(folder: Path) -> tuple[str, ...]:
     """
     inside = [os.path.realpath(folder)]
     for root in (Path(os.path.abspath(folder)), Path(inside[0])):
-        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-            inside.append(os.path.realpath(root.parent.parent / "blobs"))
+        blobs = root.parent.parent / "blobs"
+        is_snapshot = root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--")
+        if is_snapshot and not blobs.is_symlink():  # the hub's cache has a folder there
+            inside.append(os.path.realpath(blobs))
     return tuple(inside)
 
 
@@ -73,6 +80,29 @@ def _check_entry(path: Path, inside: tuple[str, ...]) -> None:
         return
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise StartupError(f"{str(path)!r} is neither a file nor a folder; remove it from the model's folder")
-    limit = MAX_CONFIG_BYTES if is_config(path.name) else MAX_TEXT_BYTES
+    is_parsed = is_config(path.name) or path.name.endswith(_INDEX_SUFFIX)
+    limit = MAX_CONFIG_BYTES if is_parsed else MAX_TEXT_BYTES
     if path.suffix in _TEXT_SUFFIXES and status.st_size > limit:
         raise StartupError(f"{str(path)!r} has {status.st_size} bytes, the limit for such a file is {limit}")
+
+
+def _check_index(path: Path) -> None:
+    for field in walk_file(path):
+        if "weight_map" in field.keys:
+            _check_inside(field.value, path)
+
+
+def _check_module_path(field: ConfigField) -> None:
+    """Check the folder of a module, and of one inside a Router, where it is a key."""
+    if field.path.name == "modules.json" and field.key == "path":
+        _check_inside(field.value, field.path)
+    if field.keys[-2:-1] == ("types",):
+        _check_inside(field.key, field.path)
+
+
+def _check_inside(name: object, source: Path) -> None:
+    path = PurePosixPath(str(name))
+    if path.is_absolute() or ".." in path.parts:
+        raise StartupError(
+            f"{str(source)!r} names {str(name)[:200]!r}, outside of the model's folder; copy the file there"
+        )

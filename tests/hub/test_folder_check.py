@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,39 @@ def test_snapshots_of_the_hubs_cache_link_to_its_blobs_only(folder: Path, tmp_pa
     (snapshot / "vocab.txt").symlink_to("../../refs/main")
     with pytest.raises(StartupError, match="outside"):
         check_folder(snapshot)
+
+
+def test_the_hubs_blobs_are_a_folder_and_no_link(folder: Path, tmp_path: Path) -> None:
+    """A copied folder could make all of the machine its blobs, and link to any file."""
+    snapshot = tmp_path / "models--org--small" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").symlink_to("/")
+    (snapshot / "vocab.txt").symlink_to("/etc/passwd")
+    with pytest.raises(StartupError, match="outside"):
+        check_folder(snapshot)
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b", ".."])
+@pytest.mark.parametrize(
+    ("file", "make_content"),
+    [
+        ("modules.json", lambda name: [{"path": "", "type": "a.B"}, {"path": name, "type": "a.B"}]),
+        ("router_config.json", lambda name: {"types": {name: "a.B"}, "structure": {"query": [name]}}),
+        ("0_Router/config.json", lambda name: {"types": {name: "a.B"}}),
+        ("model.safetensors.index.json", lambda name: {"weight_map": {"weight": f"{name}/x.safetensors"}}),
+        ("pytorch_model.bin.index.json", lambda name: {"weight_map": {"a": "b.bin", "weight": name}}),
+    ],
+)
+def test_no_file_of_a_model_names_one_outside(
+    file: str, make_content: Callable[[str], object], name: str, folder: Path
+) -> None:
+    """Another model's weights, or a folder whose configuration nobody has checked."""
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(make_content("1_Dense")))
+    check_folder(folder)
+    (folder / file).write_text(json.dumps(make_content(name)))
+    with pytest.raises(StartupError, match="outside of the model's folder"):
+        check_folder(folder)
 
 
 @pytest.mark.parametrize(

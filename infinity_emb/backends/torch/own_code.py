@@ -25,13 +25,16 @@ _ADDED_SINCE = {
 }
 _LOADER_OPTIONS = frozenset(
     {"model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"}
+    | {"sp_model_kwargs"}
 )
 # Of `from_pretrained`: those that run code (`weights_only` unpickles) and those that name files elsewhere.
 _REFUSED_OPTIONS = frozenset(
     {"adapter_kwargs", "allow_all_kernels", "kernel_config", "use_kernels", "weights_only"}
     | {"config", "gguf_file", "merges_file", "offload_folder", "proxies", "spm_file", "tokenizer_file"}
-    | {"vocab_file"}
+    | {"model_file", "vocab_file"}
 )
+# Arguments of a tokenizer's class that it opens as a file if they are texts.
+_TOKENIZER_DATA = frozenset({"init_inputs", "merges", "vocab"})
 _IMPLEMENTATION_KEYS = ("attn_implementation", "experts_implementation")
 _REFERENCES = frozenset({"base_model_name_or_path", "tokenizer_name_or_path"})
 
@@ -77,6 +80,8 @@ def _may_be_option(field: ConfigField) -> bool:
     """Return false for an option of the loader that a model's files must not set."""
     if field.key.endswith(_IMPLEMENTATION_KEYS):
         return "/" not in str(field.value)  # code from the hub
+    if field.path.name == "tokenizer_config.json" and field.key in _TOKENIZER_DATA:
+        return not isinstance(field.value, str)
     if field.key == "megatron_core":
         return field.value in (None, "megatron.core")  # peft imports it
     pairs = zip(field.keys, field.keys[1:], strict=False)
