@@ -9,6 +9,7 @@ import os
 import random
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,7 @@ PATHS = [
         "/%00",
         "/%ff",
     ),
+    *("/v1/files", "/v1/files?limit=--1&after=%00", "/v1/files/x/content", "/v1/batches", "/v1/batches/%00"),
     *("http://a/health", "/embeddings?a=%zz", "/\xe9", "/..%2f..", "/v1//embeddings/", "/docs/../etc", ""),
 ]
 NUMBERS = ["--1", "-", "", "9" * 5000, "1e999", "nan", "0x1", "\xb2", "1_0", "+1", "-0", "1.5", " 7 ", "bulk"]
@@ -47,6 +49,10 @@ NAMES = {
         "application/json; charset=utf-9",
         "a/b+json",
         "text/plain",
+        "multipart/form-data; boundary=b",
+        "multipart/form-data; boundary=" + "b" * 300,
+        "multipart/form-data; boundary=b; charset=x",
+        "multipart/form-data",
         ";",
         "",
     ],
@@ -83,6 +89,9 @@ NAMES = {
     "": ["y"],
 }
 BODIES = [
+    b'--b\r\ncontent-disposition: form-data; name="file"; filename="\xff"\r\n\r\nx\r\n--b--\r\n',
+    b'--b\r\ncontent-disposition: form-data; name="expires_after[seconds]"\r\n\r\n--1\r\n--b--\r\n',
+    b"--b\r\ncontent-disposition: \xff; name=\r\n\r\nx",
     *(b"", b"{}", b'{"input": "four"}', b"[" * 5000, b"nul", b'"\xff"', b'{"input": NaN}', b"\0" * 50),
     *(
         gzip.compress(b'{"input": "four"}'),
@@ -118,10 +127,11 @@ def read_until_quiet(client: socket.socket) -> bytes:
 
 
 @pytest.fixture
-def server(start_here: StartHere) -> ServerOnAThread:
-    return start_here(
-        app=build_debug_app(api_key="api-secret", admin_key="admin-secret", permissive_cors=True)
+def server(start_here: StartHere, tmp_path: Path) -> ServerOnAThread:
+    app = build_debug_app(
+        api_key="api-secret", admin_key="admin-secret", permissive_cors=True, batch_dir=str(tmp_path)
     )
+    return start_here(app=app)
 
 
 def test_no_request_is_a_500_or_leaves_a_traceback(

@@ -346,6 +346,26 @@ async def test_wrong_uploads_and_batches_are_refused(client: httpx.AsyncClient) 
     assert all("message" in response.json()["error"] for response in responses)
 
 
+@pytest.mark.parametrize("ttl", ["9" * 5000, "1e5", "-1", "\u0663\u0666", ""])
+async def test_a_wrong_lifetime_is_refused_and_the_file_is_not_kept(ttl: str, tmp_path: Path) -> None:
+    """A number of more than 4,300 digits was a 500, and no such file counted in the size of all."""
+    async with serve(tmp_path) as client:
+        for form in ({"expires_after[seconds]": ttl}, {"purpose": "x" * 5000}):
+            response = await upload(client, b"x", **form)
+            assert response.status_code == 400, response.text
+            assert len(response.content) < 500
+        assert not list((tmp_path / "batches" / "files").iterdir())
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "//", "", "http://a]b", "x" * 5000])
+async def test_an_origin_that_is_none_is_refused(origin: str, client: httpx.AsyncClient) -> None:
+    """An unclosed bracket was a 500."""
+    response = await client.post(
+        "/v1/files", data={"purpose": "batch"}, files={"file": b"x"}, headers={"origin": origin}
+    )
+    assert response.status_code == 403, response.text
+
+
 async def test_a_page_of_another_server_uploads_nothing(tmp_path: Path) -> None:
     foreign = {"origin": "http://evil.example"}
     async with serve(tmp_path) as client:

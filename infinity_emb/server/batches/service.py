@@ -118,12 +118,12 @@ class BatchService:
             uploaded = await read_upload(request, path, reserved)
         finally:
             self._num_uploading_bytes -= reserved
-        purpose = uploaded.fields.get("purpose")
-        if purpose != "batch":
+        try:
+            purpose, ttl_s = _read_purpose(uploaded.fields), _read_ttl(uploaded.fields)
+        except HTTPException:
             path.unlink()
-            raise HTTPException(400, f"purpose is {purpose!r}; this server takes files for 'batch' only")
+            raise
         now = int(self._now_s())
-        ttl_s = _read_ttl(uploaded.fields)
         record = FileRecord(file_id, owner, uploaded.filename, purpose, uploaded.num_bytes, now, now + ttl_s)
         await self._call(self._store.add_file, record)
         return record
@@ -261,11 +261,20 @@ def paginate(records: Sequence[T], get_id: Callable[[T], str], after: str | None
     return list(records[start : start + limit + 1])
 
 
+def _read_purpose(fields: dict[str, str]) -> str:
+    purpose = fields.get("purpose")
+    if purpose != "batch":
+        raise HTTPException(
+            400, f"purpose is {(purpose or '')[:80]!r}; this server takes files for 'batch' only"
+        )
+    return purpose
+
+
 def _read_ttl(fields: dict[str, str]) -> int:
     """Return how long a file is kept. Source: `expires_after` of OpenAI's API, an hour to 30 days."""
     given = fields.get("expires_after[seconds]")
     if given is None:
         return RESULT_TTL_S
-    if not given.isdecimal() or not 3600 <= int(given) <= RESULT_TTL_S:
-        raise HTTPException(400, f"expires_after[seconds] is {given!r}; give 3600 to {RESULT_TTL_S}")
+    if not given.isdecimal() or len(given) > 9 or not 3600 <= int(given) <= RESULT_TTL_S:
+        raise HTTPException(400, f"expires_after[seconds] is {given[:80]!r}; give 3600 to {RESULT_TTL_S}")
     return int(given)

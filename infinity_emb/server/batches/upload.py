@@ -40,8 +40,15 @@ def check_origin(request: Request, allowed: Sequence[str]) -> None:
     origin = request.headers.get("origin")
     if origin is None or origin in allowed:
         return
-    if urlsplit(origin).netloc != request.headers.get("host"):
+    if _find_host(origin) != request.headers.get("host"):
         raise HTTPException(403, f"pages of {origin[:200]!r} may not upload files to this server")
+
+
+def _find_host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # of an unclosed bracket, for example
+        return None
 
 
 async def read_upload(request: Request, path: Path, max_bytes: int) -> Uploaded:
