@@ -17,6 +17,7 @@ from infinity_emb.cli.front_ends.shared_models import SharedModels
 from infinity_emb.concurrency import call_in_loop
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.status import EngineStatus
+from infinity_emb.scheduling.paced_call import PacedCall
 from infinity_emb.scheduling.requests import PendingRequest
 
 # If a front end does not answer within this time, its previous report is used.
@@ -51,6 +52,7 @@ class EngineService:
         self._done: deque[PendingRequest] = deque()
         self._is_finishing = False  # whether the event loop will look at `_done`
         self._ended: Header = {}  # the totals of front ends that have ended
+        self._reports = PacedCall(self._ask_for_reports)
         for engine in self._models.engines:
             # Replaces the method, so that pages and metrics show the counters of all processes.
             vars(engine)["status"] = partial(self._sum_status, engine.status)
@@ -80,7 +82,10 @@ class EngineService:
             await asyncio.wait(taken, timeout=MODELS_TIMEOUT_S)
 
     async def collect_reports(self) -> None:
-        """Ask the front ends for their counters."""
+        """Ask the front ends for their counters, once for all requests that arrive together."""
+        await self._reports.get()
+
+    async def _ask_for_reports(self) -> None:
         if reports := [session.ask_for_report() for session in self.sessions]:
             await asyncio.wait(reports, timeout=REPORT_TIMEOUT_S)
 

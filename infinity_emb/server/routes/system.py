@@ -5,14 +5,15 @@ They are never below the prefix, and open to everyone; only the metrics may be p
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import PlainTextResponse, Response
 
+from infinity_emb.concurrency import run_on_daemon_thread
 from infinity_emb.errors import EngineNotReady
+from infinity_emb.scheduling.paced_call import PacedCall
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.responses.error_docs import NOT_READY, Errors
 from infinity_emb.server.responses.json_vectors import json_response
@@ -20,7 +21,6 @@ from infinity_emb.server.routing import Endpoint, Form
 from infinity_emb.server.schemas.system import Health, Readiness
 
 METRICS_PATH = "/metrics"
-MAX_REST_S = 1.0
 TAG = "Health and metrics"
 
 
@@ -71,35 +71,24 @@ ENDPOINTS = [
 
 
 class MetricsPage:
-    """Render the metrics of a registry; concurrent scrapes share one text, which takes tens of milliseconds.
+    """Render the metrics of a registry, on a thread: that takes tens of milliseconds.
 
-    Scrapes that follow soon share the next text, so that rendering takes a fifth of the loop's time at most.
+    Concurrent scrapes share one text, and those that follow soon the next one.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._next: asyncio.Task[bytes] | None = None  # waits in `_render`
-        self._begins_at_s = 0.0
+        self._text = PacedCall(self._render)
 
     async def metrics(self, call: Call) -> Response:
         """Return Prometheus metrics.
 
         They cover the HTTP server, every model and the process.
         """
-        if self._next is None:
-            self._next = asyncio.create_task(self._render())
-        text = await asyncio.shield(self._next)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(await self._text.get(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _render(self) -> bytes:
-        # Requests that arrive during the sleep share this text.
-        await asyncio.sleep(max(0.0, self._begins_at_s - time.monotonic()))
-        self._next = None
-        started_s = time.monotonic()
-        text = generate_latest(self._registry)
-        ended_s = time.monotonic()
-        self._begins_at_s = ended_s + min(MAX_REST_S, 4 * (ended_s - started_s))
-        return text
+        return await run_on_daemon_thread(lambda: generate_latest(self._registry), "infinity-metrics")
 
 
 def make_metrics_endpoint(registry: CollectorRegistry) -> Endpoint:
