@@ -110,7 +110,7 @@ class Router:
             request.scope, ErrorContext(self._error_formats.get(strip_root_path(request.scope)))
         )
         with self._memory.open(read_client(request.scope)) as held:
-            body = bytes(await self._bodies.read(request, held))
+            body = await self._bodies.read(request, held)
             model = await self._choose(request, body)
             answer = await model.answer(_make_request(request, body))
             held.hold(len(answer.body))

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
 
-from infinity_emb.server.requests.json_body import MAX_COUNTS, MAX_WIDE_BYTES, parse_json
+from infinity_emb.server.requests.json_body import parse_json
+from infinity_emb.server.requests.json_counts import MAX_COUNTS, MAX_WIDE_BYTES
 from infinity_emb.server.server_app import ServerApp
 from tests.support.tiny_server import build_debug_app, client_of, debug_args
 

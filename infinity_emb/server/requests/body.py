@@ -13,18 +13,21 @@ from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.server.requests.content_encoding import MAX_PIECE_BYTES, Decoder, make_decoder
 from infinity_emb.server.requests.memory import HeldMemory
 
+# `bytes.join` releases the interpreter lock while it copies more than this.
+_MIN_RELEASED_BYTES = 2**20
+
 
 class BodyReader:
     """Read the bodies of one app.
 
-    threads: where large bodies are decompressed.
+    threads: where large bodies are decompressed and joined.
     """
 
     def __init__(self, threads: FairThreads, *, max_body_bytes: int) -> None:
         self._threads = threads
         self._max_body_bytes = max_body_bytes
 
-    async def read(self, request: Request, held: HeldMemory) -> bytes | bytearray:
+    async def read(self, request: Request, held: HeldMemory) -> bytes:
         """Read the whole body, decompressed, and count its bytes as they arrive.
 
         Raises HTTPException 413 for a body that is too large, before reading if its length is declared, 415
@@ -36,7 +39,7 @@ class BodyReader:
             raise self._too_large()
         encoding = request.headers.get("content-encoding")
         decoder = make_decoder(encoding) if encoding else None
-        body: bytes | bytearray = b""
+        body = _Pieces()
         num_received, has_more = 0, True
         while has_more:
             chunk, has_more = await _receive(request)
@@ -45,30 +48,29 @@ class BodyReader:
                 raise self._too_large()
             if decoder is None:
                 held.hold(num_received)
-                body = _append(body, chunk)
+                body.append(chunk)
             else:
-                body = await self._decompress(decoder, chunk, body, held)
+                await self._decompress(decoder, chunk, body, held)
         if decoder is not None:
             decoder.finish()
-        return body
+        if body.num_bytes < _MIN_RELEASED_BYTES:
+            return body.join()
+        return await self._threads.run(body.join, num_chars=MAX_SHORT_CHARS)
 
-    async def _decompress(
-        self, decoder: Decoder, chunk: bytes, body: bytes | bytearray, held: HeldMemory
-    ) -> bytes | bytearray:
+    async def _decompress(self, decoder: Decoder, chunk: bytes, body: _Pieces, held: HeldMemory) -> None:
         """Append the content of a chunk: the first piece at once, further ones when a thread is free."""
         pieces = decoder.decode(chunk)
         piece = next(pieces, None)
         while piece is not None:
-            num_bytes = len(body) + len(piece)
+            num_bytes = body.num_bytes + len(piece)
             held.hold(decoder.count_memory(num_bytes))
             if num_bytes > self._max_body_bytes:
                 raise self._too_large()
-            body = _append(body, piece)
+            body.append(piece)
             if len(piece) < MAX_PIECE_BYTES:
                 piece = next(pieces, None)
             else:
                 piece = await self._threads.run(lambda: next(pieces, None), num_chars=MAX_SHORT_CHARS)
-        return body
 
     def _too_large(self) -> HTTPException:
         return HTTPException(
@@ -76,6 +78,27 @@ class BodyReader:
             f"the request body has more than {self._max_body_bytes} bytes; send fewer inputs in one request,"
             " or start the server with a larger --max-body-bytes",
         )
+
+
+class _Pieces:
+    """The pieces of a body that have arrived.
+
+    A buffer that grows would be copied again and again on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._pieces: list[bytes] = []
+
+    def append(self, piece: bytes) -> None:
+        """Add the next piece."""
+        self.num_bytes += len(piece)
+        self._pieces.append(piece)
+
+    def join(self) -> bytes:
+        """Return the body, once; a body of one piece is not copied."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class _Received(NamedTuple):
@@ -89,16 +112,6 @@ async def _receive(request: Request) -> _Received:
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     return _Received(message.get("body", b""), message.get("more_body", False))
-
-
-def _append(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
-    """Append a piece to the body; a body of one piece is not copied."""
-    if not body:
-        return piece
-    if isinstance(body, bytes):
-        return bytearray(body + piece)
-    body += piece
-    return body
 
 
 def repeat_messages(messages: Iterable[Message], receive: Receive) -> Receive:

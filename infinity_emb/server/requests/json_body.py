@@ -5,13 +5,8 @@ FastAPI's own way costs twice the time and explains common mistakes of clients l
 
 from __future__ import annotations
 
-import json
-import operator
-import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import orjson
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -21,6 +16,7 @@ from starlette.requests import Request
 from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.body import BodyReader
+from infinity_emb.server.requests.json_counts import check_counts, check_width, is_quick
 from infinity_emb.server.requests.json_text import repair_json
 from infinity_emb.server.requests.memory import HeldMemory, measure_fields
 from infinity_emb.server.requests.unknown_fields import (
@@ -36,27 +32,8 @@ from infinity_emb.server.schemas.common import JsonBody
 Schema = TypeVar("Schema", bound=JsonBody)
 
 
-class Counts(NamedTuple):
-    """The parts of a JSON document that cost time to parse; values are counted by their commas."""
-
-    num_containers: int
-    num_members: int
-    num_texts: int
-    num_values: int
-
-
-MAX_COUNTS = Counts(num_containers=2**17, num_members=2**17, num_texts=2**18, num_values=2**20)
-# Characters beyond U+FFFF, such as emoji, make a text take 4 bytes a character. `orjson` fills that memory in
-# one call, which no other thread interrupts.
-MAX_WIDE_BYTES = 2**24
 # Parsing less takes some milliseconds at most.
-MIN_THREADED_BYTES = 2**20
-_MAX_QUICK_COUNTS = Counts(2**12, 2**12, 2**14, 2**15)
-_NOT_STRUCTURAL = bytes(set(range(256)) - set(b'[{:",'))
-_BLOCK_BYTES = 2**20
-# Of a character beyond U+FFFF: its first byte in UTF-8, and the beginning of its escape.
-_FIRST_BYTE_OF_FOUR = 0xF0
-_HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+MIN_THREADED_BYTES = 2**18
 
 
 class JsonReader:
@@ -77,7 +54,7 @@ class JsonReader:
         if needs_content_type:
             check_content_type(request.headers.get("content-type"))
         raw = await self._bodies.read(request, held)
-        if len(raw) < MIN_THREADED_BYTES and _is_quick(raw):
+        if len(raw) < MIN_THREADED_BYTES and is_quick(raw):
             fields = _parse_checked(raw)
             held.hold(measure_fields(fields, len(raw)))
             return fields
@@ -110,7 +87,7 @@ def check_content_type(content_type: str | None) -> None:
         )
 
 
-def parse_json(raw: bytes | bytearray) -> dict[str, Any]:
+def parse_json(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object in any encoding of Unicode; half of a surrogate pair is read as U+FFFD.
 
     Raises RequestValidationError, and HTTPException 413 for characters that take too much memory.
@@ -119,9 +96,9 @@ def parse_json(raw: bytes | bytearray) -> dict[str, Any]:
     return _parse_checked(raw)
 
 
-def _parse_checked(raw: bytes | bytearray) -> dict[str, Any]:
+def _parse_checked(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object of not too many parts."""
-    _check_width(raw)
+    check_width(raw)
     try:
         fields = _parse(raw)
     except orjson.JSONDecodeError as exc:
@@ -137,99 +114,19 @@ def _parse_checked(raw: bytes | bytearray) -> dict[str, Any]:
     return fields
 
 
-def _parse_and_measure(raw: bytes | bytearray) -> _Parsed:
+def _parse_and_measure(raw: bytes) -> _Parsed:
     fields = parse_json(raw)
     return _Parsed(fields, measure_fields(fields, len(raw)))
 
 
-def _parse(raw: bytes | bytearray) -> Any:
+def _parse(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         repaired = repair_json(raw)
         check_counts(repaired)
-        _check_width(repaired)
+        check_width(repaired)
         return orjson.loads(repaired)
-
-
-def check_counts(raw: bytes | bytearray) -> None:
-    """Raise RequestValidationError for JSON with more parts than any request needs.
-
-    Megabytes of `[],[],` or `1,1,` would take seconds: each value becomes a Python object, and is visited.
-    """
-    if _is_within(_count_parts(raw), MAX_COUNTS):
-        return
-    counts = _count_outside_strings(raw)
-    if not _is_within(counts, MAX_COUNTS):
-        message = (
-            "the body has {} lists and objects, {} members, {} texts and about {} values; the limits are"
-            " {}, {}, {} and {}; send fewer inputs in one request"
-        )
-        raise body_error("json_invalid", message.format(*counts, *MAX_COUNTS))
-
-
-def _check_width(raw: bytes | bytearray) -> None:
-    if len(raw) <= MAX_WIDE_BYTES:
-        return
-    # Other encodings are looked at again as UTF-8.
-    is_utf8 = json.detect_encoding(bytes(raw[:4])).startswith("utf-8")
-    if is_utf8 and _has_wide_characters(raw):
-        raise HTTPException(
-            413,
-            f"the request body has {len(raw)} bytes, and the limit is {MAX_WIDE_BYTES} with characters beyond"
-            " U+FFFF, such as emoji, as a text with one takes 4 bytes a character; send fewer inputs in one"
-            " request",
-        )
-
-
-def _has_wide_characters(raw: bytes | bytearray) -> bool:
-    has_bytes = np.frombuffer(raw, dtype=np.uint8).max() >= _FIRST_BYTE_OF_FOUR
-    return bool(has_bytes) or _HIGH_SURROGATE.search(raw) is not None
-
-
-def _is_quick(raw: bytes | bytearray) -> bool:
-    """Return true for JSON that is parsed in some milliseconds, as it has few characters or few parts."""
-    if len(raw) <= min(_MAX_QUICK_COUNTS):
-        return True
-    # One pass over the body is faster than one for each kind of part.
-    return _is_within(_count_parts(raw.translate(None, _NOT_STRUCTURAL)), _MAX_QUICK_COUNTS)
-
-
-def _count_parts(raw: bytes | bytearray) -> Counts:
-    """Count brackets, colons, quotes and commas, wherever they are."""
-    num_containers = raw.count(b"[") + raw.count(b"{")
-    return Counts(num_containers, raw.count(b":"), raw.count(b'"') // 2, raw.count(b","))
-
-
-def _is_within(counts: Counts, limits: Counts) -> bool:
-    return all(map(operator.le, counts, limits))
-
-
-def _count_outside_strings(raw: bytes | bytearray) -> Counts:
-    """Count in blocks: between the quotes of a body of many strings lie millions of pieces."""
-    counts, num_quotes = Counts(0, 0, 0, 0), 0
-    state = np.zeros(1, dtype=np.bool_)  # true inside of a string
-    for escaped in _split_into_blocks(raw):
-        without_escapes = escaped.replace(rb"\\", b"").replace(rb"\"", b"")
-        block = np.frombuffer(without_escapes, dtype=np.uint8)
-        is_quote = block == ord('"')
-        num_quotes += int(np.count_nonzero(is_quote))
-        is_inside = np.logical_xor.accumulate(np.concatenate([state, is_quote]))
-        counts = Counts(*map(operator.add, counts, _count_parts(block[~is_inside[1:]].tobytes())))
-        state = is_inside[-1:]
-    return counts._replace(num_texts=num_quotes // 2)
-
-
-def _split_into_blocks(raw: bytes | bytearray) -> Iterator[bytes]:
-    """Yield blocks that do not end within an escape."""
-    start = 0
-    while start < len(raw):
-        block = bytes(raw[start : start + _BLOCK_BYTES])
-        num_backslashes = len(block) - len(block.rstrip(b"\\"))
-        if num_backslashes % 2:
-            block = bytes(raw[start : start + _BLOCK_BYTES + 1])
-        yield block
-        start += len(block)
 
 
 def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from infinity_emb.server.requests.json_body import MAX_COUNTS, parse_json
+from infinity_emb.server.requests.json_body import parse_json
+from infinity_emb.server.requests.json_counts import MAX_COUNTS
 from infinity_emb.server.requests.json_text import MAX_REPLACEMENTS
 from tests.support.tiny_server import build_debug_app, client_of, client_of_kind, embed
 
