@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_call_rests_for_a_multiple_of_the_time_that_it_took() -> None:
 
 def test_one_who_no_longer_waits_and_an_error_stop_nobody_else() -> None:
     async def main() -> None:
-        results = iter([ValueError("failed"), 7])
+        results: Iterator[ValueError | int] = iter([ValueError("failed"), 7])
 
         async def call() -> int:
             await asyncio.sleep(0.001)
