@@ -22,9 +22,9 @@ from fastapi import FastAPI
 from infinity_emb.cli.connection_slots import ConnectionSlots
 from infinity_emb.cli.descriptors import fit_connections
 from infinity_emb.cli.http_protocol import ClientLimits, HttpProtocol, enforce_timeouts
-from infinity_emb.cli.request_turns import RequestTurns
 from infinity_emb.cli.signals import exit_now, handle_signals
 from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.scheduling.request_turns import RequestTurns
 
 logger = logging.getLogger("infinity_emb")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from infinity_emb.cli.request_turns import WAITING_PER_START, RequestTurns, read_flow
+from infinity_emb.cli.request_turns import read_flow
 from infinity_emb.scheduling.fair_queue import Flow
+from infinity_emb.scheduling.request_turns import WAITING_PER_START, RequestTurns
 from tests.support.event_loop import run
 
 
@@ -59,6 +60,24 @@ def test_more_requests_start_at_once_when_thousands_wait() -> None:
 
     assert run(count_turns(120)) == 59
     assert run(count_turns(4096)) < 6 * WAITING_PER_START
+
+
+def test_one_who_no_longer_waits_takes_no_turn() -> None:
+    async def main() -> list[int]:
+        turns, order = RequestTurns(max_starts=1), []
+
+        async def wait(number: int) -> None:
+            await turns.wait(Flow("a"))
+            order.append(number)
+
+        tasks = [asyncio.create_task(wait(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await turns.wait(Flow("b"))
+        return order
+
+    assert run(main()) == [0, 1, 3]
 
 
 def scope_of(path: str = "/models", address: str = "10.0.0.1", **headers: str) -> Any:

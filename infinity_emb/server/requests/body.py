@@ -10,6 +10,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
+from infinity_emb.scheduling.request_context import current_request
+from infinity_emb.scheduling.request_turns import RequestTurns
 from infinity_emb.server.requests.content_encoding import MAX_PIECE_BYTES, Decoder, make_decoder
 from infinity_emb.server.requests.memory import HeldMemory
 
@@ -26,6 +28,7 @@ class BodyReader:
     def __init__(self, threads: FairThreads, *, max_body_bytes: int) -> None:
         self._threads = threads
         self._max_body_bytes = max_body_bytes
+        self._turns = RequestTurns()  # to receive another piece
 
     async def read(self, request: Request, held: HeldMemory) -> bytes:
         """Read the whole body, decompressed, and count its bytes as they arrive.
@@ -42,6 +45,8 @@ class BodyReader:
         body = _Pieces()
         num_received, has_more = 0, True
         while has_more:
+            if num_received:
+                await self._turns.wait(current_request().flow(1))
             chunk, has_more = await _receive(request)
             num_received += len(chunk)
             if num_received > self._max_body_bytes:
@@ -55,7 +60,11 @@ class BodyReader:
             decoder.finish()
         if body.num_bytes < _MIN_RELEASED_BYTES:
             return body.join()
-        return await self._threads.run(body.join, num_chars=MAX_SHORT_CHARS)
+        num_bytes = held.num_bytes
+        held.hold(num_bytes + body.num_bytes)
+        joined = await self._threads.run(body.join, num_chars=MAX_SHORT_CHARS)
+        held.hold(num_bytes)
+        return joined
 
     async def _decompress(self, decoder: Decoder, chunk: bytes, body: _Pieces, held: HeldMemory) -> None:
         """Append the content of a chunk: the first piece at once, further ones when a thread is free."""

@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.scheduling.request_context import Memory
 
-# About a millisecond to encode, as text.
-VALUES_PER_SLICE = 65_536
+# Less than a millisecond to encode, as text. Responses with less are encoded on the event loop, those of a
+# whole batch perhaps in one turn.
+VALUES_PER_SLICE = 8_192
 # Smaller pieces are joined, as each waits for a thread. A multiple of 3, so that base64 is not padded within.
 _MIN_PIECE_BYTES = 3 * 2**16
 _CHARS_PER_VALUE = 16

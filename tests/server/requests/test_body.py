@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from infinity_emb.scheduling.fair_threads import FairThreads
+from infinity_emb.scheduling.request_turns import MAX_STARTS
 from infinity_emb.server.requests.body import BodyReader, read_content_length
 from infinity_emb.server.requests.memory import MemoryBudget
 from tests.support.event_loop import run
@@ -62,6 +65,48 @@ def test_bodies_over_the_total_limit_are_a_503() -> None:
     with pytest.raises(HTTPException) as caught:
         read(memory, 100, [b"abcdef"])
     assert (caught.value.status_code, memory.num_held_bytes) == (503, 0)
+
+
+def test_a_large_body_counts_twice_while_its_pieces_are_joined() -> None:
+    half = b"x" * 2**19
+    assert read(MemoryBudget(2**23), 2**20, [half, half]) == 2 * half
+    memory = MemoryBudget(2**21)
+    with pytest.raises(HTTPException) as caught:
+        read(memory, 2**20, [half, half])
+    assert (caught.value.status_code, memory.num_held_bytes) == (503, 0)
+
+
+def test_a_few_pieces_of_all_bodies_are_received_in_a_turn_of_the_event_loop() -> None:
+    """49 bodies of 31 MB arrived at once, and each turn of the loop took a tenth of a second."""
+
+    async def main() -> list[int]:
+        threads, memory = FairThreads(1, "test"), MemoryBudget(10**6)
+        reader = BodyReader(threads, max_body_bytes=1000)
+        num_received, counts = 0, []
+
+        async def read_one() -> None:
+            nonlocal num_received
+            request = make_request([b"a"] * 9)
+            receive = request._receive
+
+            async def count() -> Any:
+                nonlocal num_received
+                num_received += 1
+                return await receive()
+
+            request._receive = count
+            with memory.open("a") as held:
+                await reader.read(request, held)
+
+        tasks = [asyncio.create_task(read_one()) for _ in range(30)]
+        while not all(task.done() for task in tasks):
+            counts.append(num_received)
+            await asyncio.sleep(0)
+        return [num_received, *(after - before for before, after in itertools.pairwise(counts[2:]))]
+
+    total, *counts = run(main())
+    assert total == 270
+    assert max(counts) <= 2 * MAX_STARTS
 
 
 def test_a_disconnect_during_the_body_raises_and_releases() -> None:

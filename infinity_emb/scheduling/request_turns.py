@@ -1,0 +1,72 @@
+"""Start work in turns of its clients, a little in each turn of the event loop.
+
+Otherwise hundreds of busy connections would each start a request, or read a piece of a body, in every turn,
+and a health check, which needs three turns, would wait for all of them three times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infinity_emb.scheduling.fair_queue import FairQueue, Flow
+
+# With more, the turns of the event loop that a text needs take longer than its computation.
+MAX_STARTS = 2
+# Unless more than this many wait for each of them: then none would ever wait less.
+WAITING_PER_START = 64
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Work that has not started.
+
+    num_tokens: its cost in the fair queue.
+    """
+
+    flow: Flow
+    start: Callable[[], None]
+    num_tokens: int = 1
+
+
+class RequestTurns:
+    """The requests of one server that wait to be started or read on, for one event loop at a time."""
+
+    def __init__(self, max_starts: int = MAX_STARTS) -> None:
+        self._max_starts = max_starts
+        self._num_started = 0  # in this turn of the loop
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+        self._is_scheduled = False
+
+    def start(self, flow: Flow, start: Callable[[], None]) -> None:
+        """Call `start` at once if few requests have started in this turn, else in a later one."""
+        if self._num_started < self._max_starts and not len(self._waiting):
+            self._num_started += 1
+            self._schedule()
+            start()
+        else:
+            self._waiting.add([_Waiting(flow, start)])
+
+    async def wait(self, flow: Flow) -> None:
+        """Return when it is the turn of the flow, at once if little has started in this turn."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.start(flow, lambda: None if future.done() else future.set_result(None))
+        await future
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._is_scheduled = False
+        self._num_started = 0
+        max_starts = max(self._max_starts, len(self._waiting) // WAITING_PER_START)
+        while self._num_started < max_starts and len(self._waiting):
+            tag, _, waiting = self._waiting.pop()
+            self._waiting.advance(tag)
+            self._num_started += 1
+            waiting.start()
+        if self._num_started:
+            self._schedule()
