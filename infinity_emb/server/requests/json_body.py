@@ -17,6 +17,7 @@ from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.json_counts import check_counts, check_width, is_quick
+from infinity_emb.server.requests.json_long_texts import parse_document
 from infinity_emb.server.requests.json_text import repair_json
 from infinity_emb.server.requests.memory import HeldMemory, measure_fields
 from infinity_emb.server.requests.unknown_fields import (
@@ -121,12 +122,12 @@ def _parse_and_measure(raw: bytes) -> _Parsed:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return orjson.loads(raw)
+        return parse_document(raw)
     except orjson.JSONDecodeError:
         repaired = repair_json(raw)
         check_counts(repaired)
         check_width(repaired)
-        return orjson.loads(repaired)
+        return parse_document(repaired)
 
 
 def fit_schema(schema: type[Schema], fields: dict[str, Any]) -> Schema:

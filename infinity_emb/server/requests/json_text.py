@@ -55,7 +55,7 @@ def _replace_halves(text: bytes) -> Iterator[bytes]:
     num_left = MAX_REPLACEMENTS
     start = 0
     while start < len(text):
-        end = _find_end(text, start)
+        end = find_block_end(text, start, _BLOCK_BYTES)
         block = text[start:end].replace(rb"\\", _ESCAPED_BACKSLASH)
         if num_left:
             block, num_replaced = _LONE_SURROGATE.subn(_REPLACEMENT, block, count=num_left)
@@ -64,9 +64,12 @@ def _replace_halves(text: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _find_end(text: bytes, start: int) -> int:
-    """Return where a block ends, which is neither within an escape nor between the halves of a pair."""
-    end = start + _BLOCK_BYTES
+def find_block_end(text: bytes, start: int, num_bytes: int) -> int:
+    """Return where a block ends, which is neither within an escape nor between the halves of a pair.
+
+    start: not within an escape either.
+    """
+    end = start + num_bytes
     last = text.rfind(b"\\", max(start, end - _ESCAPE_BYTES), end)
     if last < 0 or end >= len(text):
         return end
