@@ -393,6 +393,16 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
     assert tei.json()[0][0]["id"] == 97
 
 
+async def test_the_tokens_of_a_long_text_are_listed_in_slices() -> None:
+    """Half a million of them were listed and encoded on the event loop."""
+    text = "abc" * 10_000
+    async with client_of_kind("embedder") as client:
+        found = (await client.post("/tokenize", json={"prompt": text, "return_token_strs": True})).json()
+    assert found["count"] == len(text)
+    assert found["tokens"] == list(map(ord, text))
+    assert found["token_strs"] == list(text)
+
+
 async def test_models_and_version_are_described_as_vllm_does(client: httpx.AsyncClient) -> None:
     [entry] = (await client.get("/v1/models")).json()["data"]
     assert entry["max_model_len"] == entry["max_tokens"] == 8192

@@ -14,6 +14,7 @@ from infinity_emb._version import __version__
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.responses.error_docs import NOT_READY, Errors
 from infinity_emb.server.responses.json_vectors import json_response
+from infinity_emb.server.responses.sliced import JsonList
 from infinity_emb.server.routing import Endpoint, Form
 from infinity_emb.server.schemas.common import TaskRequest
 
@@ -71,12 +72,17 @@ async def vllm_tokenize(body: VllmTokenizeRequest, call: Call) -> Response:
     [tokenized] = await engine.tokenizer.tokenize(
         [body.prompt], add_special_tokens=body.add_special_tokens is not False
     )
+    tokens = tokenized.tokens
     return json_response(
         {
-            "count": len(tokenized.tokens),
+            "count": len(tokens),
             "max_model_len": engine.info.max_tokens,
-            "tokens": [token.id for token in tokenized.tokens],
-            "token_strs": [token.text for token in tokenized.tokens] if body.return_token_strs else None,
+            "tokens": JsonList(lambda index: tokens[index].id, len(tokens), len(tokens)),
+            "token_strs": (
+                JsonList(lambda index: tokens[index].text, len(tokens), len(tokens))
+                if body.return_token_strs
+                else None
+            ),
         }
     )
 
