@@ -35,12 +35,14 @@ class RequestTurns:
 
     def __init__(self, max_starts: int = MAX_STARTS) -> None:
         self._max_starts = max_starts
-        self._num_started = 0  # in this turn of the loop
-        self._waiting: FairQueue[_Waiting] = FairQueue()
-        self._is_scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._use(None)
 
     def start(self, flow: Flow, start: Callable[[], None]) -> None:
         """Call `start` at once if few requests have started in this turn, else in a later one."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._use(loop)
         if self._num_started < self._max_starts and not len(self._waiting):
             self._num_started += 1
             self._schedule()
@@ -53,6 +55,13 @@ class RequestTurns:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start(flow, lambda: None if future.done() else future.set_result(None))
         await future
+
+    def _use(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Forget what waits for another loop, which was closed: it would never begin another turn."""
+        self._loop = loop
+        self._num_started = 0  # in this turn of the loop
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+        self._is_scheduled = False
 
     def _schedule(self) -> None:
         if not self._is_scheduled:

@@ -62,6 +62,16 @@ def test_more_requests_start_at_once_when_thousands_wait() -> None:
     assert run(count_turns(4096)) < 6 * WAITING_PER_START
 
 
+def test_another_event_loop_does_not_wait_for_one_that_was_closed() -> None:
+    turns = RequestTurns(max_starts=1)
+    loop = asyncio.new_event_loop()
+    loop.call_soon(lambda: [turns.start(Flow("a"), lambda: None) for _ in range(3)])
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    run(turns.wait(Flow("a")))
+
+
 def test_one_who_no_longer_waits_takes_no_turn() -> None:
     async def main() -> list[int]:
         turns, order = RequestTurns(max_starts=1), []
