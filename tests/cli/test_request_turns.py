@@ -74,7 +74,8 @@ def test_another_event_loop_does_not_wait_for_one_that_was_closed() -> None:
 
 def test_one_who_no_longer_waits_takes_no_turn() -> None:
     async def main() -> list[int]:
-        turns, order = RequestTurns(max_starts=1), []
+        turns = RequestTurns(max_starts=1)
+        order: list[int] = []
 
         async def wait(number: int) -> None:
             await turns.wait(Flow("a"))

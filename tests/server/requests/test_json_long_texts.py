@@ -83,7 +83,7 @@ def test_no_call_of_the_parser_gets_a_long_text(monkeypatch: pytest.MonkeyPatch)
         return loads(raw)
 
     loads = orjson.loads
-    monkeypatch.setattr(json_long_texts.orjson, "loads", load)
+    monkeypatch.setattr(orjson, "loads", load)
     text = "a\U0001f600" + "é\\\n" * 2**21
     raw = json.dumps({"input": [text, "short"], "user": "中" * 2**19}, ensure_ascii=False).encode()
     assert parse_document(raw) == {"input": [text, "short"], "user": "中" * 2**19}
