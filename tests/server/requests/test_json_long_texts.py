@@ -51,7 +51,7 @@ def test_documents_are_parsed_as_at_once(value: Any, size: int, num_blocks: int,
     ],
 )
 def test_runs_outside_of_texts_and_escapes_at_their_ends_change_nothing(raw: bytes) -> None:
-    assert parse_document(raw) == json.loads(raw)
+    assert parse_document(raw) == orjson.loads(raw)
 
 
 @pytest.mark.usefixtures("small_blocks")

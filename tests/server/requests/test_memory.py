@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from infinity_emb.backends.fake import EMBEDDING_DIMENSION, MAX_TOKENS
 from infinity_emb.server.requests.memory import MemoryBudget, measure_fields
+from infinity_emb.server.responses import sliced
 from infinity_emb.server.responses.sending import MAX_BUFFERED_BYTES
 from infinity_emb.server.responses.sliced import SlicedResponse
 from tests.support.server_on_a_thread import wait_until
@@ -141,7 +142,10 @@ async def test_texts_count_until_their_response_is_made(monkeypatch: pytest.Monk
 
 
 @pytest.mark.anyio
-async def test_responses_that_nobody_has_read_count_and_have_the_same_limit() -> None:
+async def test_responses_that_nobody_has_read_count_and_have_the_same_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sliced, "VALUES_PER_SLICE", 2**16)  # the response is one piece
     app = build_debug_app(max_total_body_bytes=360_000)
     texts = [f"{number}" for number in range(1500)]
     content = json.dumps({"input": texts}).encode()
