@@ -64,8 +64,13 @@ def test_more_requests_start_at_once_when_thousands_wait() -> None:
 
 def test_another_event_loop_does_not_wait_for_one_that_was_closed() -> None:
     turns = RequestTurns(max_starts=1)
+
+    def start_all() -> None:
+        for _ in range(3):
+            turns.start(Flow("a"), lambda: None)
+
     loop = asyncio.new_event_loop()
-    loop.call_soon(lambda: [turns.start(Flow("a"), lambda: None) for _ in range(3)])
+    loop.call_soon(start_all)
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
