@@ -53,6 +53,8 @@ class BodyReader:
                 raise self._too_large()
             if decoder is None:
                 held.hold(num_received)
+                if num_received == len(chunk) and not has_more:
+                    return chunk
                 body.append(chunk)
             else:
                 await self._decompress(decoder, chunk, body, held)

@@ -30,7 +30,7 @@ class _Run(NamedTuple):
 
 def parse_document(raw: bytes) -> Any:
     """Parse a JSON document in UTF-8. Raises orjson.JSONDecodeError."""
-    runs = list(_find_runs(raw))
+    runs = list(_find_runs(raw)) if len(raw) > _MIN_RUN_BLOCKS * _BLOCK_BYTES else []
     if not runs:
         return orjson.loads(raw)
     try:
