@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _MAX_HEAD_DIM = 256
 
@@ -32,13 +33,13 @@ def attend(
     """Return (T, H, D), and two tensors that `varlen_attn` drops; the arguments are those of its operator.
 
     query: (T, H, D); key, value: (T, H_kv, D). starts: (B + 1,) int32. window: neighbours on the left and on
-    the right, -1 for all. Raises RuntimeError for arguments that the kernel refuses. On the meta device only
-    shapes are computed.
+    the right, -1 for all. Raises RuntimeError for arguments that the kernel refuses. On the meta device, and
+    while torch.compile traces, only shapes are computed.
     """
     assert not any(each is not None for each in unsupported), unsupported
     _check_heads(query, key, value, enable_gqa=enable_gqa)
     dropped = query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32), query.new_empty(2)
-    if query.device.type == "meta":
+    if query.device.type == "meta" or isinstance(query, FakeTensor):
         return torch.empty_like(query), *dropped
     _check_starts(starts, query.shape[0], max_query)
     _check_starts(key_starts, key.shape[0], max_key)

@@ -48,12 +48,16 @@ _ON_BOTH = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One operator on the device, on the tensors of the host that hold its numbers."""
+    """One operator on the device, on the tensors of the host that hold its numbers.
+
+    moved_bytes: what it reads and writes, of a fused kernel, which is known without tensors.
+    """
 
     name: str
     inputs: list[Tensor]
     outputs: list[Tensor]
     arguments: tuple[Any, ...]
+    moved_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +95,11 @@ def record() -> Iterator[Log]:
         _logs.pop()
 
 
+def add_launches(launches: list[Launch]) -> None:
+    """Record launches of kernels that are not operators."""
+    _logs[-1].launches.extend(launches)
+
+
 class EmulatedTensor(Tensor):
     """A tensor that says it is on the emulated device. host: its numbers."""
 
@@ -108,6 +117,17 @@ class EmulatedTensor(Tensor):
             )
         tensor.host = host
         return cast(EmulatedTensor, tensor)
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Name the tensors inside, for torch.compile, which replaces them by its own while it traces."""
+        return ["host"], None
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], context: None, shape: object, strides: object
+    ) -> EmulatedTensor:
+        """Wrap what `__tensor_flatten__` named."""
+        return EmulatedTensor(inner["host"])
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares the one that does nothing
@@ -211,6 +231,11 @@ class _Everywhere(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(operator, args, kwargs or {})
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.compile trace, without this mode; compiled code runs with it."""
+        return True
+
 
 class _Event:
     """An event of a stream on which everything has completed."""
@@ -242,6 +267,8 @@ def emulate_cuda(*, has_numbers: bool = True) -> Iterator[None]:
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: None,
         "current_stream": lambda device=None: None,
+        "get_rng_state": lambda device=0: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=0: None,
         "Event": _Event,
         "CUDAGraph": emulated_graphs.EmulatedGraph,
         "graph": emulated_graphs.capture,

@@ -96,8 +96,7 @@ def varlen_attention(
     if packed_layout is None:
         return grouped_attention(module, query, key, value, attention_mask, **kwargs)
     _check_supported(kwargs)
-    parameters = _get_parameters(varlen_attn)
-    if not {"window_size", "scale"} <= parameters:
+    if not _accepts(varlen_attn, "window_size", "scale"):
         raise NotImplementedError(
             f"varlen_attn of torch {torch.__version__} takes no window; 2.11 or newer does"
         )
@@ -106,7 +105,7 @@ def varlen_attention(
         window, is_causal = kwargs.get("sliding_window"), _is_causal(module, kwargs)
         heads = _take_full_keys(query, packed_layout, window, is_causal=is_causal)
         starts, longest = packed_layout.pooled.starts, 1
-    heads, options = _share_heads(heads, parameters)
+    heads, options = _share_heads(heads, has_option=_accepts(varlen_attn, "enable_gqa"))
     query, key, value = (states[0].transpose(0, 1) for states in heads)  # (T, H, D) each
     outputs = varlen_attn(
         query,
@@ -153,12 +152,12 @@ def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, in
     return (reach, 0) if is_causal else (reach, reach)
 
 
-def _share_heads(heads: Heads, parameters: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
+def _share_heads(heads: Heads, *, has_option: bool) -> tuple[Heads, dict[str, Any]]:
     """Let query heads share key and value heads, by the kernel's option or by copies (torch 2.11)."""
     num_sharing = heads.query.shape[1] // heads.key.shape[1]
     if num_sharing == 1:
         return heads, {}
-    if "enable_gqa" in parameters:
+    if has_option:
         return heads, {"enable_gqa": True}
     key, value = (states.repeat_interleave(num_sharing, dim=1) for states in heads[1:])
     return Heads(heads.query, key, value), {}
@@ -179,8 +178,13 @@ def _list_parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+def _has_parameters(function: Callable[..., Any], *names: str) -> bool:
+    return _list_parameters(function).issuperset(names)
+
+
 _assume_constant: Any = torch.compiler.assume_constant_result  # it has no annotations
-_get_parameters: Callable[[Callable[..., Any]], frozenset[str]] = _assume_constant(_list_parameters)
+# torch.compile would look into a cached function, with a warning, and cannot search a set that is a constant.
+_accepts: Callable[..., bool] = _assume_constant(_has_parameters)
 
 
 def _make_padded_mask(

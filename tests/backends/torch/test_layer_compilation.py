@@ -14,8 +14,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from infinity_emb.backends import closeness
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.torch import acceleration, layer_compilation
+from infinity_emb.backends.closeness import Scores, compare_texts
+from infinity_emb.backends.torch import acceleration, eager_outputs, layer_compilation
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.compiled_layers import CompiledLayers
 from infinity_emb.backends.torch.eager_outputs import compute_entries
@@ -202,6 +204,52 @@ def test_layers_that_cannot_be_compiled_or_differ_are_computed_eagerly(
     plain = load_from(next(tmp_path.rglob("modules.json")).parent, model_warmup=False)
     batch = encode(model, kind)
     assert_equal(compute_entries(get_backend(model), batch, 4), compute_entries(get_backend(plain), batch, 4))
+
+
+def compile_in_float32(graph: Any, inputs: Sequence[Any]) -> Any:
+    """Round less often than eager: once per layer."""
+
+    def run(*args: Any) -> Any:
+        cast = [each.float() if is_half(each) else each for each in args]
+        return [output.bfloat16() for output in graph(*cast)]
+
+    return run
+
+
+def is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("compiler", "is_kept"),
+    [
+        (compile_in_float32, True),
+        (CountingCompiler(lambda outputs: [each + 0.02 * each.flip(-1) for each in outputs]), False),
+    ],
+)
+def test_in_half_precision_layers_may_change_decisions_if_they_are_as_near_to_float32_as_eager(
+    compiler: Any,
+    is_kept: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = get_backend(load_from(KINDS["embedder: bert"].save(tmp_path), model_warmup=False))
+    backend.torch_model.model.bfloat16()
+    batch = make_batch(*range(3, 40))
+    objections: list[tuple[bool, str]] = []
+
+    def find_objection(new: Scores, old: Sequence[Scores], reference: Scores | None = None) -> str:
+        objections.append((reference is not None, closeness.find_objection(new, old, reference)))
+        return objections[-1][1]
+
+    monkeypatch.setattr(eager_outputs, "find_objection", find_objection)
+    assert compile_layers(backend, [batch], lambda rows: Scores(compare_texts(rows)), compiler) == is_kept
+    [(_, first), (has_reference, second)] = objections
+    assert first, "eager batches are the same whatever their size, so that any change of an order counts"
+    assert has_reference
+    assert bool(second) != is_kept
+    assert ("its output" in caplog.text) != is_kept
 
 
 def test_layers_that_are_not_faster_stay_eager(
