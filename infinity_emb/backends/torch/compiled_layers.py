@@ -116,7 +116,15 @@ def _settings() -> Iterator[None]:
     configs: tuple[tuple[Any, dict[str, Any]], ...] = (
         # More versions raise an exception, because each batch must be one graph. A last layer whose hook
         # selects pooled tokens is a kind of layer.
-        (torch._dynamo.config, {"recompile_limit": _MAX_VERSIONS, "skip_nnmodule_hook_guards": False}),
+        # Numbers such as the scale of attention are constants: a call would make tensors of arguments.
+        (
+            torch._dynamo.config,
+            {
+                "recompile_limit": _MAX_VERSIONS,
+                "skip_nnmodule_hook_guards": False,
+                "specialize_float": True,
+            },
+        ),
         # The code asks for the number of threads; it is compiled in this process, not in a pool of others.
         (torch._inductor.config, {"cpp.dynamic_threads": True, "compile_threads": 1}),
         # Sizes that happen to be equal in the first batch differ in others.
