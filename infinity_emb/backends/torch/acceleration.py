@@ -1,4 +1,4 @@
-"""Make a loaded model faster where that changes no decision: compiled layers, captured graphs."""
+"""Make a loaded model faster where that changes no decision: fused norms, compiled layers, graphs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 from infinity_emb.backends.probes import as_inputs, passages, short_texts
 from infinity_emb.backends.torch.backend import TorchBackend
-from infinity_emb.backends.torch.device import count_bytes_for_graphs, is_cpu
+from infinity_emb.backends.torch.device import count_bytes_for_graphs, has_fused_norm, is_cpu
 from infinity_emb.backends.torch.eager_outputs import Score
+from infinity_emb.backends.torch.fused_norms import fuse_norms
 from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.layer_compilation import compile_layers
 from infinity_emb.backends.torch.prepared_model import PreparedModel
@@ -26,16 +27,20 @@ def accelerate(
     *,
     may_compile: bool,
 ) -> None:
-    """Compile the layers of each replica if requested, and capture its graphs, of compiled layers if any.
+    """Fuse the norms of each replica, compile its layers if requested, and capture its graphs.
 
     score: outputs → the scores by which clients decide.
     """
-    device = replicas[0].torch_model.model.device
+    model = replicas[0].torch_model.model
+    device = model.device
     has_graphs = bool(count_bytes_for_graphs(device)) and kind is not ModelKind.sparse
-    if not has_graphs and not may_compile:
+    may_fuse = any(has_fused_norm(weight.device, weight.dtype) for weight in model.parameters())
+    if not has_graphs and not may_compile and not may_fuse:
         return
     output: OutputName = "sparse" if kind is ModelKind.sparse else "dense"
     samples = _list_samples(prepared, kind, output)
+    for replica in replicas if may_fuse else ():
+        fuse_norms(replica, samples, score)
     if may_compile:
         with preserve_num_threads():
             # Replicas on a CPU share the layers.

@@ -159,6 +159,11 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype != torch.float32
 
 
+def has_fused_norm(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's RMS norm saves kernels: on CUDA, where values would be cast to float32."""
+    return device.type == "cuda" and dtype != torch.float32
+
+
 def allocate_staging(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Allocate host memory, pinned for CUDA so that copies are asynchronous.
 

@@ -1,0 +1,122 @@
+"""Fused norms round where those of transformers round, and are used on CUDA only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from benchmarks.gpu.emulated_cuda import emulate_cuda, record
+from infinity_emb.backends.closeness import Scores, compare_texts
+from infinity_emb.backends.torch import acceleration, fused_norms
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.fused_norms import FusedNorm, fuse_norms
+from infinity_emb.backends.torch.load import load_model
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.hub.resolve import resolve_model_files
+from infinity_emb.items import Encoded
+from tests.support.model_kinds import TEXTS, list_kinds
+
+pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
+
+KINDS = list_kinds()
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Read few texts at start, and capture no graphs."""
+    monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
+    monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
+    monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(
+    folder: Path, *, kind: str = "embedder: qwen3", device: str = "cuda", **options: Any
+) -> TorchBackend:
+    path = KINDS[kind].save(folder)
+    args = EngineArgs(model_name_or_path=str(path), device=device, max_batch_tokens=512, **options)
+    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
+    assert isinstance(backend, TorchBackend)
+    return backend
+
+
+def count_fused(backend: TorchBackend) -> int:
+    return sum(isinstance(module, FusedNorm) for module in backend.torch_model.model.modules())
+
+
+def make_batch(*lengths: int) -> list[Encoded]:
+    generator = np.random.default_rng(sum(lengths))
+    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
+
+
+def score(rows: Any) -> Scores:
+    return Scores(compare_texts(list(rows)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("norm_class", [Qwen3RMSNorm, LlamaRMSNorm])
+def test_a_fused_norm_is_bit_equal_to_that_of_transformers(norm_class: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = norm_class(64, eps=1e-6).to(dtype)
+    nn.init.normal_(norm.weight)
+    hidden = (torch.randn(5, 7, 64) * 10).to(dtype)
+    assert torch.equal(FusedNorm(norm.weight, 1e-6)(hidden), norm(hidden))
+
+
+def test_norms_on_cuda_take_two_kernels_and_compute_the_same(tmp_path: Path) -> None:
+    batch = make_batch(9, 30, 4)
+    with emulate_cuda():
+        fused = load(tmp_path / "fused")
+        plain = load(tmp_path / "plain", model_warmup=False)
+        outputs, kernels = [], []
+        for backend in (fused, plain):
+            with record() as log:
+                in_flight = backend.launch(batch)
+            outputs.append(in_flight.result()["dense"])
+            kernels.append([each.name for each in log.launches])
+    num_norms = count_fused(fused)
+    assert num_norms == 13
+    assert count_fused(plain) == 0
+    assert kernels[0].count("rms_norm") == num_norms
+    assert len(kernels[1]) - len(kernels[0]) == 6 * num_norms
+    assert np.array_equal(*outputs)
+
+
+def test_norms_on_a_cpu_and_norms_that_compute_something_else_are_kept(tmp_path: Path) -> None:
+    assert count_fused(load(tmp_path / "cpu", device="cpu")) == 0
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"other": Gemma3RMSNorm(16), "plain": Qwen3RMSNorm(16)})
+    nn.init.normal_(network["other"].weight)
+    places = {place.name: fused_norms._is_plain(place.norm) for place in fused_norms.list_norms(network)}
+    assert places == {"other": False, "plain": True}
+
+
+def test_fused_norms_that_change_decisions_are_taken_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = FusedNorm.forward
+
+    def differ(norm: FusedNorm, hidden: Tensor) -> Tensor:
+        return forward(norm, hidden) + hidden.flip(-1)
+
+    backend = load(tmp_path, device="cpu", model_warmup=False)
+    batch = make_batch(3, 20, 9, 14, 5, 31, 7, 12)
+    expected = backend.launch(batch).result()["dense"]
+    monkeypatch.setattr(fused_norms, "_is_plain", lambda norm: True)
+    monkeypatch.setattr(FusedNorm, "forward", differ)
+    assert not fuse_norms(backend, [batch], score)
+    assert "norms are not fused, because the output" in caplog.text
+    assert count_fused(backend) == 0
+    assert np.array_equal(backend.launch(batch).result()["dense"], expected)
