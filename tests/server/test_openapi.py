@@ -60,30 +60,28 @@ TEI_PATHS = (
 )
 
 
-async def document_of(client: httpx.AsyncClient) -> dict[str, Any]:
-    document: dict[str, Any] = (await client.get("/openapi.json")).json()
-    return document
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """The document of a server without keys."""
+    return build_debug_app().openapi()
 
 
-async def test_the_document_names_the_server_and_its_version(client: httpx.AsyncClient) -> None:
-    info = (await document_of(client))["info"]
+def test_the_document_names_the_server_and_its_version(document: dict[str, Any]) -> None:
+    info = document["info"]
     assert info["title"] == "Infinity - Embedding Inference Server"
     assert info["version"] == __version__
     assert info["license"] == {"name": "MIT License", "identifier": "MIT"}
 
 
-async def test_the_document_is_valid_openapi_and_its_references_lead_somewhere(
-    client: httpx.AsyncClient,
-) -> None:
-    document = await document_of(client)
+def test_the_document_is_valid_openapi_and_its_references_lead_somewhere(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1.")
     OpenAPI.model_validate(document)
     for reference in set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document))):
         assert reference in document["components"]["schemas"]
 
 
-async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: httpx.AsyncClient) -> None:
-    paths = (await document_of(client))["paths"]
+def test_each_route_is_shown_once_with_an_operation_id_of_its_own(document: dict[str, Any]) -> None:
+    paths = document["paths"]
     ids = {path: [each["operationId"] for each in methods.values()] for path, methods in paths.items()}
     assert ids == {
         "/embeddings": ["embeddings"],
@@ -128,8 +126,8 @@ async def test_each_route_is_shown_once_with_an_operation_id_of_its_own(client: 
     }
 
 
-async def test_infinitys_older_routes_are_marked_as_deprecated(client: httpx.AsyncClient) -> None:
-    paths = (await document_of(client))["paths"]
+def test_infinitys_older_routes_are_marked_as_deprecated(document: dict[str, Any]) -> None:
+    paths = document["paths"]
     deprecated = {
         path for path, methods in paths.items() for each in methods.values() if each.get("deprecated")
     }
@@ -139,7 +137,7 @@ async def test_infinitys_older_routes_are_marked_as_deprecated(client: httpx.Asy
 async def test_every_example_of_every_route_works_when_pasted() -> None:
     app = build_debug_app(*(debug_args(f"{kind}?kind={kind}") for kind in KINDS))
     async with client_of(app) as client:
-        document = await document_of(client)
+        document = (await client.get("/openapi.json")).json()
         for path in TASKS:
             content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
             assert content["examples"]
@@ -149,8 +147,7 @@ async def test_every_example_of_every_route_works_when_pasted() -> None:
                 assert response.status_code == 200, (path, name, response.text)
 
 
-async def test_every_field_of_every_request_is_described(client: httpx.AsyncClient) -> None:
-    document = await document_of(client)
+def test_every_field_of_every_request_is_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     bodies = json.dumps([document["paths"][path]["post"]["requestBody"] for path in TASKS])
     requests = set(re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', bodies))
@@ -160,8 +157,7 @@ async def test_every_field_of_every_request_is_described(client: httpx.AsyncClie
             assert field.get("description"), name
 
 
-async def test_every_schema_is_used_and_described_with_its_fields(client: httpx.AsyncClient) -> None:
-    document = await document_of(client)
+def test_every_schema_is_used_and_described_with_its_fields(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))) == set(schemas)
     for name, schema in schemas.items():
@@ -172,8 +168,8 @@ async def test_every_schema_is_used_and_described_with_its_fields(client: httpx.
             assert is_clear or field.get("description"), (name, field_name)
 
 
-async def test_operations_are_grouped_and_have_a_short_summary(client: httpx.AsyncClient) -> None:
-    paths = (await document_of(client))["paths"]
+def test_operations_are_grouped_and_have_a_short_summary(document: dict[str, Any]) -> None:
+    paths = document["paths"]
     operations = [operation for methods in paths.values() for operation in methods.values()]
     for operation in operations:
         assert 0 < len(operation["summary"]) <= 60, operation["operationId"]
@@ -183,8 +179,8 @@ async def test_operations_are_grouped_and_have_a_short_summary(client: httpx.Asy
 
 
 @pytest.mark.parametrize("path", TASKS)
-async def test_every_error_that_can_happen_is_documented(client: httpx.AsyncClient, path: str) -> None:
-    responses = (await document_of(client))["paths"][path]["post"]["responses"]
+def test_every_error_that_can_happen_is_documented(document: dict[str, Any], path: str) -> None:
+    responses = document["paths"][path]["post"]["responses"]
     statuses = {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
     assert set(responses) - {"424"} == statuses
     assert ("424" in responses) == (path in TEI_PATHS)
@@ -194,10 +190,9 @@ async def test_every_error_that_can_happen_is_documented(client: httpx.AsyncClie
         assert set(responses[status]["headers"]) == {"x-should-retry"}
 
 
-async def test_the_key_is_asked_for_in_the_document_where_one_is_set(client: httpx.AsyncClient) -> None:
-    assert "securitySchemes" not in (await document_of(client))["components"]
-    async with client_of(build_debug_app(api_key="key")) as closed:
-        document = await document_of(closed)
+def test_the_key_is_asked_for_in_the_document_where_one_is_set(document: dict[str, Any]) -> None:
+    assert "securitySchemes" not in document["components"]
+    document = build_debug_app(api_key="key").openapi()
     assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     for path in (*TASKS, "/models", "/models/{model_id}"):
         [operation] = document["paths"][path].values()
