@@ -17,6 +17,8 @@ from infinity_emb.server.requests.memory import HeldMemory
 
 # `bytes.join` releases the interpreter lock while it copies more than this.
 _MIN_RELEASED_BYTES = 2**20
+# Smaller pieces are put together: each is an object, which takes more memory than a few bytes.
+_MIN_PIECE_BYTES = 2**14
 
 
 class BodyReader:
@@ -99,17 +101,21 @@ class _Pieces:
 
     def __init__(self) -> None:
         self.num_bytes = 0
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []
 
     def append(self, piece: bytes) -> None:
         """Add the next piece."""
         self.num_bytes += len(piece)
-        self._pieces.append(piece)
+        last = self._pieces[-1] if self._pieces else b""
+        if isinstance(last, bytearray) and len(last) < _MIN_PIECE_BYTES:
+            last += piece
+        else:
+            self._pieces.append(bytearray(piece) if len(piece) < _MIN_PIECE_BYTES else piece)
 
     def join(self) -> bytes:
-        """Return the body, once; a body of one piece is not copied."""
+        """Return the body, once; a body of one large piece is not copied."""
         pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
 
 class _Received(NamedTuple):

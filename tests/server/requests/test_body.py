@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -45,6 +48,40 @@ def read(memory: MemoryBudget, max_body_bytes: int, *args: Any) -> bytes:
 @pytest.mark.parametrize("chunks", [[b"abcdef"], [b"abc", b"def"], [b"", b"ab", b"cd", b"", b"ef", b""]])
 def test_chunks_are_joined(chunks: list[bytes]) -> None:
     assert read(MemoryBudget(100), 6, chunks) == b"abcdef"
+
+
+@given(st.lists(st.integers(0, 3 * 2**14), max_size=12))
+def test_pieces_of_any_size_are_joined_in_order(sizes: list[int]) -> None:
+    chunks = [bytes([number]) * size for number, size in enumerate(sizes)] or [b""]
+    assert read(MemoryBudget(2**20), 2**20, chunks) == b"".join(chunks)
+
+
+def test_many_small_pieces_take_about_the_memory_of_their_bytes() -> None:
+    """As an object each, they took some twenty times as much as was counted."""
+    numbers = iter(range(2**16))
+
+    async def receive() -> dict[str, Any]:
+        number = next(numbers)
+        return {
+            "type": "http.request",
+            "body": number.to_bytes(2, "big"),
+            "more_body": number < 2**16 - 1,
+        }
+
+    async def main() -> tuple[int, int]:
+        request = Request({"type": "http", "headers": []}, receive)
+        with MemoryBudget(2**20).open("a") as held:
+            reader = BodyReader(FairThreads(1, "test"), max_body_bytes=2**20)
+            body = await reader.read(request, held)
+        return len(body), tracemalloc.get_traced_memory()[1]
+
+    tracemalloc.start()
+    try:
+        num_bytes, peak = run(main())
+    finally:
+        tracemalloc.stop()
+    assert num_bytes == 2**17
+    assert peak < 5 * num_bytes
 
 
 def test_a_body_over_the_limit_is_a_413() -> None:
