@@ -12,21 +12,23 @@ them. docs/measurements.md explains each row.
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import orjson
-import pybase64
 
 from benchmarks.cpu_clocks import CpuTime, read_cpu_time
 from benchmarks.http_load import make_requests
+from benchmarks.overload_account import (
+    MAX_HEALTH_P99_S,
+    Account,
+    Vectors,
+    find_health_p99_s,
+    read_overflows,
+    read_vectors,
+)
 from benchmarks.raw_load import PROBE, Answer, RawLoad
 from benchmarks.rounds import Row, describe_machine, print_rows, run_rounds, summarize_rows
 from benchmarks.serve import NUM_PASSAGES, NUM_SHORT, PASSAGES_PER_REQUEST, Server
@@ -37,10 +39,7 @@ MAX_WAIT_S = 8
 FILL_S = 2 * MAX_WAIT_S
 # For responses to requests that were accepted last.
 DRAIN_S = 60.0
-ALLOWED = {"200", "429", "503"}
-TOLERANCE = 1e-5
 _HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-_Vectors = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -53,30 +52,7 @@ class Kind:
     about: str
     num_clients: int
     requests: list[bytes]
-    expected: _Vectors
-
-
-@dataclass
-class Account:
-    """What became of the requests of all rounds."""
-
-    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
-    health: collections.Counter[str] = field(default_factory=collections.Counter)
-    num_wrong: int = 0
-    max_difference: float = 0.0
-    max_connections: int = 0
-    num_resent: int = 0
-    num_overflows: int = 0
-
-    def list_broken(self) -> list[str]:
-        """Name the promises that were not kept."""
-        unexpected = {name: number for name, number in self.outcomes.items() if name not in ALLOWED}
-        checks = {
-            f"unexpected outcomes: {unexpected}": bool(unexpected),
-            f"health: {dict(self.health)}": set(self.health) != {"200"},
-            f"{self.num_wrong} wrong vectors": self.num_wrong > 0,
-        }
-        return [message for message, is_broken in checks.items() if is_broken]
+    expected: Vectors
 
 
 class Bench:
@@ -105,7 +81,9 @@ class Bench:
             )
             self.rows[f"{name}_refused_ms"] = Row("    median time to a 429, ms", "milliseconds")
             self.rows[f"{name}_refused_p99_ms"] = Row("    99th percentile of it, ms", "milliseconds")
-            self.rows[f"{name}_health_p99_ms"] = Row("    99th percentile of /health, ms", "< 500")
+            self.rows[f"{name}_health_p99_ms"] = Row(
+                "    99th percentile of /health, ms", f"< {1000 * MAX_HEALTH_P99_S:g}"
+            )
             self.rows[f"{name}_accepted_s"] = Row("    median time to a response, s", f"about {MAX_WAIT_S}")
 
     def close(self) -> int:
@@ -128,7 +106,7 @@ class Bench:
 
     def _make_kind(self, about: str, num_clients: int, texts: list[str], per_request: int) -> Kind:
         alone = self._run_closed(self._make_requests(texts, 1), num_clients=1)
-        expected = np.concatenate([_read_vectors(answer) for answer in _sort(alone)])
+        expected = np.concatenate([read_vectors(answer) for answer in _sort(alone)])
         return Kind(
             about,
             num_clients,
@@ -143,8 +121,10 @@ class Bench:
         peak_per_s = len(peak) / took.at_s
         at_peak = _count_cpu(took, num_answered=len(peak), num_refused=0)
         load = RawLoad(kind.requests, port=self.server.port, probe=_HEALTH)
-        num_overflows = _read_overflows()
+        num_overflows = read_overflows()
+        account = self.accounts[name]
         load.run_open(self._factor * peak_per_s, FILL_S)
+        account.num_early_overflows += read_overflows() - num_overflows
         num_before, before = len(load.answers), read_cpu_time(self.server.pid)
         load.run_open(self._factor * peak_per_s, FILL_S + self._seconds)
         counted, took = load.answers[num_before:], read_cpu_time(self.server.pid).since(before)
@@ -161,30 +141,15 @@ class Bench:
         )
         self.cpu_rows.setdefault(f"{name}, at the peak", []).append(at_peak)
         self.cpu_rows.setdefault(f"{name}, at {self._factor:g}x", []).append(at_overload)
-        self._add_to_account(self.accounts[name], load, kind.expected, _read_overflows() - num_overflows)
-        health_s = [answer.latency_s for answer in load.answers if answer.number == PROBE]
+        account.num_overflows += read_overflows() - num_overflows
+        account.add_load(load, kind.expected)
         return {
             "accepted": len(accepted) / took.at_s / peak_per_s,
             "refused_ms": 1000 * float(np.median(refused_s)),
             "refused_p99_ms": 1000 * float(np.percentile(refused_s, 99)),
-            "health_p99_ms": 1000 * float(np.percentile(health_s, 99)),
+            "health_p99_ms": 1000 * find_health_p99_s(load.answers),
             "accepted_s": float(np.median([answer.latency_s for answer in accepted])),
         }
-
-    def _add_to_account(
-        self, account: Account, load: RawLoad, expected: _Vectors, num_overflows: int
-    ) -> None:
-        account.outcomes += load.count_outcomes()
-        account.num_resent += load.num_resent
-        account.num_overflows += num_overflows
-        account.max_connections = max(account.max_connections, load.max_connections)
-        for answer in load.answers:
-            if answer.number == PROBE:
-                account.health[answer.outcome] += 1
-            elif answer.is_ok:
-                difference = float(np.abs(_read_vectors(answer) - expected[answer.number]).max())
-                account.num_wrong += not difference <= TOLERANCE  # nor if it is not a number
-                account.max_difference = max(account.max_difference, difference)
 
     def _run_closed(self, requests: list[bytes], *, num_clients: int) -> list[Answer]:
         load = RawLoad(requests, port=self.server.port)
@@ -200,13 +165,6 @@ class Bench:
 
 def _sort(answers: Sequence[Answer]) -> list[Answer]:
     return sorted(answers, key=lambda answer: answer.number)
-
-
-def _read_vectors(answer: Answer) -> _Vectors:
-    """Return the vectors of a response, (texts, D) float32."""
-    body: dict[str, Any] = orjson.loads(answer.response.partition(b"\r\n\r\n")[2])
-    raw = b"".join(pybase64.b64decode(entry["embedding"]) for entry in body["data"])
-    return np.frombuffer(raw, dtype=np.float32).reshape(len(body["data"]), -1)
 
 
 def _count_cpu(
@@ -237,24 +195,12 @@ def _count_cpu(
     return shares
 
 
-def _read_overflows() -> int:
-    """Return how often a backlog of a listening socket of this machine was full."""
-    lines = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines()]
-    counters = dict(zip(lines[0], lines[1], strict=True))
-    return int(counters["ListenOverflows"])
-
-
 def print_account(bench: Bench) -> None:
     """Print who used the cores, and what became of all requests."""
     for name, medians in bench.summarize_cpu().items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in medians.items()))
     for name, account in bench.accounts.items():
-        print(
-            f"\n{name}: {dict(account.outcomes)}; health {dict(account.health)}; at most"
-            f" {account.max_connections} connections, {account.num_resent} requests resent,"
-            f" {account.num_overflows} overflows of a backlog; vectors differ by at most"
-            f" {account.max_difference:.1e} from those computed alone"
-        )
+        print(f"\n{name}: {account}")
         for message in account.list_broken():
             print(f"NOT KEPT: {message}")
 

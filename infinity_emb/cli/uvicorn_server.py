@@ -31,6 +31,9 @@ logger = logging.getLogger("infinity_emb")
 # Time after the deadline to finish the running batch and to send the last responses.
 GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
+# Without this, connections arrive faster than they are accepted when each turn of the event loop takes some
+# milliseconds. The backlog overflows then, and clients, health checks among them, try again after seconds.
+ACCEPTS_PER_TURN = 16
 
 
 class UvicornServer(uvicorn.Server):
@@ -60,7 +63,7 @@ class UvicornServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and announce where the server listens."""
-        await super().startup(sockets=sockets)
+        await super().startup(sockets=sockets and _repeat(sockets))
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._log_state)
         if self.started:
@@ -105,6 +108,14 @@ class UvicornServer(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             exit_now(sig, "exiting at once; accepted requests are lost")
         self.stop()
+
+
+def _repeat(sockets: list[socket.socket]) -> list[socket.socket]:
+    """Return several descriptors of each socket: libuv accepts one connection per descriptor and turn.
+
+    Source: https://github.com/libuv/libuv/pull/3696
+    """
+    return [each.dup() for each in sockets for _ in range(ACCEPTS_PER_TURN)]
 
 
 def _make_uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
