@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import socket
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import httptools
@@ -21,7 +22,7 @@ from infinity_emb.cli.request_parser import RequestParser
 from infinity_emb.cli.request_turns import read_flow
 from infinity_emb.scheduling.request_turns import RequestTurns
 from infinity_emb.server.error_format import Failure
-from infinity_emb.server.responses.errors import failure_response
+from infinity_emb.server.responses.errors import OVERLOADED, failure_response
 
 logger = logging.getLogger("infinity_emb")
 
@@ -151,6 +152,8 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Start the next request, or close the connection if there cannot be one."""
+        if self._running is not None and self._running.scope["state"].get("error_kind") == OVERLOADED:
+            self._turns.note_refusal()
         super().on_response_complete()
         if self.unparsed and not self.pipeline and not self.transport.is_closing():
             self.data_received(b"")
@@ -245,6 +248,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+@lru_cache(maxsize=64)
 def format_response(problem: Problem) -> bytes:
     """Format an error as a response that closes the connection."""
     response = failure_response({}, Failure(*problem, None), headers={"connection": "close"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator
@@ -33,7 +34,7 @@ GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
 # Without this, connections arrive faster than they are accepted when each turn of the event loop takes some
 # milliseconds. The backlog overflows then, and clients, health checks among them, try again after seconds.
-ACCEPTS_PER_TURN = 16
+ACCEPTS_PER_TURN = 16 if os.name == "posix" else 1  # uvloop does not run on Windows
 
 
 class UvicornServer(uvicorn.Server):

@@ -20,7 +20,7 @@ from infinity_emb.server.error_format import ErrorContext, Failure, set_error_co
 from infinity_emb.server.requests.body import read_content_length
 from infinity_emb.server.requests.call import check_room
 from infinity_emb.server.requests.context import PRIORITY_HEADER, read_client
-from infinity_emb.server.responses.errors import failure_response, find_error_kind, find_failure_kind
+from infinity_emb.server.responses.errors import OVERLOADED, failure_response, find_error_kind
 from infinity_emb.server.routing import Form, select_form
 from infinity_emb.server.schemas.common import TaskRequest
 from infinity_emb.server.served_models import ServedModels
@@ -28,7 +28,6 @@ from infinity_emb.server.served_models import ServedModels
 # Larger bodies arrive in several pieces, and take milliseconds to parse.
 MAX_BODY_BYTES = 2**16
 _UNUSUAL_HEADERS = frozenset({b"content-encoding", b"prefer", PRIORITY_HEADER.encode()})
-_KIND = find_failure_kind(Failure(0, "", Overloaded("")))
 
 
 class Refusal(NamedTuple):
@@ -81,7 +80,7 @@ class EarlyRefusals:
         try:
             check_room(scope, self._models, schema, fields, client=read_client(scope))
         except Overloaded as exc:
-            scope["state"]["error_kind"] = _KIND
+            scope["state"]["error_kind"] = OVERLOADED
             return _format_refusal(form.error_context, exc.reason, exc.retry_after_s)
         return None
 

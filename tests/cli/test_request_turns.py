@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infinity_emb.cli.request_turns import read_flow
 from infinity_emb.scheduling.fair_queue import Flow
-from infinity_emb.scheduling.request_turns import WAITING_PER_START, RequestTurns
+from infinity_emb.scheduling.request_turns import (
+    MAX_STARTS_WHILE_REFUSING,
+    PAUSE_S,
+    WAITING_PER_START,
+    RequestTurns,
+)
 from tests.support.event_loop import run
+from tests.support.server_on_a_thread import (
+    HEAD,
+    StartHere,
+    connect,
+    read_all,
+    statuses,
+    wait_until,
+)
+from tests.support.tiny_server import build_debug_app, debug_args
+
+LAST = b"GET /health HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
 
 
 def test_a_few_requests_start_in_each_turn_of_the_loop() -> None:
@@ -94,6 +113,77 @@ def test_one_who_no_longer_waits_takes_no_turn() -> None:
         return order
 
     assert run(main()) == [0, 1, 3]
+
+
+def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait() -> None:
+    async def start_all(number: int) -> tuple[list[float], list[int]]:
+        pauses: list[float] = []
+        counts: list[int] = []
+        turns, started = RequestTurns(max_starts=2, pause=pauses.append), []
+        for each in range(number):
+            turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
+        turns.note_refusal()
+        turns.note_refusal()
+        for _ in range(3):
+            counts.append(len(started))
+            await asyncio.sleep(0)
+        return pauses, counts
+
+    assert run(start_all(2)) == ([PAUSE_S], [2, 2, 2])
+    most = MAX_STARTS_WHILE_REFUSING
+    assert run(start_all(2 * most)) == ([], [2, 2 + most, 4 + most])
+
+
+def test_refusals_of_a_full_queue_are_noted_and_nothing_else(
+    start_here: StartHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[bool] = []
+    monkeypatch.setattr(RequestTurns, "note_refusal", lambda self: noted.append(True))
+    app = build_debug_app(debug_args("debug?delay_s=0.5", max_queue_items=2))
+    server = start_here(app=app)
+    [engine] = app.engine_array
+    with connect(server, make_request(b"a", b"b")) as accepted:
+        wait_until(lambda: engine.gate.num_requests == 1)
+        with connect(server, make_request(b"c"), make_request(b"c"), LAST) as refused:
+            assert statuses(read_all(refused)) == [429, 429, 200]
+        accepted.shutdown(socket.SHUT_WR)
+        assert statuses(read_all(accepted)) == [200]
+    assert noted == [True, True]
+
+
+def make_request(*texts: bytes) -> bytes:
+    body = b'{"input": [%b]}' % b", ".join(b'"%b"' % text for text in texts)
+    return HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=200))
+def test_every_request_starts_once_and_in_the_order_of_its_client(requests: list[tuple[str, bool]]) -> None:
+    """Whatever is refused in between.
+
+    requests: clients, and whether a request is refused, or arrives in the next turn.
+    """
+
+    async def start_all() -> list[tuple[str, int]]:
+        turns, started = RequestTurns(pause=lambda _: None), []
+        for number, (client, is_refused) in enumerate(requests):
+
+            def start(client: str = client, number: int = number, is_refused: bool = is_refused) -> None:
+                started.append((client, number))
+                if is_refused:
+                    turns.note_refusal()
+
+            turns.start(Flow(client), start)
+            if is_refused:
+                await asyncio.sleep(0)
+        for _ in requests:
+            await asyncio.sleep(0)
+        return started
+
+    started = run(start_all())
+    for client in "abc":
+        expected = [number for number, (name, _) in enumerate(requests) if name == client]
+        assert [number for name, number in started if name == client] == expected
+    assert len(started) == len(requests)
 
 
 def scope_of(path: str = "/models", address: str = "10.0.0.1", **headers: str) -> Any:

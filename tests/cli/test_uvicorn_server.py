@@ -28,7 +28,7 @@ def test_connections_that_wait_are_accepted_in_few_turns(start_here: StartHere) 
 def connect_to_busy_loop(server: ServerOnAThread) -> tuple[list[socket.socket], int]:
     """Return clients that connected while the event loop was busy, and the turns that accepted them all."""
     connections = server.server_state.connections
-    loop = next(iter(connections)).loop  # type: ignore[union-attr]
+    loop = next(iter(connections)).loop
     is_busy, is_released, is_done = threading.Event(), threading.Event(), threading.Event()
     num_turns = 0
 

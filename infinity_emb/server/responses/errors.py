@@ -90,6 +90,7 @@ def _name_kind(error: type[Exception]) -> str:
 
 
 INVALID_REQUEST, UNEXPECTED, DISCONNECTED = "invalid_request", "unexpected", "disconnected"
+OVERLOADED = _name_kind(Overloaded)
 # The kinds of errors that metrics count, of requests whose model is known, and of others.
 ERROR_KINDS = (*map(_name_kind, TABLE), INVALID_REQUEST, UNEXPECTED, DISCONNECTED)
 MODELLESS_ERROR_KINDS = (
