@@ -64,7 +64,9 @@ class UvicornServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and announce where the server listens."""
-        await super().startup(sockets=sockets and _repeat(sockets))
+        # libuv accepts one connection per descriptor and turn: https://github.com/libuv/libuv/pull/3696
+        repeated = [each.dup() for each in sockets or () for _ in range(ACCEPTS_PER_TURN)]
+        await super().startup(sockets=repeated or None)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._log_state)
         if self.started:
@@ -109,14 +111,6 @@ class UvicornServer(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             exit_now(sig, "exiting at once; accepted requests are lost")
         self.stop()
-
-
-def _repeat(sockets: list[socket.socket]) -> list[socket.socket]:
-    """Return several descriptors of each socket: libuv accepts one connection per descriptor and turn.
-
-    Source: https://github.com/libuv/libuv/pull/3696
-    """
-    return [each.dup() for each in sockets for _ in range(ACCEPTS_PER_TURN)]
 
 
 def _make_uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:

@@ -3,9 +3,8 @@
 Otherwise hundreds of busy connections would each start a request, or read a piece of a body, in every turn,
 and a health check, which needs three turns, would wait for all of them three times.
 
-While requests are refused, the loop pauses after each turn that has started all of them. The threads that
-compute have the interpreter lock for themselves meanwhile, and what arrives is handled together, which takes
-less CPU time.
+While requests are refused, the loop pauses after each turn that has started all of them, so that the threads
+that compute have the interpreter lock for themselves.
 """
 
 from __future__ import annotations
@@ -39,14 +38,10 @@ class _Waiting:
 
 
 class RequestTurns:
-    """The requests of one server that wait to be started or read on, for one event loop at a time.
+    """The requests of one server that wait to be started or read on, for one event loop at a time."""
 
-    pause: block the event loop for a number of seconds.
-    """
-
-    def __init__(self, max_starts: int = MAX_STARTS, pause: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, max_starts: int = MAX_STARTS) -> None:
         self._usual_starts = self._max_starts = max_starts
-        self._pause = pause
         self._has_refused = False  # since the last turn began
         self._loop: asyncio.AbstractEventLoop | None = None
         self._use(None)
@@ -93,7 +88,7 @@ class RequestTurns:
             self._has_refused = False
             self._max_starts = MAX_STARTS_WHILE_REFUSING
             if not len(self._waiting):
-                self._pause(PAUSE_S)
+                time.sleep(PAUSE_S)
         max_starts = max(self._max_starts, len(self._waiting) // WAITING_PER_START)
         while self._num_started < max_starts and len(self._waiting):
             tag, _, waiting = self._waiting.pop()

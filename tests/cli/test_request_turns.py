@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infinity_emb.cli.request_turns import read_flow
+from infinity_emb.scheduling import request_turns
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_turns import (
     MAX_STARTS_WHILE_REFUSING,
@@ -115,11 +118,14 @@ def test_one_who_no_longer_waits_takes_no_turn() -> None:
     assert run(main()) == [0, 1, 3]
 
 
-def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait() -> None:
+def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def start_all(number: int) -> tuple[list[float], list[int]]:
         pauses: list[float] = []
         counts: list[int] = []
-        turns, started = RequestTurns(max_starts=2, pause=pauses.append), []
+        monkeypatch.setattr(time, "sleep", pauses.append)
+        turns, started = RequestTurns(max_starts=2), []
         for each in range(number):
             turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
         turns.note_refusal()
@@ -164,7 +170,7 @@ def test_every_request_starts_once_and_in_the_order_of_its_client(requests: list
     """
 
     async def start_all() -> list[tuple[str, int]]:
-        turns, started = RequestTurns(pause=lambda _: None), []
+        turns, started = RequestTurns(), []
         for number, (client, is_refused) in enumerate(requests):
 
             def start(client: str = client, number: int = number, is_refused: bool = is_refused) -> None:
@@ -179,7 +185,8 @@ def test_every_request_starts_once_and_in_the_order_of_its_client(requests: list
             await asyncio.sleep(0)
         return started
 
-    started = run(start_all())
+    with patch.object(request_turns, "PAUSE_S", 0):
+        started = run(start_all())
     for client in "abc":
         expected = [number for number, (name, _) in enumerate(requests) if name == client]
         assert [number for name, number in started if name == client] == expected
