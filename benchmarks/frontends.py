@@ -5,7 +5,8 @@
 The fake engine computes nothing, so that serving is what is measured, and wrk, a compiled program, sends the
 requests. One process and two front ends take turns on all cores. Where wrk and the servers share few cores,
 the rates say little; the processor time per request is what a core can do, and the simulation says what that
-gives on 16 cores. The last line is JSON.
+gives on 16 cores. The time of a single query is split by stages with a sampler; two apps that do less show
+what is the least. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import re
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
+from benchmarks.loaded_servers import LoadedServer, LoadResult, SampledServer
 from benchmarks.rounds import Row, report
-from benchmarks.wrk import is_installed, run_wrk
+from benchmarks.stages import STAGES, WORKER, split_by_stage
+from benchmarks.wrk import is_installed
 
 NUM_CONNECTIONS = 32
 MODEL = "debug?dimension=1024"
+SERVE = ("v2", "--engine", "debugengine", "--model-id", MODEL, "--host", "127.0.0.1", "--port", "0")
+FLOORS = {
+    "bare": "an ASGI app that sends a ready response",
+    "fastapi": "FastAPI, a pydantic body, and orjson",
+}
 # Workload → the body of its requests.
 BODIES = {
     "single": '{"input": "how do front ends share the work of one engine"}',
@@ -44,103 +47,75 @@ SIMULATED_FRONT_ENDS = (1, 2, 4, 8, 15)
 SIMULATED_CLIENTS = 512
 
 
-class Subject:
-    """A running server, and the processor time of its processes."""
-
-    def __init__(self, num_front_ends: int) -> None:
-        self.num_front_ends = num_front_ends
-        options = ["--engine", "debugengine", "--model-id", MODEL, "--host", "127.0.0.1", "--port", "0"]
-        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 (closed in `close`)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "infinity_emb", "v2", *options, "--api-servers", str(num_front_ends)],
-            stderr=self._log,
-        )
-        self.url = self._wait_for_url()
-        main = psutil.Process(self.process.pid)
-        self.processes: list[psutil.Process] = [main, *main.children(recursive=True)]
-
-    def _wait_for_url(self) -> str:
-        for _ in range(600):
-            found = re.search(r"listening on (http://[^,\s]+)", Path(self._log.name).read_text())
-            if found:
-                return found.group(1)
-            time.sleep(0.1)
-        self.close()
-        raise RuntimeError("the server did not start")
-
-    def read_cpu_s(self) -> Sequence[float]:
-        """Return the processor time of the main process, and of all others together."""
-        times = [each.cpu_times() for each in self.processes]
-        seconds = [each.user + each.system for each in times]
-        return seconds[0], sum(seconds[1:])
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-        self._log.close()
-
-
 class Bench:
-    """One process and two front ends, measured in turn with each workload."""
+    """One process and two front ends with each workload, and the stages of a single query, in turn."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._folder = tempfile.TemporaryDirectory()
         for name, body in BODIES.items():
             Path(self._folder.name, name).write_text(SCRIPT.replace("{body}", body))
-        self.subjects: list[Subject] = []
-        for number in (1, 2):
-            self.subjects.append(Subject(number))
+        self._servers: list[LoadedServer] = []
+        self._alone, self._several = (
+            self._start(LoadedServer("-m", "infinity_emb", *SERVE, "--api-servers", str(number)))
+            for number in (1, 2)
+        )
+        self._floors = {name: self._start(SampledServer(name)) for name in FLOORS}
+        self._sampled = SampledServer(*SERVE)
+        self._servers.append(self._sampled)
         self.rows = {
-            f"{workload}_{name}": Row(f"{text}, {about}", goal)
-            for workload, about in (("single", "single queries"), ("passages", "32 x 1,024 floats"))
-            for name, text, goal in (
-                ("rate", "requests/s, one process", ""),
-                ("ratio", "requests/s, 2 front ends / one process", ">= 1.80 with 4 cores"),
-                ("alone_us", "processor us per request, one process", "<= 150" * (workload == "single")),
-                ("front_us", "processor us per request, front ends", ""),
-                ("engine_us", "processor us per request, engine process", ""),
-                *(
-                    (f"{number}_of_16", f"simulated requests/s, 16 cores, {number} front ends", "")
-                    for number in SIMULATED_FRONT_ENDS
-                ),
-            )
+            **{
+                f"{workload}_{name}": Row(f"{text}, {about}", goal)
+                for workload, about in (("single", "single queries"), ("passages", "32 x 1,024 floats"))
+                for name, text, goal in (
+                    ("rate", "requests/s, one process", ""),
+                    ("ratio", "requests/s, 2 front ends / one process", ">= 1.80 with 4 cores"),
+                    ("alone_us", "processor us per request, one process", "<= 150" * (workload == "single")),
+                    ("front_us", "processor us per request, front ends", ""),
+                    ("engine_us", "processor us per request, engine process", ""),
+                    *(
+                        (f"{number}_of_16", f"simulated requests/s, 16 cores, {number} front ends", "")
+                        for number in SIMULATED_FRONT_ENDS
+                    ),
+                )
+            },
+            **{stage: Row(f"us per single query: {stage}", "") for stage in (*STAGES, WORKER)},
+            **{name: Row(f"us per single query, floor: {text}", "") for name, text in FLOORS.items()},
         }
 
     def measure(self) -> Mapping[str, float]:
-        """Load each subject with each workload."""
+        """Load each server with each workload."""
         figures: dict[str, float] = {}
         for workload in BODIES:
-            alone, several = (self._load(subject, workload) for subject in self.subjects)
+            alone, several = (self._load(server, workload) for server in (self._alone, self._several))
+            front_us, engine_us = several.others_us, several.main_us
             figures |= {
-                f"{workload}_rate": alone[0],
-                f"{workload}_ratio": several[0] / alone[0],
-                f"{workload}_alone_us": alone[1],
-                f"{workload}_engine_us": several[1],
-                f"{workload}_front_us": several[2],
+                f"{workload}_rate": alone.requests_per_s,
+                f"{workload}_ratio": several.requests_per_s / alone.requests_per_s,
+                f"{workload}_alone_us": alone.main_us,
+                f"{workload}_engine_us": engine_us,
+                f"{workload}_front_us": front_us,
             }
             figures |= {
-                f"{workload}_{number}_of_16": simulate_rate(several[2], several[1], number)
+                f"{workload}_{number}_of_16": simulate_rate(front_us, engine_us, number)
                 for number in SIMULATED_FRONT_ENDS
             }
-        return figures
+        self._sampled.take_record()
+        sampled = self._load(self._sampled, "single")
+        figures |= split_by_stage(self._sampled.take_record(), sampled.num_requests)
+        return figures | {name: self._load(floor, "single").main_us for name, floor in self._floors.items()}
 
-    def _load(self, subject: Subject, workload: str) -> tuple[float, float, float]:
-        """Return requests per second, and the processor time of each in the main process and the others."""
-        before = subject.read_cpu_s()
+    def _start(self, server: LoadedServer) -> LoadedServer:
+        self._servers.append(server)
+        return server
+
+    def _load(self, server: LoadedServer, workload: str) -> LoadResult:
         script = Path(self._folder.name, workload)
-        printed = run_wrk(subject.url, script, num_clients=NUM_CONNECTIONS, seconds=self._seconds)
-        after = subject.read_cpu_s()
-        number = int(re.findall(r"(\d+) requests in", printed)[0])
-        rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", printed)[0])
-        main_us, others_us = (
-            1e6 * (late - early) / number for early, late in zip(before, after, strict=True)
-        )
-        return rate, main_us, others_us
+        return server.load(script, num_clients=NUM_CONNECTIONS, seconds=self._seconds)
 
     def close(self) -> None:
-        for subject in self.subjects:
-            subject.close()
+        for server in self._servers:
+            server.close()
         self._folder.cleanup()
 
 
