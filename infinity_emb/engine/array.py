@@ -171,9 +171,11 @@ class AsyncEngineArray(ModelTasks):
         single engine gets every request, and refuses those that it does not support. Raises ModelNotNamed
         when no engine or several qualify.
         """
+        if len(self) == 1:
+            return next(iter(self))
         supporting = [engine for engine in self if capability in engine.capabilities]
         primary = [engine for engine in supporting if engine.info.capabilities[0] == capability]
-        for candidates in (primary, supporting, list(self)):
+        for candidates in (primary, supporting):
             if len(candidates) == 1:
                 return candidates[0]
         names = [engine.engine_args.served_model_name for engine in supporting]

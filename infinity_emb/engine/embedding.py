@@ -220,7 +220,7 @@ class EmbeddingService:
                 for vectors in by_name["multivector"]
             ]
         return Embeddings(
-            num_tokens=int(outputs.num_tokens.sum()),
+            num_tokens=sum(outputs.num_tokens.tolist()),
             dense=dense,
             sparse=by_name.get("sparse"),
             multivector=multivector,

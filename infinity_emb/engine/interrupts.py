@@ -28,7 +28,7 @@ _awaited: WeakKeyDictionary[PendingRequest, weakref.ref[asyncio.Task[object]] | 
 @contextmanager
 def cancelled_by_interrupt(request: PendingRequest) -> Iterator[None]:
     """Cancel the request and its task when Ctrl-C raises KeyboardInterrupt inside the block."""
-    if threading.current_thread() is not threading.main_thread() or not _raises_interrupt():
+    if not _raises_interrupt() or threading.current_thread() is not threading.main_thread():
         yield
         return
     if not _awaited:

@@ -7,8 +7,7 @@ import operator
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -161,13 +160,13 @@ class ModelRunner:
         If there is no room, raises the error of the memory budget, or lets `done` raise it and cancels the
         queued items.
         """
-        memory = current_memory()
-        request_ref = weakref.ref(request)  # which refers to `hold`
         if "dense" in options.outputs:
             take_memory(request.num_items * self._model.info.embedding_dimension * _FLOAT_BYTES)
-        if not _FIXED_OUTPUTS.issuperset(options.outputs):
-            loop = asyncio.get_running_loop()
-            request.on_outputs = lambda num_bytes: call_in_loop(loop, lambda: hold(num_bytes))
+        if _FIXED_OUTPUTS.issuperset(options.outputs):
+            return
+        memory, loop = current_memory(), asyncio.get_running_loop()
+        request_ref = weakref.ref(request)  # which refers to `hold`
+        request.on_outputs = lambda num_bytes: call_in_loop(loop, lambda: hold(num_bytes))
 
         def hold(num_bytes: int) -> None:
             if not memory.take(num_bytes) and not done.done():
@@ -180,8 +179,7 @@ class ModelRunner:
         return is_small and self._model.prepares_inline
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     """Some of the distinct inputs of a request, from `start` on, and how often each occurs in it."""
 
     inputs: Sequence[RequestInput]
@@ -190,8 +188,7 @@ class _Chunk:
     num_chars: int
 
 
-@dataclass(frozen=True, slots=True)
-class UniqueInputs:
+class UniqueInputs(NamedTuple):
     """The distinct inputs of a request.
 
     indices: for each input of the request, the index of the equal input in `inputs`.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infinity_emb.errors import BadInput, Overloaded
 from infinity_emb.scheduling.fair_queue import LANE_WEIGHTS, Flow
@@ -33,8 +34,7 @@ _MAX_REFUSED_FLOWS = 1024
 _DEFAULT_FLOW = Flow()
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(NamedTuple):
     """The tokens that are queued.
 
     num_flow_tokens: queued tokens of the flow whose request is being admitted.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -52,9 +52,10 @@ class Completer:
         with self.lock:
             ended = _mark_done(items)
             num_tokens = sum(item.num_tokens for item in ended)
-            counts = Counter(item.request for item in ended)
-            sizes: Counter[PendingRequest] = Counter()
+            counts: defaultdict[PendingRequest, int] = defaultdict(int)  # faster than a `Counter`
+            sizes: defaultdict[PendingRequest, int] = defaultdict(int)
             for item in ended:
+                counts[item.request] += 1
                 if item.request.on_outputs is not None:
                     sizes[item.request] += item.request.count_bytes(item.index)
             compute_s = stored_s - launched.started_s

@@ -52,7 +52,7 @@ class LaunchedBatch:
         encoded = [item.encoded for item in self.items]
         check_outputs(outputs, encoded)
         is_finite = find_finite_items(outputs, encoded)  # (B,)
-        for row in np.flatnonzero(is_finite).tolist():
+        for row in is_finite.nonzero()[0].tolist():
             self.items[row].store(outputs, row, lock)
         return is_finite
 

@@ -112,10 +112,12 @@ class Replica:
         if isinstance(stored, Exception):
             self._recover(items, stored)
             return
-        completed = select_items(items, stored)
+        is_complete = stored.all()
+        completed = items if is_complete else select_items(items, stored)
         num_tokens = self._completer.complete(launched, completed)
         self._queue.record_batch(num_tokens, launched.computed_s - launched.started_s)
-        retry_in_full_precision(self.backend, select_items(items, ~stored), self._completer)
+        if not is_complete:
+            retry_in_full_precision(self.backend, select_items(items, ~stored), self._completer)
         self._consecutive_crashes = 0
 
     def _recover(self, batch: list[Item], failure: Exception) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from infinity_emb.errors import BadInput
 from infinity_emb.scheduling.fair_queue import Flow
@@ -21,8 +21,7 @@ from infinity_emb.types import Lane
 MAX_INTERACTIVE_INPUTS = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """Properties of a request that the client sets, and the record of its stages.
 
     request_id: for the log.

@@ -149,7 +149,7 @@ def unfinished_items(items: Iterable[Item]) -> list[Item]:
 
 def select_items(items: Sequence[Item], mask: npt.NDArray[np.bool_]) -> list[Item]:
     """Return the items where the mask (B,) is true."""
-    return [items[index] for index in np.flatnonzero(mask).tolist()]
+    return [items[index] for index in mask.nonzero()[0].tolist()]
 
 
 def _allocate(output: Output, num_items: int) -> Any:

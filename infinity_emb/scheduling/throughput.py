@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from infinity_emb.scheduling.fair_queue import LANE_WEIGHTS
 
@@ -14,8 +14,7 @@ _MIN_MEASURED_S = 0.25
 _LEAST_BULK_SHARE = LANE_WEIGHTS["bulk"] / sum(LANE_WEIGHTS.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Work that the devices of a model have done since they started.
 
     compute_s: summed over the `num_parallel` batches that may be computed at the same time.

@@ -29,13 +29,14 @@ class WorkQueue(BatchQueue[Item]):
 
     def backlog(self, flow: Flow) -> Backlog:
         """Return the counts of queued and taken tokens by which a request of a flow is admitted."""
-        num_taken_bulk_tokens = self.num_taken_tokens("bulk")
+        num_interactive, num_bulk = self.num_lane_tokens("interactive"), self.num_lane_tokens("bulk")
+        num_taken_bulk = self.num_taken_tokens("bulk")
         return Backlog(
-            self.num_tokens,
-            self.num_lane_tokens("interactive"),
+            num_interactive + num_bulk,
+            num_interactive,
             self.num_flow_tokens(flow),
-            num_taken_bulk_tokens + self.num_taken_tokens("interactive"),
-            num_taken_bulk_tokens,
+            num_taken_bulk + self.num_taken_tokens("interactive"),
+            num_taken_bulk,
         )
 
     @property

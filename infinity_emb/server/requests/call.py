@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -44,13 +44,14 @@ def check_room(
     has_priority: whether it has the header. Raises Overloaded.
     """
     engine = models.guess_engine(fields.get("model"))
-    if engine is not None:
-        note_model(scope, engine)
+    if engine is None:
+        return
+    note_model(scope, engine)
+    if engine.gate.admission.has_refused:
         engine.gate.check_room(guess_flow(client, fields, schema, has_priority=has_priority))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request, the models that can serve it, and the limits that apply to it."""
 
     request: Request

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
@@ -38,7 +37,7 @@ def complete_context(context: RequestContext, request: Request, body: TaskReques
     timeout_s = _read_timeout(request) if body.timeout is None else body.timeout
     if lane is None and timeout_s is None:
         return context
-    return replace(context, lane=lane, timeout_s=timeout_s)
+    return context._replace(lane=lane, timeout_s=timeout_s)
 
 
 def guess_flow(
