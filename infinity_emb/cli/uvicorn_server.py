@@ -34,7 +34,7 @@ GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
 # Without this, connections arrive faster than they are accepted when each turn of the event loop takes some
 # milliseconds. The backlog overflows then, and clients, health checks among them, try again after seconds.
-ACCEPTS_PER_TURN = 16 if os.name == "posix" else 1  # uvloop does not run on Windows
+ACCEPTS_PER_TURN = 32 if os.name == "posix" else 1  # uvloop does not run on Windows
 
 
 class UvicornServer(uvicorn.Server):
