@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+# Besides those with "config" in their name.
+_CONFIGS = frozenset({"modules.json", "special_tokens_map.json"})
+
 
 class ConfigField(NamedTuple):
     """One value that is neither an object nor a list, and its location.
 
     keys: path of keys to it, outermost first; elements of a list have the keys of the list.
+    is_in_list: whether it is an element of a list.
     """
 
     path: Path
     keys: tuple[str, ...]
     value: object
+    is_in_list: bool = False
 
     @property
     def key(self) -> str:
@@ -27,7 +32,7 @@ class ConfigField(NamedTuple):
 
 def is_config(name: str) -> bool:
     """Return true for the name of a file that libraries read options and class names from."""
-    return name == "modules.json" or (name.endswith(".json") and "config" in name)
+    return name in _CONFIGS or (name.endswith(".json") and "config" in name)
 
 
 def find_configs(folder: Path) -> Iterator[Path]:
@@ -54,12 +59,12 @@ def walk_file(path: Path) -> Iterator[ConfigField]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError):
         return
-    waiting: list[tuple[tuple[str, ...], object]] = [((), config)]
+    waiting: list[tuple[tuple[str, ...], object, bool]] = [((), config, False)]
     while waiting:
-        keys, value = waiting.pop()
+        keys, value, is_in_list = waiting.pop()
         if isinstance(value, dict):
-            waiting += (((*keys, key), each) for key, each in value.items())
+            waiting += (((*keys, key), each, False) for key, each in value.items())
         elif isinstance(value, list):
-            waiting += ((keys, each) for each in value)
+            waiting += ((keys, each, True) for each in value)
         else:
-            yield ConfigField(path, keys, value)
+            yield ConfigField(path, keys, value, is_in_list)

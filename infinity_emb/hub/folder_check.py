@@ -23,8 +23,8 @@ MAX_LAYERS = 2_000
 MAX_LABELS = 1_000_000
 _REPEATED_PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|stages?|depths?|repeats|codebooks)$")
 _LABELS = "num_labels"
-# The file that says which part of the weights is in which file.
-_INDEX_SUFFIX = ".index.json"
+# The file that says which part of the weights is in which file, with the name of a variant or without.
+_INDEX = re.compile(r"\.index\.(.*\.)?json$")
 
 
 def check_folder(folder: Path) -> None:
@@ -36,7 +36,7 @@ def check_folder(folder: Path) -> None:
                 f"folder {str(folder)!r} has more than {MAX_FILES} files; give one with a model's files only"
             )
         _check_entry(path, inside)
-        if path.name.endswith(_INDEX_SUFFIX):
+        if _INDEX.search(path.name):
             _check_index(path)
     for field in walk_fields(folder):
         _check_module_path(field)
@@ -80,7 +80,7 @@ def _check_entry(path: Path, inside: tuple[str, ...]) -> None:
         return
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise StartupError(f"{str(path)!r} is neither a file nor a folder; remove it from the model's folder")
-    is_parsed = is_config(path.name) or path.name.endswith(_INDEX_SUFFIX)
+    is_parsed = is_config(path.name) or _INDEX.search(path.name)
     limit = MAX_CONFIG_BYTES if is_parsed else MAX_TEXT_BYTES
     if path.suffix in _TEXT_SUFFIXES and status.st_size > limit:
         raise StartupError(f"{str(path)!r} has {status.st_size} bytes, the limit for such a file is {limit}")

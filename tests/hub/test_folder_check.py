@@ -131,6 +131,10 @@ def test_the_hubs_blobs_are_a_folder_and_no_link(folder: Path, tmp_path: Path) -
         ("router_config.json", lambda name: {"types": {name: "a.B"}, "structure": {"query": [name]}}),
         ("0_Router/config.json", lambda name: {"types": {name: "a.B"}}),
         ("model.safetensors.index.json", lambda name: {"weight_map": {"weight": f"{name}/x.safetensors"}}),
+        (
+            "model.safetensors.index.fp16.json",
+            lambda name: {"weight_map": {"weight": f"{name}/x.safetensors"}},
+        ),
         ("pytorch_model.bin.index.json", lambda name: {"weight_map": {"a": "b.bin", "weight": name}}),
     ],
 )

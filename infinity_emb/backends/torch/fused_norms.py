@@ -6,6 +6,7 @@ which squares are added may differ.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from infinity_emb.items import Encoded
 logger = logging.getLogger("infinity_emb")
 
 _NUM_PROBES = 8
+# Of the values of probes. Norms that round once, after the weight, differ in many of them.
+_MIN_EQUAL_SHARE = 0.99
 
 
 class FusedNorm(nn.Module):
@@ -52,7 +55,7 @@ def fuse_norms(backend: TorchBackend, samples: Sequence[Sequence[Encoded]], scor
     score: outputs → the scores by which clients decide.
     """
     networks = [transformer.model for transformer in find_transformers(backend.torch_model.model)]
-    places = [place for network in networks for place in list_norms(network) if _is_plain(place.norm)]
+    places = [place for network in networks for place in list_norms(network)]
     if not places or not samples:
         return False
     backend.prepare_thread()
@@ -69,7 +72,7 @@ def fuse_norms(backend: TorchBackend, samples: Sequence[Sequence[Encoded]], scor
 
 
 def list_norms(network: nn.Module) -> list[Place]:
-    """Return the RMS norms that could be fused, by the names of their classes and parameters."""
+    """Return the RMS norms whose fused form computes the same."""
     return [
         Place(parent, name, norm)
         for parent in network.modules()
@@ -78,6 +81,8 @@ def list_norms(network: nn.Module) -> list[Place]:
         and not isinstance(norm, nn.RMSNorm)
         and isinstance(getattr(norm, "weight", None), nn.Parameter)
         and _find_epsilon(norm) is not None
+        and len(inspect.signature(norm.forward).parameters) == 1  # others take a gate or a residual, too
+        and _is_plain(norm)
     ]
 
 
@@ -100,11 +105,14 @@ def _find_epsilon(norm: nn.Module) -> float | None:
 
 
 def _is_plain(norm: nn.Module) -> bool:
-    """Return whether a norm computes what its fused form does; some add 1 to their weight."""
+    """Return whether a norm computes what its fused form does; some add 1 to their weight or round once."""
     weight = norm.weight
     assert isinstance(weight, nn.Parameter)
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(_NUM_PROBES, *weight.shape, generator=generator).to(weight.device, weight.dtype)
+    probes = torch.randn(_NUM_PROBES, *weight.shape, generator=generator)
+    probes[0] *= 1e-3  # where epsilon matters
+    probes = probes.to(weight.device, weight.dtype)
     with torch.inference_mode():
         found, expected = _fuse(norm)(probes), norm(probes)
-        return found.dtype == expected.dtype and torch.allclose(found, expected, rtol=2e-2, atol=1e-6)
+        is_equal = (found == expected).float().mean() >= _MIN_EQUAL_SHARE
+        return found.dtype == expected.dtype and bool(is_equal)

@@ -31,10 +31,12 @@ _LOADER_OPTIONS = frozenset(
 _REFUSED_OPTIONS = frozenset(
     {"adapter_kwargs", "allow_all_kernels", "kernel_config", "use_kernels", "weights_only"}
     | {"config", "gguf_file", "merges_file", "offload_folder", "proxies", "spm_file", "tokenizer_file"}
-    | {"model_file", "vocab_file"}
+    | {"init_inputs", "merges", "model_file", "vocab", "vocab_file"}
 )
-# Arguments of a tokenizer's class that it opens as a file if they are texts.
-_TOKENIZER_DATA = frozenset({"init_inputs", "merges", "vocab"})
+# What transformers passes on to a tokenizer's class, and the arguments that the class opens as a file if they
+# are strings.
+_TOKENIZER_FILES = frozenset({"special_tokens_map.json", "tokenizer_config.json"})
+_TOKENIZER_DATA = frozenset({"merges", "vocab"})
 _IMPLEMENTATION_KEYS = ("attn_implementation", "experts_implementation")
 _REFERENCES = frozenset({"base_model_name_or_path", "tokenizer_name_or_path"})
 
@@ -80,8 +82,11 @@ def _may_be_option(field: ConfigField) -> bool:
     """Return false for an option of the loader that a model's files must not set."""
     if field.key.endswith(_IMPLEMENTATION_KEYS):
         return "/" not in str(field.value)  # code from the hub
-    if field.path.name == "tokenizer_config.json" and field.key in _TOKENIZER_DATA:
-        return not isinstance(field.value, str)
+    if field.path.name in _TOKENIZER_FILES and isinstance(field.value, str):
+        if field.key in _TOKENIZER_DATA:
+            return field.is_in_list
+        if field.key == "init_inputs":
+            return False
     if field.key == "megatron_core":
         return field.value in (None, "megatron.core")  # peft imports it
     pairs = zip(field.keys, field.keys[1:], strict=False)

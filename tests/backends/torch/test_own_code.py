@@ -125,6 +125,9 @@ def test_an_empty_map_is_no_code(auto_map: object, folder: Path) -> None:
         ("sentence_bert_config.json", {"model_args": {"attn_implementation": "someone/kernel"}}),
         ("sentence_bert_config.json", {"tokenizer_args": {"vocab_file": "/etc/passwd"}}),
         ("tokenizer_config.json", {"vocab": "/etc/passwd"}),
+        ("sentence_bert_config.json", {"tokenizer_args": {"vocab": "/etc/passwd"}}),
+        ("sentence_bert_config.json", {"processor_kwargs": {"merges": "/etc/passwd"}}),
+        ("special_tokens_map.json", {"vocab": "/etc/passwd"}),
         ("tokenizer_config.json", {"merges": "/etc/passwd"}),
         ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}),
         ("tokenizer_config.json", {"sp_model_kwargs": {"model_file": "/etc/passwd"}}),
@@ -144,6 +147,10 @@ def test_options_that_run_code_or_read_files_elsewhere_are_refused(
 def test_options_of_published_models_are_fine(folder: Path) -> None:
     options = {"attn_implementation": "sdpa", "add_pooling_layer": False, "torch_dtype": "float16"}
     write(folder / "sentence_bert_config.json", model_args=options, tokenizer_args={"use_fast": True})
+    write(folder / "tokenizer_config.json", vocab=[["<s>", 0.0], ["a", -1.5]], merges=["a b"])
+    write(
+        folder / "special_tokens_map.json", unk_token={"content": "<unk>"}, additional_special_tokens=["<s>"]
+    )
     write(folder / "adapter_config.json", megatron_core="megatron.core", base_model_name_or_path=None)
     check_own_code(folder)
 
