@@ -28,8 +28,8 @@ from infinity_emb.server.endpoints import API_ENDPOINTS, HEALTH_ENDPOINTS, OPEN_
 from infinity_emb.server.error_format import ErrorContext, set_error_context
 from infinity_emb.server.middleware.api_keys import ApiKeys
 from infinity_emb.server.middleware.auth import ApiKeyMiddleware
-from infinity_emb.server.middleware.errors import ErrorMiddleware
 from infinity_emb.server.middleware.request_id import HEADER, RequestIdMiddleware
+from infinity_emb.server.middleware.unexpected_errors import UnexpectedErrorMiddleware
 from infinity_emb.server.requests import in_process
 from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.context import read_client
@@ -78,7 +78,7 @@ class Router:
         self._error_formats = map_error_formats(API_ENDPOINTS, config.url_prefix)
         self._prefix = config.url_prefix
         keys = ApiKeys.from_config(config)
-        middleware = [Middleware(RequestIdMiddleware), Middleware(ErrorMiddleware)]
+        middleware = [Middleware(RequestIdMiddleware), Middleware(UnexpectedErrorMiddleware)]
         if keys is not None:
             paths = [*OPEN_PATHS, *Pages(config).paths]
             middleware.append(

@@ -31,10 +31,10 @@ from infinity_emb.server.endpoints import API_ENDPOINTS, HEALTH_ENDPOINTS, OPEN_
 from infinity_emb.server.metrics import ModelCollector
 from infinity_emb.server.middleware.api_keys import ApiKeys
 from infinity_emb.server.middleware.auth import ApiKeyMiddleware
-from infinity_emb.server.middleware.errors import ErrorMiddleware
 from infinity_emb.server.middleware.http_metrics import HTTPMetrics, HTTPMetricsMiddleware
 from infinity_emb.server.middleware.request_counters import RequestCounters
 from infinity_emb.server.middleware.request_id import RequestIdMiddleware
+from infinity_emb.server.middleware.unexpected_errors import UnexpectedErrorMiddleware
 from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import MemoryBudget
@@ -226,7 +226,7 @@ def _build_middleware(
                 expose_headers=["x-request-id", "server-timing", *RETRY_HEADERS],
             )
         )
-    middleware.append(Middleware(ErrorMiddleware))
+    middleware.append(Middleware(UnexpectedErrorMiddleware))
     admin_keys = ApiKeys.from_admin_key(config)
     if keys is not None or admin_keys is not None:
         metrics_path = [METRICS_PATH] if config.metrics == "open" else []

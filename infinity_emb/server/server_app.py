@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -46,11 +47,5 @@ class ServerApp(FastAPI):
         return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Build the stack without middleware for errors, which `ErrorMiddleware` has replaced.
-
-        The router has the parts of FastAPI's stack that routes of users need.
-        """
-        app: ASGIApp = self.router
-        for cls, args, options in reversed(self.user_middleware):
-            app = cls(app, *args, **options)
-        return app
+        """Build Starlette's stack; the router has the parts of FastAPI's that routes of users need."""
+        return Starlette.build_middleware_stack(self)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from infinity_emb.server.batches.lines import ENDPOINT, LineResponse
-from infinity_emb.server.middleware.errors import ErrorMiddleware
+from infinity_emb.server.middleware.unexpected_errors import UnexpectedErrorMiddleware
 from infinity_emb.server.requests.in_process import post_json
+from infinity_emb.server.responses.errors import HANDLERS
 
 _TEMPORARY = (429, 503)
 _MAX_PAUSE_S = 30.0
@@ -25,7 +27,8 @@ class LineApp:
     """
 
     def __init__(self, endpoint: ASGIApp, app: Any) -> None:
-        self._endpoint = ErrorMiddleware(endpoint)
+        handlers: Mapping[Any, Any] = HANDLERS
+        self._endpoint = UnexpectedErrorMiddleware(ExceptionMiddleware(endpoint, handlers=handlers))
         self._app = app
 
     async def respond(self, body: Mapping[str, object], owner: str) -> LineResponse:
