@@ -10,6 +10,7 @@ that compute have the interpreter lock for themselves.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,10 +68,12 @@ class RequestTurns:
     def note_refusal(self) -> None:
         """Note that a request has been refused because of overload."""
         self._has_refused = True
+        self._schedule()
 
     def _use(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Forget what waits for another loop, which was closed: it would never begin another turn."""
         self._loop = loop
+        self._context = contextvars.copy_context()  # not that of the request during which a turn is scheduled
         self._num_started = 0  # in this turn of the loop
         self._waiting: FairQueue[_Waiting] = FairQueue()
         self._is_scheduled = False
@@ -78,7 +81,7 @@ class RequestTurns:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._begin_turn)
+            asyncio.get_running_loop().call_soon(self._begin_turn, context=self._context)
 
     def _begin_turn(self) -> None:
         self._is_scheduled = False
@@ -89,6 +92,8 @@ class RequestTurns:
             self._max_starts = MAX_STARTS_WHILE_REFUSING
             if not len(self._waiting):
                 time.sleep(PAUSE_S)
+        if len(self._waiting):
+            self._schedule()  # before the first is started, which may fail
         max_starts = max(self._max_starts, len(self._waiting) // WAITING_PER_START)
         while self._num_started < max_starts and len(self._waiting):
             tag, _, waiting = self._waiting.pop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from contextvars import ContextVar
 from typing import Any
 from unittest.mock import patch
 
@@ -138,6 +139,57 @@ def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait(
     assert run(start_all(2)) == ([PAUSE_S], [2, 2, 2])
     most = MAX_STARTS_WHILE_REFUSING
     assert run(start_all(2 * most)) == ([], [2, 2 + most, 4 + most])
+
+
+def test_the_pause_follows_the_refusal_and_not_a_later_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse_later() -> list[float]:
+        pauses: list[float] = []
+        monkeypatch.setattr(time, "sleep", pauses.append)
+        turns = RequestTurns()
+        turns.start(Flow("a"), lambda: None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        turns.note_refusal()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return pauses
+
+    assert run(refuse_later()) == [PAUSE_S]
+
+
+def test_a_request_that_cannot_be_started_does_not_stop_the_others() -> None:
+    async def start_all() -> list[int]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        turns, started = RequestTurns(max_starts=1), []
+        for number in range(5):
+            turns.start(Flow("a"), lambda number=number: started.append(1 // (number - 2)))  # type: ignore[misc]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return started
+
+    assert len(run(start_all())) == 4
+
+
+def test_requests_do_not_start_in_the_context_of_another_one() -> None:
+    number: ContextVar[int] = ContextVar("number", default=0)
+
+    async def start_all() -> list[int]:
+        turns, seen = RequestTurns(max_starts=1), []
+
+        async def request() -> None:
+            number.set(1)
+            for _ in range(4):
+                turns.start(Flow("a"), lambda: seen.append(number.get()))
+
+        turns.start(Flow("a"), lambda: None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.create_task(request())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return seen
+
+    assert run(start_all()) == [1, 0, 0, 0]  # the first starts at once
 
 
 def test_refusals_of_a_full_queue_are_noted_and_nothing_else(
