@@ -15,17 +15,21 @@ MAX_REST_S = 1.0
 
 
 class PacedCall(Generic[ResultT]):
-    """A call that takes at most a fifth of the time, however often its result is wanted."""
+    """A call that rests four times as long as it took, up to a second, however often its result is wanted."""
 
     def __init__(self, call: Callable[[], Awaitable[ResultT]]) -> None:
         self._call = call
         self._next: asyncio.Task[ResultT] | None = None  # waits to begin
         self._running = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._begins_at_s = 0.0
 
     async def get(self) -> ResultT:
         """Return the result of a call that begins later than this one, shared with others that wait."""
-        if self._next is None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # what waits in another loop, which was closed, never begins
+            self._loop, self._next, self._running = loop, None, asyncio.Lock()
+        if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._run())
         return await asyncio.shield(self._next)
 

@@ -82,3 +82,18 @@ def test_one_who_no_longer_waits_and_an_error_stop_nobody_else() -> None:
         assert await paced.get() == 7
 
     run(main())
+
+
+def test_a_call_that_waited_in_a_closed_loop_stops_no_later_one() -> None:
+    clock = Clock()
+    paced = PacedCall(clock.call)
+
+    async def leave_one_waiting() -> None:
+        first = asyncio.create_task(paced.get())
+        while not clock.num_running:
+            await asyncio.sleep(0)
+        asyncio.create_task(paced.get())  # noqa: RUF006 (cancelled with the loop)
+        await first
+
+    run(leave_one_waiting())
+    assert run(paced.get()) == 2
