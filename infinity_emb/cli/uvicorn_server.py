@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from infinity_emb.cli.connection_slots import ConnectionSlots
-from infinity_emb.cli.descriptors import fit_connections
+from infinity_emb.cli.descriptors import FittingConnections, fit_connections
 from infinity_emb.cli.http_protocol import ClientLimits, HttpProtocol, enforce_timeouts
 from infinity_emb.cli.signals import exit_now, handle_signals
 from infinity_emb.config.server_config import ServerConfig
@@ -34,6 +34,7 @@ GRACE_S = 2
 _TICKS_PER_S = 10  # uvicorn's
 # Without this, connections arrive faster than they are accepted when each turn of the event loop takes some
 # milliseconds. The backlog overflows then, and clients, health checks among them, try again after seconds.
+# A server of few connections gets fewer descriptors.
 ACCEPTS_PER_TURN = 32 if os.name == "posix" else 1  # uvloop does not run on Windows
 
 
@@ -56,7 +57,9 @@ class UvicornServer(uvicorn.Server):
         abort_pending: Callable[[], Awaitable[object]],
         log_state: Callable[[], None],
     ) -> None:
-        super().__init__(_make_uvicorn_config(app, config))
+        connections = fit_connections(config.max_connections)
+        super().__init__(_make_uvicorn_config(app, config, connections))
+        self._max_connections = connections.max_connections
         self._announce = announce
         self._shutdown_timeout_s = config.shutdown_timeout_s
         self._abort_pending = abort_pending
@@ -65,7 +68,8 @@ class UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and announce where the server listens."""
         # libuv accepts one connection per descriptor and turn: https://github.com/libuv/libuv/pull/3696
-        repeated = [each.dup() for each in sockets or () for _ in range(ACCEPTS_PER_TURN)]
+        number = max(1, min(ACCEPTS_PER_TURN, self._max_connections // ACCEPTS_PER_TURN))
+        repeated = [each.dup() for each in sockets or () for _ in range(number)]
         await super().startup(sockets=repeated or None)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._log_state)
@@ -113,13 +117,14 @@ class UvicornServer(uvicorn.Server):
         self.stop()
 
 
-def _make_uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+def _make_uvicorn_config(
+    app: FastAPI, config: ServerConfig, connections: FittingConnections
+) -> uvicorn.Config:
     limits = ClientLimits(
         request_read_timeout_s=config.request_read_timeout_s,
         response_write_timeout_s=config.response_write_timeout_s,
     )
-    max_connections, max_extra = fit_connections(config.max_connections)
-    slots = ConnectionSlots(max_connections=max_connections, max_extra=max_extra)
+    slots = ConnectionSlots(**connections._asdict())
     return uvicorn.Config(
         app,
         http=partial(HttpProtocol, limits=limits, slots=slots, turns=RequestTurns()),  # type: ignore[arg-type]  # uvicorn calls what it is given
