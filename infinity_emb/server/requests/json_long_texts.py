@@ -19,6 +19,7 @@ from infinity_emb.server.requests.json_text import find_block_end
 # Shorter runs without a quote are parsed at once. A run has this many blocks at least.
 _MIN_RUN_BLOCKS = 4
 _BLOCK_BYTES = 2**18
+_MAX_CONTINUATION_BYTES = 3  # of a character in UTF-8
 
 
 class _Run(NamedTuple):
@@ -79,8 +80,9 @@ def _split_text(raw: bytes, run: _Run) -> Iterator[_Run]:
     start = run.start
     while start < run.end:
         end = find_block_end(raw, start, _BLOCK_BYTES)
-        while end < run.end and raw[end] & 0xC0 == 0x80:
-            end += 1
+        for _ in range(_MAX_CONTINUATION_BYTES):
+            if end < run.end and raw[end] & 0xC0 == 0x80:
+                end += 1
         if end >= run.end:
             end = run.end
             num_backslashes = end - start - len(raw[start:end].rstrip(b"\\"))

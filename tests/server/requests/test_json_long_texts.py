@@ -62,6 +62,7 @@ def test_runs_outside_of_texts_and_escapes_at_their_ends_change_nothing(raw: byt
         b'["%b"] x' % (b"a" * 50),
         b'["%b\n%b"]' % (b"a" * 30, b"a" * 30),
         b'["%b\xff%b"]' % (b"a" * 30, b"a" * 30),
+        b'["%b"]' % (b"\x80" * 60),
         rb'["%b\x%b"]' % (b"a" * 30, b"a" * 30),
         rb'["%b\ud83d%b"]' % (b"a" * 30, b"a" * 30),
     ],
