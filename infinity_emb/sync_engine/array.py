@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -152,6 +153,10 @@ def _as_future(
             self[model]  # raises UnknownModel here instead of in the future
         return self._submit(task(self._array, *args, **kwargs))
 
+    signature = inspect.signature(task)
+    returned = f"Future[{signature.return_annotation}]"
+    vars(submit)["__signature__"] = signature.replace(return_annotation=returned)
+    submit.__annotations__ = {**submit.__annotations__, "return": returned}
     return submit
 
 
