@@ -119,6 +119,8 @@ class EngineService:
             request.session.finish(request)
 
     def _lose(self, session: Session) -> None:
+        ended = merge_reports([self._ended, keep_totals(session.report)])
+        # One after the other at once: metrics are summed on a thread.
         self.sessions.remove(session)
-        self._ended = merge_reports([self._ended, keep_totals(session.report)])
+        self._ended = ended
         self._on_lost(session)
