@@ -102,6 +102,6 @@ def _document_unauthorized(endpoint: Endpoint) -> Documented:
 
 def _drop_unused_schemas(document: dict[str, Any]) -> None:
     """Drop schemas that nothing refers to."""
-    used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    used = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     schemas = document["components"]["schemas"]
     document["components"]["schemas"] = {name: schemas[name] for name in schemas if name in used}
