@@ -44,11 +44,11 @@ def check_origin(request: Request, allowed: Sequence[str]) -> None:
         raise HTTPException(403, f"pages of {origin[:200]!r} may not upload files to this server")
 
 
-def _find_host(origin: str) -> str | None:
+def _find_host(origin: str) -> str:
     try:
         return urlsplit(origin).netloc
     except ValueError:  # of an unclosed bracket, for example
-        return None
+        return ""
 
 
 async def read_upload(request: Request, path: Path, max_bytes: int) -> Uploaded:
