@@ -139,8 +139,8 @@ class ComputeOptions:
     compile: bool = option(
         False,
         "Compile layers at start, and use them if faster.",
-        "With torch.compile, which takes a minute or more. For packed inputs with `--engine torch`; needs a"
-        " C++ compiler on CPUs, and Triton on GPUs. Without `--model-warmup` it has no effect.",
+        "With torch.compile, which takes from seconds to minutes. For packed inputs with `--engine torch`;"
+        " needs a C++ compiler on CPUs, and Triton on GPUs. Without `--model-warmup` it has no effect.",
     )
     onnx_disable_optimize: bool = option(False, "Turn off ONNX Runtime's graph optimizations.")
 

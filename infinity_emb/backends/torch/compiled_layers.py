@@ -116,7 +116,8 @@ def _settings() -> Iterator[None]:
     configs: tuple[tuple[Any, dict[str, Any]], ...] = (
         # More versions raise an exception, because each batch must be one graph. A last layer whose hook
         # selects pooled tokens is a kind of layer.
-        # Numbers such as the scale of attention are constants: a call would make tensors of arguments.
+        # Floats such as the scale of attention are constants of the code; else every call would make tensors
+        # of them. A network with another scale in each of many layers exceeds the limit, and stays eager.
         (
             torch._dynamo.config,
             {

@@ -1,4 +1,4 @@
-"""Parse JSON with texts of megabytes, between whose blocks other threads get the interpreter lock.
+"""Parse JSON that has texts of megabytes in blocks, so that other threads can run in between.
 
 `orjson` copies a document and fills each text in one call. So what lies between two quotes far apart is taken
 out of the document, decoded in blocks, and put back.
@@ -76,7 +76,7 @@ def _parse_without(raw: bytes, runs: list[_Run]) -> Any:
 
 
 def _split_text(raw: bytes, run: _Run) -> Iterator[_Run]:
-    """Split a run into blocks that end within no character; leave out the backslash of an escaped quote."""
+    """Split a run into blocks of whole characters; leave out the backslash of an escaped quote."""
     start = run.start
     while start < run.end:
         end = find_block_end(raw, start, _BLOCK_BYTES)
