@@ -117,7 +117,7 @@ async def test_deprecated_metrics_have_the_values_of_their_successors() -> None:
 
 
 async def test_what_waits_is_shown() -> None:
-    app = build_debug_app(debug_args("debug?delay_s=0.2", batch_size=1))
+    app = build_debug_app(debug_args("debug?delay_s=1", batch_size=1))
     async with client_of(app) as client:
         waiting = asyncio.create_task(embed(client, ["aa", "bb", "cc"]))
         await asyncio.sleep(0.05)

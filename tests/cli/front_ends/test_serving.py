@@ -153,10 +153,12 @@ def test_a_front_end_that_is_killed_under_load_is_replaced_and_others_lose_nothi
     victim, survivor = server.list_front_ends()
     is_over = threading.Event()
     outcomes: list[int | str] = []
+    connected: list[int] = []
 
     def load() -> None:
         """Send requests over one connection, which one front end serves, until the end or its loss."""
         with httpx.Client(timeout=DEADLINE_S) as client:
+            connected.append(client.get(f"{server.url}/models").status_code)
             while not is_over.is_set():
                 try:
                     outcomes.append(client.post(f"{server.url}/embeddings", json={"input": "a"}).status_code)
@@ -165,7 +167,7 @@ def test_a_front_end_that_is_killed_under_load_is_replaced_and_others_lose_nothi
                     return
 
     loads = [pool.submit(load) for _ in range(16)]
-    wait_until(lambda: len(outcomes) > 50)
+    wait_until(lambda: len(connected) == len(loads) and len(outcomes) > 50)
     num_to_victim = count_connections(victim, server)
     assert 0 < num_to_victim < 16
     victim.kill()
