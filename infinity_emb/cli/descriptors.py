@@ -18,7 +18,7 @@ logger = logging.getLogger("infinity_emb")
 # As many as may arrive while the event loop is busy, so that a probe among them is read before it makes room.
 MAX_EXTRA = 512
 # For model files, media, databases, listening sockets and the sockets of clients, which are opened later.
-NUM_RESERVED = 320
+NUM_RESERVED = 384
 
 
 class FittingConnections(NamedTuple):

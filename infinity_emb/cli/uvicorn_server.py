@@ -35,7 +35,7 @@ _TICKS_PER_S = 10  # uvicorn's
 # Without this, connections arrive faster than they are accepted when each turn of the event loop takes some
 # milliseconds. The backlog overflows then, and clients, health checks among them, try again after seconds.
 # A server of few connections gets fewer descriptors.
-ACCEPTS_PER_TURN = 32 if os.name == "posix" else 1  # uvloop does not run on Windows
+ACCEPTS_PER_TURN = 64 if os.name == "posix" else 1  # uvloop does not run on Windows
 
 
 class UvicornServer(uvicorn.Server):
