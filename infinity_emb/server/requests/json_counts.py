@@ -16,6 +16,7 @@ import numpy.typing as npt
 from starlette.exceptions import HTTPException
 
 from infinity_emb.server.request_errors import body_error
+from infinity_emb.server.requests.json_text import BLOCK_BYTES, split_between_escapes
 
 Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
@@ -36,8 +37,6 @@ MAX_WIDE_BYTES = 2**24
 # What is parsed in some milliseconds.
 _MAX_QUICK_COUNTS = Counts(2**12, 2**12, 2**14, 2**15)
 _STRUCTURAL = b'[{:",'
-# Scanned in less than a millisecond.
-BLOCK_BYTES = 2**18
 # Of a character beyond U+FFFF: its first byte in UTF-8, and the length of the beginning of its escape.
 _FIRST_BYTE_OF_FOUR = 0xF0
 _ESCAPE_BYTES = 4
@@ -109,7 +108,7 @@ def _count_outside_strings(raw: bytes) -> Counts:
 
     def count() -> Iterator[list[int]]:
         is_inside_before = np.zeros(1, dtype=np.bool_)
-        for escaped in _split_between_escapes(raw):
+        for escaped in split_between_escapes(raw, BLOCK_BYTES):
             without_escapes = escaped.replace(rb"\\", b"").replace(rb"\"", b"")
             block = np.frombuffer(without_escapes, dtype=np.uint8)
             is_quote = block == ord('"')
@@ -118,18 +117,6 @@ def _count_outside_strings(raw: bytes) -> Counts:
             is_inside_before = is_inside[-1:]
 
     return _sum_counts(count())
-
-
-def _split_between_escapes(raw: bytes) -> Iterator[bytes]:
-    """Yield blocks that do not end within an escape of two characters."""
-    start = 0
-    while start < len(raw):
-        block = raw[start : start + BLOCK_BYTES]
-        num_backslashes = len(block) - len(block.rstrip(b"\\"))
-        if num_backslashes % 2:
-            block = raw[start : start + BLOCK_BYTES + 1]
-        yield block
-        start += len(block)
 
 
 def _count_structural(block: Bytes) -> list[int]:

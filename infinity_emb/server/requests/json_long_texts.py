@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from infinity_emb.server.requests.json_text import find_block_end
+from infinity_emb.server.requests.json_text import BLOCK_BYTES, find_block_end
 
 # Shorter runs without a quote are parsed at once. A run has this many blocks at least.
 _MIN_RUN_BLOCKS = 4
-_BLOCK_BYTES = 2**18
 _MAX_CONTINUATION_BYTES = 3  # of a character in UTF-8
 
 
@@ -31,7 +30,7 @@ class _Run(NamedTuple):
 
 def parse_document(raw: bytes) -> Any:
     """Parse a JSON document in UTF-8. Raises orjson.JSONDecodeError."""
-    runs = list(_find_runs(raw)) if len(raw) > _MIN_RUN_BLOCKS * _BLOCK_BYTES else []
+    runs = list(_find_runs(raw)) if len(raw) > _MIN_RUN_BLOCKS * BLOCK_BYTES else []
     if not runs:
         return orjson.loads(raw)
     try:
@@ -44,8 +43,8 @@ def _find_runs(raw: bytes) -> Iterator[_Run]:
     """Find where no block has a quote, and extend the run to both quotes."""
     data = np.frombuffer(raw, dtype=np.uint8)
     num_blocks = 0
-    for start in range(0, len(data), _BLOCK_BYTES):
-        if not (data[start : start + _BLOCK_BYTES] == ord('"')).any():
+    for start in range(0, len(data), BLOCK_BYTES):
+        if not (data[start : start + BLOCK_BYTES] == ord('"')).any():
             num_blocks += 1
             continue
         if num_blocks >= _MIN_RUN_BLOCKS and (run := _extend(raw, start - 1)):
@@ -79,7 +78,7 @@ def _split_text(raw: bytes, run: _Run) -> Iterator[_Run]:
     """Split a run into blocks of whole characters; leave out the backslash of an escaped quote."""
     start = run.start
     while start < run.end:
-        end = find_block_end(raw, start, _BLOCK_BYTES)
+        end = find_block_end(raw, start, BLOCK_BYTES)
         for _ in range(_MAX_CONTINUATION_BYTES):
             if end < run.end and raw[end] & 0xC0 == 0x80:
                 end += 1

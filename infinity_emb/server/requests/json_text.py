@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 
 MAX_REPLACEMENTS = 2**17
-# Decoded or searched in about a millisecond.
-_BLOCK_BYTES = 2**18
+# Decoded, counted or searched in about a millisecond.
+BLOCK_BYTES = 2**18
 # Escapes of half a surrogate pair: valid JSON (RFC 8259, section 8.2). JavaScript writes them when it cuts a
 # text within an emoji.
 _HIGH = rb"[dD][89abAB][0-9a-fA-F]{2}"
@@ -40,8 +40,8 @@ def _encode(raw: bytes) -> Iterator[bytes]:
     # By a byte order mark, which Windows writes, or by null bytes.
     encoding = json.detect_encoding(raw[:4])
     decoder = codecs.getincrementaldecoder(encoding)()
-    for start in range(0, len(raw), _BLOCK_BYTES):
-        end = start + _BLOCK_BYTES
+    for start in range(0, len(raw), BLOCK_BYTES):
+        end = start + BLOCK_BYTES
         num_kept = len(decoder.getstate()[0])  # bytes of a character that the block before has begun
         try:
             yield decoder.decode(raw[start:end], end >= len(raw)).encode()
@@ -53,14 +53,20 @@ def _encode(raw: bytes) -> Iterator[bytes]:
 def _replace_halves(text: bytes) -> Iterator[bytes]:
     """Yield the text without halves of pairs."""
     num_left = MAX_REPLACEMENTS
-    start = 0
-    while start < len(text):
-        end = find_block_end(text, start, _BLOCK_BYTES)
-        block = text[start:end].replace(rb"\\", _ESCAPED_BACKSLASH)
+    for escaped in split_between_escapes(text, BLOCK_BYTES):
+        block = escaped.replace(rb"\\", _ESCAPED_BACKSLASH)
         if num_left:
             block, num_replaced = _LONE_SURROGATE.subn(_REPLACEMENT, block, count=num_left)
             num_left -= num_replaced
         yield block.replace(_ESCAPED_BACKSLASH, rb"\\")
+
+
+def split_between_escapes(text: bytes, num_bytes: int) -> Iterator[bytes]:
+    """Yield blocks of about `num_bytes` that end neither within an escape nor within a surrogate pair."""
+    start = 0
+    while start < len(text):
+        end = find_block_end(text, start, num_bytes)
+        yield text[start:end]
         start = end
 
 

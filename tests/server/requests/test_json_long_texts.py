@@ -24,7 +24,7 @@ values = st.recursive(
 
 @pytest.fixture(params=[1, 2, 3, 7, 16])
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_long_texts, "_BLOCK_BYTES", request.param)
+    monkeypatch.setattr(json_long_texts, "BLOCK_BYTES", request.param)
     monkeypatch.setattr(json_long_texts, "_MIN_RUN_BLOCKS", 1)
 
 
@@ -32,7 +32,7 @@ def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_documents_are_parsed_as_at_once(value: Any, size: int, num_blocks: int, is_ascii: bool) -> None:
     raw = json.dumps(value, ensure_ascii=is_ascii).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_long_texts, "_BLOCK_BYTES", size)
+        patch.setattr(json_long_texts, "BLOCK_BYTES", size)
         patch.setattr(json_long_texts, "_MIN_RUN_BLOCKS", num_blocks)
         assert parse_document(raw) == value
 
@@ -88,5 +88,5 @@ def test_no_call_of_the_parser_gets_a_long_text(monkeypatch: pytest.MonkeyPatch)
     text = "a\U0001f600" + "é\\\n" * 2**21
     raw = json.dumps({"input": [text, "short"], "user": "中" * 2**19}, ensure_ascii=False).encode()
     assert parse_document(raw) == {"input": [text, "short"], "user": "中" * 2**19}
-    assert max(sizes) <= json_long_texts._BLOCK_BYTES + 20
+    assert max(sizes) <= json_long_texts.BLOCK_BYTES + 20
     assert sys.getsizeof(text) > 8 * 2**20

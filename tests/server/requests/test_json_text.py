@@ -32,7 +32,7 @@ HALF = re.compile("[\ud800-\udfff]")
 def test_blocks_of_any_size_are_repaired_like_the_whole(pieces: list[str], size: int) -> None:
     raw = '["' + "".join(pieces) + '"]'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_text, "_BLOCK_BYTES", size)
+        patch.setattr(json_text, "BLOCK_BYTES", size)
         repaired = repair_json(raw.encode())
     assert json.loads(repaired) == [HALF.sub("\ufffd", json.loads(raw)[0])]
 
@@ -42,7 +42,7 @@ def test_blocks_of_any_size_are_repaired_like_the_whole(pieces: list[str], size:
 def test_characters_may_lie_on_the_border_of_two_blocks(
     encoding: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_text, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", size)
     text = '{"a": "Größe 中文 \U0001f600\U0001f600"}'
     assert repair_json(text.encode(encoding)).decode() == text
 
@@ -51,7 +51,7 @@ def test_characters_may_lie_on_the_border_of_two_blocks(
 def test_the_place_of_an_invalid_byte_counts_from_the_beginning(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_text, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", size)
     raw = '{"a": "中文'.encode() + b"\xe4\xb8\xff"
     with pytest.raises(UnicodeDecodeError) as whole:
         raw.decode()
@@ -61,6 +61,6 @@ def test_the_place_of_an_invalid_byte_counts_from_the_beginning(
 
 
 def test_the_number_of_replacements_is_that_of_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_text, "_BLOCK_BYTES", 10)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 10)
     monkeypatch.setattr(json_text, "MAX_REPLACEMENTS", 5)
     assert repair_json(rb"\ud83d " * 7) == rb"\ufffd " * 5 + rb"\ud83d " * 2
