@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from infinity_emb.server.requests import json_counts
 from infinity_emb.server.requests.json_counts import Counts, check_counts, check_width, is_quick
-from infinity_emb.server.requests.json_text import repair_json
+from infinity_emb.server.requests.json_text import BLOCK_BYTES, repair_json
 
 values = st.recursive(
     st.none() | st.integers() | st.text(alphabet='\\"[{:,a\U0001f600', max_size=9),
@@ -83,7 +83,7 @@ DOCUMENTS = {
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_large_document_is_checked_in_many_steps(name: str) -> None:
     """A search in 31 MB held the interpreter lock for up to half a second, and the event loop waited."""
-    assert count_steps(lambda: check(DOCUMENTS[name])) >= 3 * LARGE // json_counts.BLOCK_BYTES
+    assert count_steps(lambda: check(DOCUMENTS[name])) >= 3 * LARGE // BLOCK_BYTES
 
 
 def check(raw: bytes) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from infinity_emb.server.requests import json_long_texts
 from infinity_emb.server.requests.json_long_texts import parse_document
+from infinity_emb.server.requests.json_text import BLOCK_BYTES
 
 texts = st.text(alphabet='\\"[{:,aaaaé中\U0001f600\n ', max_size=60)
 values = st.recursive(
@@ -88,5 +89,5 @@ def test_no_call_of_the_parser_gets_a_long_text(monkeypatch: pytest.MonkeyPatch)
     text = "a\U0001f600" + "é\\\n" * 2**21
     raw = json.dumps({"input": [text, "short"], "user": "中" * 2**19}, ensure_ascii=False).encode()
     assert parse_document(raw) == {"input": [text, "short"], "user": "中" * 2**19}
-    assert max(sizes) <= json_long_texts.BLOCK_BYTES + 20
+    assert max(sizes) <= BLOCK_BYTES + 20
     assert sys.getsizeof(text) > 8 * 2**20
