@@ -18,8 +18,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from infinity_emb.cli.client_flow import read_flow
 from infinity_emb.cli.request_parser import RequestParser
-from infinity_emb.cli.request_turns import read_flow
 from infinity_emb.scheduling.request_turns import RequestTurns
 from infinity_emb.server.error_format import Failure
 from infinity_emb.server.responses.errors import OVERLOADED, failure_response

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infinity_emb.cli.request_turns import read_flow
+from infinity_emb.cli.client_flow import read_flow
 from infinity_emb.scheduling import request_turns
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_turns import (
