@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from benchmarks.gpu.emulated_cuda import emulate_cuda
+from infinity_emb.backends.torch import cpu_threads
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -22,10 +22,8 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def one_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
 
 
 def test_compiled_layers_of_bert_move_less_and_multiply_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

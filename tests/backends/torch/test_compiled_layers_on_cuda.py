@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.gpu import emulated_graphs
 from benchmarks.gpu.emulated_cuda import emulate_cuda, record
-from infinity_emb.backends.torch import acceleration, graph_capture, layer_compilation
+from infinity_emb.backends.torch import acceleration, cpu_threads, graph_capture, layer_compilation
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.graphs import GraphShape
 from infinity_emb.backends.torch.load import load_model
@@ -34,10 +33,8 @@ compile_layers = layer_compilation.compile_layers
 
 @pytest.fixture(autouse=True)
 def one_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
 
 
 @pytest.fixture(autouse=True)

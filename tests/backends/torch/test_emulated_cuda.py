@@ -20,7 +20,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 
 from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.torch import device
+from infinity_emb.backends.torch import cpu_threads, device
 from infinity_emb.backends.torch.load import load_model
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.hub.resolve import resolve_model_files
@@ -62,10 +62,8 @@ MAX_SCORE_DIFFERENCE = 0.05  # relative to the largest
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Compute small operators on one core, and say how many kinds there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
     warnings.warn(f"{len(KINDS)} kinds of models ran on the emulated CUDA device", stacklevel=1)
 
 

@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.closeness import Scores, compare_texts
-from infinity_emb.backends.torch import acceleration, fused_norms
+from infinity_emb.backends.torch import acceleration, cpu_threads, fused_norms
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.fused_norms import FusedNorm, fuse_norms, list_norms
 from infinity_emb.backends.torch.load import load_model
@@ -37,10 +37,8 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
     monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
     monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
 
 
 def load(

@@ -16,7 +16,7 @@ from benchmarks.gpu import emulated_graphs
 from benchmarks.gpu.emulated_cuda import Log, emulate_cuda, record
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.closeness import Scores, compare_texts
-from infinity_emb.backends.torch import graph_capture, graphs
+from infinity_emb.backends.torch import cpu_threads, graph_capture, graphs
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.graphs import GraphShape, list_shapes
@@ -36,10 +36,8 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Capture two small shapes only, on one core."""
     shapes = [GraphShape(64, 2), GraphShape(64, 9)]
     monkeypatch.setattr(graph_capture, "list_shapes", lambda: shapes)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
 
 
 def make_batch(*lengths: int, **options: Any) -> list[Encoded]:

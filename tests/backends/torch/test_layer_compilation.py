@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from infinity_emb.backends import closeness
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.closeness import Scores, compare_texts
-from infinity_emb.backends.torch import acceleration, eager_outputs, layer_compilation
+from infinity_emb.backends.torch import acceleration, cpu_threads, eager_outputs, layer_compilation
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.compiled_layers import CompiledLayers
 from infinity_emb.backends.torch.eager_outputs import compute_entries
@@ -53,10 +53,8 @@ class CountingCompiler:
 
 @pytest.fixture(autouse=True)
 def one_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads.one_core():
+        yield
 
 
 @pytest.fixture(autouse=True)
