@@ -32,7 +32,7 @@ def test_several_models_have_a_router() -> None:
     [
         ({"models": [{"modelid": "a"}]}, "no option 'modelid'; did you mean 'model_id'"),
         ({"models": []}, "no models"),
-        ({"models": [{"model_id": "a"}], "sever": {}}, "no member 'sever'; did you mean 'server'"),
+        ({"models": [{"model_id": "a"}], "sever": {}}, "args has no field 'sever'; did you mean 'server'"),
         ({"models": [{"model_id": "a/b"}, {"model_id": "a-b"}]}, "must differ"),
         ({"models": [{"model_id": "a"}, {"model_id": "a"}]}, "two models are served as 'a'"),
         ({"model_id": "a", "server": {"batch_dir": "/x"}}, "batch_dir concerns one server"),
