@@ -28,6 +28,8 @@ BIN := .venv/bin
 WORKERS ?= 2
 # A test that hangs ends its worker, which is replaced: few times do.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 3
+# Both workers and hundreds of servers would compile the package and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 MTEB := .venv-mteb
 DOCS := .venv-docs
