@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import faulthandler
 import functools
+import gc
 import os
 import signal
 import threading
@@ -35,6 +36,21 @@ def pytest_configure() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     global _stderr  # of the process: pytest puts a file in its place while a test runs
     _stderr = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep modules and tests, millions of objects that stay, out of all collections of garbage.
+
+    Each would walk over them: those that tests and models call for, and those that happen while a graph is exported.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,6 +18,14 @@ class Cycle:
         self.itself = self
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_again() -> Iterator[None]:
+    """Keep what stays out of collections for the tests that follow, as conftest.py does."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def without_automatic_collections() -> Iterator[None]:
     gc.disable()
