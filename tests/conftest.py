@@ -9,8 +9,10 @@ import functools
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -40,9 +42,9 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep modules and tests, millions of objects that stay, out of all collections of garbage.
+    """Keep modules and tests, a million objects that stay, out of all collections of garbage.
 
-    Each would walk over them: those that tests and models call for, and those that happen while a graph is exported.
+    Each would walk over them, also those that happen by themselves while a graph is exported.
     """
     gc.disable()
     try:
@@ -88,6 +90,23 @@ def _exit_with_stacks() -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export each network to ONNX once for all tests, also those of the other workers."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    from tests.support.kept_exports import keep_exports
+
+    own: Path = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", keep_exports(torch.onnx.export, folder))
+        yield
 
 
 @pytest.fixture
