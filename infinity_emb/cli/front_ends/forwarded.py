@@ -39,6 +39,11 @@ class ForwardedRequests:
         if (request := self._requests.get(frame.header["id"])) is not None:
             request.take(frame)
 
+    def abandon(self, frame: Frame) -> None:
+        """Disconnect the client of a request that the front end does not carry out any more."""
+        if (request := self._requests.get(frame.header["id"])) is not None:
+            request.disconnect()
+
     def disconnect(self) -> None:
         """Disconnect all clients, as their front end has ended."""
         for request in self._requests.values():

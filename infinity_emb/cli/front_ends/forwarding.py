@@ -111,6 +111,7 @@ class Forwarder:
             await self._serve(number, calls, scope, receive, send)
         finally:
             del self._calls[number]
+            self._link.send({"kind": "abandoned", "id": number})  # has no effect if the request has ended
 
     async def _serve(
         self, number: int, calls: asyncio.Queue[Frame | None], scope: Scope, receive: Receive, send: Send

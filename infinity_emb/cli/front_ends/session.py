@@ -82,6 +82,7 @@ class Session:
             "request": self._forwarded.start,
             "received": self._forwarded.take,
             "sent": self._forwarded.take,
+            "abandoned": self._forwarded.abandon,
             "models": lambda _: self._untaken.popleft().set_result(None),
             "report": self._take_report,
             "ready": self._be_ready,
