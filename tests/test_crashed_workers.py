@@ -1,4 +1,4 @@
-"""The run of tests itself: a worker that crashes fails one test, and the others are run."""
+"""The run of tests itself: slow files are begun first, and a worker that crashes fails one test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.slow_files import SLOW_FILES
 
 ROOT = Path(__file__).parents[1]
 CONFTEST = """
@@ -58,3 +60,31 @@ def test_the_tests_that_a_crashed_worker_leaves_are_run_once(tmp_path: Path, tes
         timeout=120,
     )
     assert f"1 failed, {5 + 7 * tests_per_file} passed" in done.stdout
+
+
+def test_every_slow_file_exists() -> None:
+    assert [file for file in SLOW_FILES if not (ROOT / file).is_file()] == []
+    assert len(set(SLOW_FILES)) == len(SLOW_FILES)
+
+
+def test_slow_files_are_begun_first(tmp_path: Path) -> None:
+    """pytest-xdist begins with the files of most tests."""
+    tmp_path.joinpath("conftest.py").write_text(CONFTEST)
+    slow = [tmp_path / file for file in SLOW_FILES[:2]]
+    for file in slow:
+        file.parent.mkdir(parents=True)
+        file.write_text(PASSES.format(1))
+    for name in "abcd":
+        tmp_path.joinpath(f"test_{name}.py").write_text(PASSES.format(4))
+    options = ["--numprocesses", "1", "--dist", "loadfile", "--verbose", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    passed = [line for line in done.stdout.splitlines() if "PASSED" in line]
+    assert len(passed) == 2 + 4 * 4
+    assert [file in line for file, line in zip(SLOW_FILES[:2], passed, strict=False)] == [True, True]

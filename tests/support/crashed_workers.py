@@ -1,13 +1,17 @@
-"""Let pytest-xdist finish the tests that a crashed worker leaves."""
+"""Let pytest-xdist begin with slow files, and finish the tests that a crashed worker leaves."""
 
 from __future__ import annotations
 
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
+from tests.support.slow_files import SLOW_FILES
+
 
 class FinishingScheduling(LoadFileScheduling):
-    """Hand out what a crashed worker leaves: no test that is done, and not the one that crashed it.
+    """Hand out slow files first, and what a crashed worker leaves.
+
+    That is no test that is done, and not the one that crashed it.
 
     pytest-xdist 3.8 puts all files of the worker back into its queue. A worker that gets a file without any
     test to do, or with a single one, waits for more for ever: workers run a test once they have the next.
@@ -25,6 +29,12 @@ class FinishingScheduling(LoadFileScheduling):
         for other in self.assigned_work:
             self._reschedule(other)
         return left[0]
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        slowest = next((file for file in SLOW_FILES if file in self.workqueue), None)
+        if slowest is not None:
+            self.workqueue.move_to_end(slowest, last=False)
+        super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
         super()._reschedule(node)
