@@ -71,6 +71,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typing_extensions": ("errors",),
     # The app's type; uvicorn is handed an app.
     "fastapi": ("server", "cli.uvicorn_server", "cli.front_ends", "ray_serve"),
+    "python_multipart": ("server",),
     "starlette": ("server", "cli.front_ends", "ray_serve"),
     "pydantic": ("server",),
     "pydantic_core": ("server",),

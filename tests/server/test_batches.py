@@ -400,21 +400,25 @@ async def test_unfinished_batches_of_a_key_are_limited(
 
 def test_only_unfinished_batches_of_the_key_count(tmp_path: Path) -> None:
     store = BatchStore(tmp_path)
+    states = [("ours", "validating"), ("ours", "completed"), ("theirs", "validating"), ("ours", "validating")]
     try:
-        for number, (owner, status) in enumerate(
-            [("ours", "validating"), ("ours", "completed"), ("ours", "cancelling"), ("theirs", "validating")]
-        ):
-            store.save_batch(
+        added = [
+            store.add_batch(
                 BatchRecord(
                     id=f"batch_{number}",
                     owner=owner,
                     fields={"status": status},
                     output_file_id=f"file-{number}",
                     error_file_id=f"file-e{number}",
-                )
+                ),
+                max_unfinished=2,
+                max_batches=10,
             )
-        assert (store.count_unfinished("ours"), store.count_unfinished("theirs")) == (2, 1)
-        assert store.count_unfinished("nobody") == 0
+            for number, (owner, status) in enumerate(
+                [*states, ("ours", "cancelling"), ("theirs", "cancelling")]
+            )
+        ]
+        assert added == [True] * 4 + [False, True]
     finally:
         store.close()
 

@@ -31,7 +31,7 @@ class LineApp:
         self._endpoint = UnexpectedErrorMiddleware(ExceptionMiddleware(endpoint, handlers=handlers))
         self._app = app
 
-    async def respond(self, body: Mapping[str, object], owner: str) -> LineResponse:
+    async def respond(self, body: bytes, owner: str) -> LineResponse:
         """Return the response; retry while the server has no room."""
         pause_s = 0.5
         while True:
@@ -41,16 +41,10 @@ class LineApp:
             await asyncio.sleep(pause_s)
             pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
 
-    async def _send(self, body: Mapping[str, object], owner: str) -> LineResponse:
+    async def _send(self, body: bytes, owner: str) -> LineResponse:
         request_id = uuid.uuid4().hex
-        # A line can neither leave the bulk lane nor set its own timeout.
-        content = orjson.dumps({**body, "priority": "bulk", "timeout": None})
         response = await post_json(
-            self._endpoint,
-            ENDPOINT,
-            content,
-            app=self._app,
-            state={"request_id": request_id, "client": owner},
+            self._endpoint, ENDPOINT, body, app=self._app, state={"request_id": request_id, "client": owner}
         )
         if response.headers.get(b"content-type", b"").startswith(b"application/json"):
             return LineResponse(response.status, request_id, response.body)

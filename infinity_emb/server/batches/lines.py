@@ -11,20 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from infinity_emb.bulk.line_stream import iterate_lines
+from infinity_emb.server.requests.json_body import parse_json
 
 ENDPOINT = "/v1/embeddings"
 MAX_LINES = 50_000
 MAX_CUSTOM_ID_CHARS = 512
 MAX_PROBLEMS = 100
+_MAX_SHOWN_CHARS = 80
+# A line can neither leave the bulk lane nor set its own timeout.
+_SET_BY_THE_SERVER = {"priority": "bulk", "timeout": None}
 
 
 class LineRequest(NamedTuple):
-    """One request of a batch."""
+    """One request of a batch.
+
+    body: JSON for the route.
+    num_inputs: at least as many as it has.
+    """
 
     custom_id: str
-    body: dict[str, Any]
+    body: bytes
+    num_inputs: int
 
 
 class LineResponse(NamedTuple):
@@ -57,8 +68,10 @@ def read_requests(path: Path, first: int, max_line_bytes: int) -> Iterator[LineR
         texts = (line.text for line in iterate_lines(file, max_bytes=max_line_bytes) if line.text != b"")
         for number, text in enumerate(text for text in texts if text is None or text.strip()):
             if number >= first:
-                fields = orjson.loads(text or b"{}")
-                yield LineRequest(fields["custom_id"], fields["body"])
+                fields = parse_json(text or b"{}")
+                inputs = fields["body"].get("input")
+                num_inputs = len(inputs) if isinstance(inputs, list) else 1
+                yield LineRequest(fields["custom_id"], _write_body(fields["body"]), num_inputs)
 
 
 def check_lines(path: Path, max_line_bytes: int) -> Checked:
@@ -87,19 +100,19 @@ def _check_line(text: bytes | None, number: int, max_line_bytes: int, seen: set[
     if text is None:
         return Problem("line_too_long", f"the line has more than {max_line_bytes} bytes", number)
     try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError as exc:
-        return Problem("invalid_json_line", f"the line is not valid JSON: {exc}", number)
-    if not isinstance(fields, dict):
-        return Problem("invalid_json_line", "the line is not a JSON object", number)
+        fields = parse_json(text)
+    except RequestValidationError as exc:
+        message = exc.errors()[0]["msg"].replace("the body", "the line")
+        return Problem("invalid_json_line", message, number)
+    except HTTPException as exc:
+        return Problem("line_too_long", exc.detail.replace("the request body", "the line"), number)
     custom_id = fields.get("custom_id")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
         message = f"custom_id must be a text of 1 to {MAX_CUSTOM_ID_CHARS} characters"
         return Problem("missing_required_parameter", message, number, "custom_id")
     if custom_id in seen:
-        return Problem(
-            "duplicate_custom_id", f"custom_id {custom_id!r} is used in two lines", number, "custom_id"
-        )
+        message = f"custom_id {custom_id[:_MAX_SHOWN_CHARS]!r} is used in two lines"
+        return Problem("duplicate_custom_id", message, number, "custom_id")
     if fields.get("method") != "POST":
         return Problem("invalid_method", "method must be 'POST'", number, "method")
     if fields.get("url") != ENDPOINT:
@@ -108,8 +121,16 @@ def _check_line(text: bytes | None, number: int, max_line_bytes: int, seen: set[
         )
     if not isinstance(fields.get("body"), dict):
         return Problem("missing_required_parameter", "body must be an object", number, "body")
+    try:
+        _write_body(fields["body"])
+    except orjson.JSONEncodeError as exc:  # of lists in lists
+        return Problem("invalid_json_line", f"body cannot be sent to the route: {exc}", number, "body")
     seen.add(custom_id)
     return None
+
+
+def _write_body(body: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({**body, **_SET_BY_THE_SERVER})
 
 
 def write_response(request: LineRequest, response: LineResponse) -> bytes:

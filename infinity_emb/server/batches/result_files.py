@@ -13,6 +13,10 @@ RESULTS_PER_COMMIT = 64
 _COMMIT_BYTES = 2**20
 
 
+class StorageFull(Exception):
+    """The results do not fit into the limit of all files."""
+
+
 class Result(NamedTuple):
     """A line of one of the two files."""
 
@@ -21,10 +25,16 @@ class Result(NamedTuple):
 
 
 class ResultFiles:
-    """The two files of results, truncated to what was committed."""
+    """The two files of results, truncated to what was committed.
 
-    def __init__(self, store: BatchStore, batch: BatchRecord, saving: threading.Lock) -> None:
+    max_total_bytes: limit of all files in the store.
+    """
+
+    def __init__(
+        self, store: BatchStore, batch: BatchRecord, saving: threading.Lock, *, max_total_bytes: int
+    ) -> None:
         self._store = store
+        self._max_total_bytes = max_total_bytes
         self._batch = batch
         self._saving = saving
         self._results: list[Result] = []
@@ -43,7 +53,13 @@ class ResultFiles:
         self._num_bytes += len(result.line)
 
     def commit(self) -> None:
-        """Write the results to disk, then count them. Raises OSError."""
+        """Write the results to disk, then count them. Raises OSError, and StorageFull before writing."""
+        num_bytes = self._store.count_bytes()
+        if self._results and num_bytes + self._num_bytes > self._max_total_bytes:
+            raise StorageFull(
+                f"the files on this server have {num_bytes} bytes, the next results {self._num_bytes}, the"
+                f" limit is {self._max_total_bytes}; delete some, and send the lines without a result again"
+            )
         batch, counts = self._batch, self._batch.fields["request_counts"]
         lines = {
             is_error: [result.line for result in self._results if result.is_error is is_error]
@@ -60,6 +76,10 @@ class ResultFiles:
             counts["completed"] += len(lines[False])
             counts["failed"] += len(lines[True])
             self._store.save_batch(batch)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the results that are not written."""
         self._results, self._num_bytes = [], 0
 
     def close(self) -> None:

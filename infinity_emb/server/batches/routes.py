@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
-from infinity_emb.server.batches.service import BatchService, paginate
-from infinity_emb.server.batches.store import FileRecord
+from infinity_emb.server.batches.service import BatchService
+from infinity_emb.server.batches.store import MAX_FILES, BatchRecord, FileRecord
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.responses.error_docs import TASK_ERRORS, Errors
 from infinity_emb.server.responses.json_vectors import json_response
+from infinity_emb.server.responses.sliced import JsonList
 from infinity_emb.server.routing import Endpoint, Form, path_parameter, query_parameter, tag_endpoints
 from infinity_emb.server.schemas.batches import (
     BATCH_EXAMPLES,
@@ -24,9 +26,10 @@ from infinity_emb.server.schemas.batches import (
     FileObject,
 )
 
-RecordT = TypeVar("RecordT")
+RecordT = TypeVar("RecordT", BatchRecord, FileRecord)
 
-_MAX_FILES_PER_PAGE = 10_000
+# A batch may have metadata and errors.
+_VALUES_PER_ENTRY = 128
 _MAX_BATCHES_PER_PAGE = 100
 _DEFAULT_BATCHES_PER_PAGE = 20
 _ERRORS = Errors({status: TASK_ERRORS[status] for status in (400, 404, 422, 429, 503)})
@@ -78,9 +81,11 @@ class _FileRoutes:
 
         Returns the newest first.
         """
-        purpose = call.request.query_params.get("purpose")
-        records = await self._service.list_files(_get_owner(call), purpose)
-        return _respond_page(call, records, _describe_file, _MAX_FILES_PER_PAGE, _MAX_FILES_PER_PAGE)
+        query, store = call.request.query_params, self._service.store
+        purpose, after = query.get("purpose", ""), query.get("after", "")
+        limit = _read_limit(call, MAX_FILES, MAX_FILES)
+        records = await asyncio.to_thread(store.list_files, _get_owner(call), purpose, after, limit + 1)
+        return _respond_page(records, _describe_file, limit)
 
     async def get_file(self, call: Call) -> Response:
         """Describe a file.
@@ -104,7 +109,9 @@ class _FileRoutes:
         Returns its bytes.
         """
         record = await self._find(call)
-        return FileResponse(self._service.content_path(record), media_type="application/octet-stream")
+        return FileResponse(
+            self._service.store.content_path(record.id), media_type="application/octet-stream"
+        )
 
     async def _find(self, call: Call) -> FileRecord:
         return await self._service.find_file(call.request.path_params["file_id"], _get_owner(call))
@@ -133,10 +140,11 @@ class _BatchRoutes:
 
         Returns the newest first.
         """
-        records = await self._service.list_batches(_get_owner(call))
-        return _respond_page(
-            call, records, lambda batch: batch.fields, _DEFAULT_BATCHES_PER_PAGE, _MAX_BATCHES_PER_PAGE
-        )
+        after = call.request.query_params.get("after", "")
+        limit = _read_limit(call, _DEFAULT_BATCHES_PER_PAGE, _MAX_BATCHES_PER_PAGE)
+        store = self._service.store
+        records = await asyncio.to_thread(store.list_batches, _get_owner(call), after, limit + 1)
+        return _respond_page(records, lambda batch: batch.fields, limit)
 
     async def get_batch(self, call: Call) -> Response:
         """Describe a batch.
@@ -174,27 +182,25 @@ def _describe_file(record: FileRecord) -> dict[str, Any]:
     }
 
 
+def _read_limit(call: Call, default: int, maximum: int) -> int:
+    given = call.request.query_params.get("limit", str(default))
+    if not given.isdecimal() or len(given) > 9 or not 1 <= int(given) <= maximum:
+        raise HTTPException(400, f"limit is {given[:80]!r}; give 1 to {maximum}")
+    return int(given)
+
+
 def _respond_page(
-    call: Call,
-    records: Sequence[RecordT],
-    describe: Callable[[RecordT], dict[str, Any]],
-    default_limit: int,
-    max_limit: int,
+    records: Sequence[RecordT], describe: Callable[[RecordT], dict[str, Any]], limit: int
 ) -> Response:
-    query = call.request.query_params
-    given = query.get("limit", str(default_limit))
-    if not given.isdecimal() or len(given) > 9 or not 1 <= int(given) <= max_limit:
-        raise HTTPException(400, f"limit is {given[:80]!r}; give 1 to {max_limit}")
-    limit = int(given)
-    described = list(map(describe, records))
-    page = paginate(described, lambda entry: str(entry["id"]), query.get("after"), limit)
-    data = page[:limit]
+    """Make the response of a page; `records` has one more if there is another page."""
+    page = records[:limit]
+    data = JsonList(lambda index: describe(page[index]), len(page), _VALUES_PER_ENTRY * len(page))
     return json_response(
         {
             "object": "list",
             "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": len(page) > limit,
+            "first_id": page[0].id if page else None,
+            "last_id": page[-1].id if page else None,
+            "has_more": len(records) > limit,
         }
     )

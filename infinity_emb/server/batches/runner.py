@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from infinity_emb.server.batches.lines import (
     Checked,
     LineRequest,
     LineResponse,
+    Problem,
     check_lines,
     read_requests,
     write_expired,
     write_response,
 )
 from infinity_emb.server.batches.pace import Pace
-from infinity_emb.server.batches.result_files import Result, ResultFiles
+from infinity_emb.server.batches.result_files import Result, ResultFiles, StorageFull
 from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord
 
 logger = logging.getLogger("infinity_emb")
 
-# Concurrent requests of one batch, and concurrent batches.
+# Concurrent requests of one batch, with their inputs and bytes (one may have more); and concurrent batches.
 CONCURRENCY = 16
+MAX_INPUTS_AT_ONCE = 2048
+MAX_BYTES_AT_ONCE = 2**24
 MAX_RUNNING = 4
-LINES_PER_READ = 64
 # Results are deleted after this time.
 RESULT_TTL_S = 30 * 24 * 3600
 
-Compute = Callable[[dict[str, object], str], Awaitable[LineResponse]]
+Compute = Callable[[bytes, str], Awaitable[LineResponse]]
+
+
+class _Pending(NamedTuple):
+    """A request of a batch that is being computed, or whose result waits for those before it."""
+
+    request: LineRequest
+    task: asyncio.Task[Result]
 
 
 class BatchRunner:
     """Run the batches of a store, a few at a time, oldest first.
 
     compute: returns the response to one request of an owner, however long it takes.
+    max_total_bytes: limit of all files; a batch whose results exceed it fails.
     now_s: the wall clock.
     """
 
@@ -50,9 +60,11 @@ class BatchRunner:
         *,
         pace: Pace,
         max_line_bytes: int,
+        max_total_bytes: int,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._max_total_bytes = max_total_bytes
         self._compute = compute
         self._pace = pace
         self._max_line_bytes = max_line_bytes
@@ -131,38 +143,38 @@ class BatchRunner:
         with self._saving:
             batch.fields["request_counts"]["total"] = checked.num_lines
             if checked.problems:
-                problems = [problem._asdict() for problem in checked.problems]
-                batch.fields["errors"] = {"object": "list", "data": problems}
-                self._set_status(batch, "failed")
+                self._set_failed(batch, checked.problems)
             elif batch.id not in self._cancelled:
                 self._set_status(batch, "in_progress")
             self._store.save_batch(batch)
 
     async def _compute_lines(self, batch: BatchRecord) -> None:
         path = self._store.content_path(batch.fields["input_file_id"])
-        files = ResultFiles(self._store, batch, self._saving)
+        files = ResultFiles(self._store, batch, self._saving, max_total_bytes=self._max_total_bytes)
         requests = read_requests(path, batch.num_lines, self._max_line_bytes)
-        pending: deque[asyncio.Task[Result]] = deque()
+        pending: deque[_Pending] = deque()
         try:
             async for request in _iterate(requests):
                 if self._pace.is_busy:
                     await self._go_slowly(batch, pending, files)
+                while not _has_room(pending, request):
+                    await self._collect_first(pending, files)
                 if batch.id in self._cancelled:
                     break
-                pending.append(asyncio.create_task(self._compute_line(request, batch)))
-                if len(pending) >= CONCURRENCY:
-                    await self._collect_first(pending, files)
+                pending.append(_Pending(request, asyncio.create_task(self._compute_line(request, batch))))
             while pending and batch.id not in self._cancelled:
                 await self._collect_first(pending, files)
             await _cancel_all(pending)
             await _run_to_end(lambda: self._finish(batch, files))
+        except StorageFull as exc:
+            problem = Problem("storage_full", str(exc))
+            files.discard()
+            await _run_to_end(lambda: self._finish(batch, files, problem))
         finally:
             await _cancel_all(pending)
             files.close()
 
-    async def _go_slowly(
-        self, batch: BatchRecord, pending: deque[asyncio.Task[Result]], files: ResultFiles
-    ) -> None:
+    async def _go_slowly(self, batch: BatchRecord, pending: deque[_Pending], files: ResultFiles) -> None:
         """Wait for the lines that are being computed, and until the next one may start."""
         async with self._one_at_a_time:
             while pending:
@@ -172,8 +184,8 @@ class BatchRunner:
             self._pace.note_line(self._line_s, num_left, batch.fields["expires_at"] - self._now_s())
             await self._pace.wait()
 
-    async def _collect_first(self, pending: deque[asyncio.Task[Result]], files: ResultFiles) -> None:
-        files.add(await pending[0])
+    async def _collect_first(self, pending: deque[_Pending], files: ResultFiles) -> None:
+        files.add(await pending[0].task)
         pending.popleft()
         if files.is_full:
             await _run_to_end(files.commit)
@@ -190,8 +202,8 @@ class BatchRunner:
                 pass
         return Result(write_expired(request), is_error=True)
 
-    def _finish(self, batch: BatchRecord, files: ResultFiles) -> None:
-        """Publish the results and finish the batch in one step."""
+    def _finish(self, batch: BatchRecord, files: ResultFiles, problem: Problem | None = None) -> None:
+        """Publish the results and finish the batch in one step; it fails if there is a problem."""
         files.commit()
         now = int(self._now_s())
         records = []
@@ -209,11 +221,18 @@ class BatchRunner:
                 self._store.content_path(file_id).unlink(missing_ok=True)
         with self._saving:
             self._set_status(batch, "finalizing")
-            if batch.id in self._cancelled:
+            if problem:
+                self._set_failed(batch, [problem])
+            elif batch.id in self._cancelled:
                 self._set_status(batch, "cancelled")
             else:
                 self._set_status(batch, "expired" if now >= batch.fields["expires_at"] else "completed")
             self._store.save_batch(batch, records)
+
+    def _set_failed(self, batch: BatchRecord, problems: Iterable[Problem]) -> None:
+        data = [problem._asdict() for problem in problems]
+        batch.fields["errors"] = {"object": "list", "data": data}
+        self._set_status(batch, "failed")
 
     def _set_status(self, batch: BatchRecord, status: str) -> None:
         batch.fields["status"] = status
@@ -221,10 +240,21 @@ class BatchRunner:
 
 
 async def _iterate(requests: Iterator[LineRequest]) -> AsyncIterator[LineRequest]:
-    """Yield requests that are read on a thread, some at a time."""
-    while part := await asyncio.to_thread(list, itertools.islice(requests, LINES_PER_READ)):
-        for request in part:
-            yield request
+    """Yield requests that are read on a thread."""
+    while (request := await asyncio.to_thread(next, requests, None)) is not None:
+        yield request
+
+
+def _has_room(pending: Collection[_Pending], request: LineRequest) -> bool:
+    """Return true if a request may run beside others: it may be large, and its response far larger."""
+    requests = [request, *(each.request for each in pending)]
+    num_inputs, num_bytes = (
+        sum(each.num_inputs for each in requests),
+        sum(len(each.body) for each in requests),
+    )
+    return not pending or (
+        len(requests) <= CONCURRENCY and num_inputs <= MAX_INPUTS_AT_ONCE and num_bytes <= MAX_BYTES_AT_ONCE
+    )
 
 
 async def _run_to_end(change: Callable[[], None]) -> None:
@@ -237,7 +267,8 @@ async def _run_to_end(change: Callable[[], None]) -> None:
         raise
 
 
-async def _cancel_all(tasks: Iterable[asyncio.Task[Result]]) -> None:
+async def _cancel_all(pending: Iterable[_Pending]) -> None:
+    tasks = [each.task for each in pending]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

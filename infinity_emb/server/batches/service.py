@@ -6,11 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,30 +20,17 @@ from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.server.batches.line_app import LineApp
 from infinity_emb.server.batches.pace import Pace, PaceMiddleware
 from infinity_emb.server.batches.runner import RESULT_TTL_S, BatchRunner
-from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord
+from infinity_emb.server.batches.store import MAX_FILES, BatchRecord, BatchStore, FileRecord
 from infinity_emb.server.batches.upload import check_origin, read_upload
 from infinity_emb.server.endpoints import API_ENDPOINTS
 from infinity_emb.server.router import EndpointApp, ServerContext
 
-T = TypeVar("T")
-
 logger = logging.getLogger("infinity_emb")
 
 MAX_UNFINISHED_BATCHES = 64  # of one owner
-MAX_FILES = 10_000  # of one owner
+MAX_BATCHES = 10_000  # of one owner, the finished ones included
 COMPLETION_WINDOW_S = {"24h": 24 * 3600}
 _CLEANING_PAUSE_S = 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """The size of one file, and of all files of all owners."""
-
-    max_file_bytes: int
-    max_total_bytes: int
-    max_line_bytes: int
-    allows_all_origins: bool = False  # pages of every origin may upload files
-    origins: tuple[str, ...] = ()  # or pages of these origins
 
 
 class BatchService:
@@ -54,19 +40,15 @@ class BatchService:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        limits: BatchLimits,
-        endpoint: ASGIApp,
-        *,
-        now_s: Callable[[], float] = time.time,
+        self, config: ServerConfig, endpoint: ASGIApp, *, now_s: Callable[[], float] = time.time
     ) -> None:
-        """Open the folder. Raises StartupError.
+        """Open the folder of `--batch-dir`. Raises StartupError.
 
         endpoint: serves /embeddings.
         """
-        self._store = BatchStore(folder)
-        self._limits = limits
+        self.store = BatchStore(Path(config.batch_dir).expanduser())
+        self._config = config
+        self._max_total_bytes = config.batch_max_total_mb * 2**20
         self._endpoint = endpoint
         self._now_s = now_s
         self._runner: BatchRunner | None = None
@@ -86,32 +68,33 @@ class BatchService:
     async def running(self, app: ASGIApp) -> AsyncIterator[None]:
         """Continue unfinished batches, and stop them where they are at the end of the block."""
         self._runner = BatchRunner(
-            self._store,
+            self.store,
             LineApp(self._endpoint, app).respond,
             pace=self._pace,
-            max_line_bytes=self._limits.max_line_bytes,
+            max_line_bytes=self._config.max_body_bytes,
+            max_total_bytes=self._max_total_bytes,
             now_s=self._now_s,
         )
         cleaner = asyncio.create_task(self._clean())
         try:
-            for batch in self._store.list_unfinished():
+            for batch in self.store.list_unfinished():
                 self._runner.start(batch)
             yield
         finally:
             cleaner.cancel()
             await self._runner.stop()
             await asyncio.gather(cleaner, return_exceptions=True)
-            self._store.close()
+            self.store.close()
 
     async def upload(self, request: Request, owner: str) -> FileRecord:
         """Store an uploaded file. Raises HTTPException 400, 413 and 507, and RequestValidationError."""
-        if not self._limits.allows_all_origins:
-            check_origin(request, self._limits.origins)
-        if len(await self._call(self._store.list_files, owner)) >= MAX_FILES:
+        if not self._config.permissive_cors:
+            check_origin(request, self._config.cors_origins)
+        if await asyncio.to_thread(self.store.count_files, owner) >= MAX_FILES:
             raise HTTPException(400, f"there are {MAX_FILES} files already; delete some")
         file_id = f"file-{secrets.token_hex(16)}"
-        path = self._store.content_path(file_id)
-        reserved = self._limits.max_file_bytes
+        path = self.store.content_path(file_id)
+        reserved = self._config.batch_max_file_mb * 2**20
         await self._check_room(reserved)
         self._num_uploading_bytes += reserved
         try:
@@ -125,39 +108,29 @@ class BatchService:
             raise
         now = int(self._now_s())
         record = FileRecord(file_id, owner, uploaded.filename, purpose, uploaded.num_bytes, now, now + ttl_s)
-        await self._call(self._store.add_file, record)
+        await asyncio.to_thread(self.store.add_file, record)
         return record
 
     async def find_file(self, file_id: str, owner: str) -> FileRecord:
         """Return a file. Raises HTTPException 404, also for one of another owner."""
-        record = await self._call(self._store.find_file, file_id, owner)
+        record = await asyncio.to_thread(self.store.find_file, file_id, owner)
         if record is None:
             raise HTTPException(404, f"No such File object: {file_id[:80]}")
         return record
 
-    def content_path(self, record: FileRecord) -> Path:
-        """Return the path of a file's content."""
-        return self._store.content_path(record.id)
-
-    async def list_files(self, owner: str, purpose: str | None) -> list[FileRecord]:
-        """Return the files of an owner, newest first."""
-        return await self._call(self._store.list_files, owner, purpose)
-
     async def delete_file(self, file_id: str, owner: str) -> None:
         """Delete a file. Raises HTTPException 404, and 409 while a batch reads it."""
         record = await self.find_file(file_id, owner)
-        unfinished = await self._call(self._store.list_unfinished)
+        unfinished = await asyncio.to_thread(self.store.list_unfinished)
         if any(batch.fields["input_file_id"] == file_id for batch in unfinished):
             raise HTTPException(409, f"file {file_id} is the input of an unfinished batch; cancel it")
-        await self._call(self._store.remove_file, record.id)
+        await asyncio.to_thread(self.store.remove_file, record.id)
 
     async def create(
         self, owner: str, *, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
     ) -> BatchRecord:
         """Create a batch and start it. Raises HTTPException 404 for an unknown file, and 429 for too many."""
         await self.find_file(input_file_id, owner)
-        if await self._call(self._store.count_unfinished, owner) >= MAX_UNFINISHED_BATCHES:
-            raise HTTPException(429, f"{MAX_UNFINISHED_BATCHES} batches are unfinished; try again later")
         now = int(self._now_s())
         batch_id = f"batch_{secrets.token_hex(16)}"
         fields: dict[str, Any] = {
@@ -186,20 +159,18 @@ class BatchService:
             output_file_id=f"file-{secrets.token_hex(16)}",
             error_file_id=f"file-{secrets.token_hex(16)}",
         )
-        await self._call(self._store.save_batch, batch)
+        limits = {"max_unfinished": MAX_UNFINISHED_BATCHES, "max_batches": MAX_BATCHES}
+        if not await asyncio.to_thread(self.store.add_batch, batch, **limits):
+            raise HTTPException(429, f"{MAX_UNFINISHED_BATCHES} batches are unfinished; try again later")
         self._get_runner().start(batch)
         return batch
 
     async def find_batch(self, batch_id: str, owner: str) -> BatchRecord:
         """Return a batch. Raises HTTPException 404, also for one of another owner."""
-        batch = await self._call(self._store.find_batch, batch_id, owner)
+        batch = await asyncio.to_thread(self.store.find_batch, batch_id, owner)
         if batch is None:
             raise HTTPException(404, f"No such Batch object: {batch_id[:80]}")
         return batch
-
-    async def list_batches(self, owner: str) -> list[BatchRecord]:
-        """Return the batches of an owner, newest first."""
-        return await self._call(self._store.list_batches, owner)
 
     async def cancel(self, batch_id: str, owner: str) -> BatchRecord:
         """Cancel a batch, keeping its results. Raises HTTPException 404, and 409 if it is finished."""
@@ -210,12 +181,12 @@ class BatchService:
         return running or await self.find_batch(batch_id, owner)
 
     async def _check_room(self, num_bytes: int) -> None:
-        held = await self._call(self._store.count_bytes) + self._num_uploading_bytes
-        if held + num_bytes > self._limits.max_total_bytes:
+        held = await asyncio.to_thread(self.store.count_bytes) + self._num_uploading_bytes
+        if held + num_bytes > self._max_total_bytes:
             raise HTTPException(
                 507,
                 f"the files on this server have {held} bytes, a new one may have {num_bytes}, the limit is"
-                f" {self._limits.max_total_bytes}; delete some, or start the server with a larger"
+                f" {self._max_total_bytes}; delete some, or start the server with a larger"
                 " --batch-max-total-mb",
             )
 
@@ -224,12 +195,12 @@ class BatchService:
         while True:
             now = int(self._now_s())
             inputs = {
-                batch.fields["input_file_id"] for batch in await self._call(self._store.list_unfinished)
+                batch.fields["input_file_id"] for batch in await asyncio.to_thread(self.store.list_unfinished)
             }
-            for file_id in await self._call(self._store.list_expired_files, now):
+            for file_id in await asyncio.to_thread(self.store.list_expired_files, now):
                 if file_id not in inputs:
-                    await self._call(self._store.remove_file, file_id)
-            await self._call(self._store.remove_finished_batches, now - RESULT_TTL_S)
+                    await asyncio.to_thread(self.store.remove_file, file_id)
+            await asyncio.to_thread(self.store.remove_finished_batches, now - RESULT_TTL_S)
             await asyncio.sleep(_CLEANING_PAUSE_S)
 
     def _get_runner(self) -> BatchRunner:
@@ -237,28 +208,11 @@ class BatchService:
             raise HTTPException(503, "the server has not started yet; try again later")
         return self._runner
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.to_thread(function, *args)
-
 
 def make_batch_service(config: ServerConfig, context: ServerContext) -> BatchService:
     """Open the folder of `--batch-dir`. Raises StartupError."""
     [endpoint] = [each for each in API_ENDPOINTS if each.path == "/embeddings"]
-    limits = BatchLimits(
-        max_file_bytes=config.batch_max_file_mb * 2**20,
-        max_total_bytes=config.batch_max_total_mb * 2**20,
-        max_line_bytes=config.max_body_bytes,
-        allows_all_origins=config.permissive_cors,
-        origins=config.cors_origins,
-    )
-    return BatchService(Path(config.batch_dir).expanduser(), limits, EndpointApp(endpoint, context))
-
-
-def paginate(records: Sequence[T], get_id: Callable[[T], str], after: str | None, limit: int) -> list[T]:
-    """Return up to `limit` + 1 of the records that follow the one with the id `after`."""
-    ids = [get_id(record) for record in records]
-    start = ids.index(after) + 1 if after in ids else 0
-    return list(records[start : start + limit + 1])
+    return BatchService(config, EndpointApp(endpoint, context))
 
 
 def _read_purpose(fields: dict[str, str]) -> str:

@@ -36,6 +36,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET is_finished = excluded.is_finished, fields = excluded.fields,
     num_lines = excluded.num_lines, output_bytes = excluded.output_bytes, error_bytes = excluded.error_bytes
 """
+# The rows after the one with an id, newest first; all rows if there is none.
+_FOLLOWS = "number < coalesce((SELECT number FROM {table} WHERE id = ? AND owner = ?), 1 << 62)"
+MAX_FILES = 10_000  # of one owner
 
 
 class FileRecord(NamedTuple):
@@ -120,15 +123,21 @@ class BatchStore:
             ).fetchone()
         return FileRecord(*row) if row else None
 
-    def list_files(self, owner: str, purpose: str | None = None) -> list[FileRecord]:
-        """Return the files of this owner, newest first."""
+    def list_files(self, owner: str, purpose: str, after: str, limit: int) -> list[FileRecord]:
+        """Return files of this owner, newest first: the first ones, or those after one of them."""
         columns = ", ".join(FileRecord._fields)
+        condition = f"owner = ? AND ? IN (purpose, '') AND {_FOLLOWS.format(table='files')}"
         with self._transaction() as run:
             rows = run.execute(
-                f"SELECT {columns} FROM files WHERE owner = ? AND ? IN (purpose, '') ORDER BY number DESC",
-                (owner, purpose or ""),
+                f"SELECT {columns} FROM files WHERE {condition} ORDER BY number DESC LIMIT ?",
+                (owner, purpose, after, owner, limit),
             ).fetchall()
         return [FileRecord(*row) for row in rows]
+
+    def count_files(self, owner: str) -> int:
+        """Count the files of this owner."""
+        with self._transaction() as run:
+            return int(run.execute("SELECT count(*) FROM files WHERE owner = ?", (owner,)).fetchone()[0])
 
     def remove_file(self, file_id: str) -> None:
         """Remove a file and its content."""
@@ -152,12 +161,8 @@ class BatchStore:
 
     def save_batch(self, batch: BatchRecord, results: Sequence[FileRecord] = ()) -> None:
         """Add or replace a batch; `results` are files that become visible in the same step."""
-        values = (
-            *(batch.id, batch.owner, batch.is_finished, json.dumps(batch.fields), batch.num_lines),
-            *(batch.output_file_id, batch.output_bytes, batch.error_file_id, batch.error_bytes),
-        )
         with self._transaction() as run:
-            run.execute(_SAVE_BATCH, values)
+            run.execute(_SAVE_BATCH, _list_values(batch))
             for record in results:
                 _insert_file(run, record)
 
@@ -165,19 +170,32 @@ class BatchStore:
         """Return a batch of this owner."""
         return next(iter(self._select_batches("id = ? AND owner = ?", (batch_id, owner))), None)
 
-    def list_batches(self, owner: str) -> list[BatchRecord]:
-        """Return the batches of this owner, newest first."""
-        return self._select_batches("owner = ?", (owner,))[::-1]
+    def list_batches(self, owner: str, after: str, limit: int) -> list[BatchRecord]:
+        """Return batches of this owner, newest first: the first ones, or those after one of them."""
+        condition = f"owner = ? AND {_FOLLOWS.format(table='batches')} ORDER BY number DESC LIMIT ?"
+        return self._select_batches(condition, (owner, after, owner, limit))
 
     def list_unfinished(self) -> list[BatchRecord]:
         """Return the batches of all owners that are not finished, oldest first."""
-        return self._select_batches("NOT is_finished", ())
+        return self._select_batches("NOT is_finished ORDER BY number", ())
 
-    def count_unfinished(self, owner: str) -> int:
-        """Count the batches of this owner that are not finished."""
+    def add_batch(self, batch: BatchRecord, *, max_unfinished: int, max_batches: int) -> bool:
+        """Add a batch unless its owner has too many unfinished ones; remove the oldest ones beyond a number.
+
+        Returns true if it was added.
+        """
         with self._transaction() as run:
-            row = run.execute("SELECT count(*) FROM batches WHERE owner = ? AND NOT is_finished", (owner,))
-            return int(row.fetchone()[0])
+            condition = "FROM batches WHERE owner = ? AND"
+            counted = run.execute(f"SELECT count(*) {condition} NOT is_finished", (batch.owner,))
+            if counted.fetchone()[0] >= max_unfinished:
+                return False
+            run.execute(_SAVE_BATCH, _list_values(batch))
+            run.execute(
+                f"DELETE {condition} is_finished AND number <="
+                f" (SELECT number {condition} 1 ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (batch.owner, batch.owner, max_batches),
+            )
+        return True
 
     def remove_finished_batches(self, created_before: int) -> None:
         """Remove finished batches that were created before a time."""
@@ -190,9 +208,7 @@ class BatchStore:
     def _select_batches(self, condition: str, values: Sequence[object]) -> list[BatchRecord]:
         columns = "id, owner, fields, num_lines, output_file_id, output_bytes, error_file_id, error_bytes"
         with self._transaction() as run:
-            rows = run.execute(
-                f"SELECT {columns} FROM batches WHERE {condition} ORDER BY number", values
-            ).fetchall()
+            rows = run.execute(f"SELECT {columns} FROM batches WHERE {condition}", values).fetchall()
         names = [name.strip() for name in columns.split(",")]
         return [
             BatchRecord(**{**dict(zip(names, row, strict=True)), "fields": json.loads(row[2])})
@@ -204,6 +220,13 @@ class BatchStore:
         with self._mutex, self._connection:  # which commits, or rolls back after an exception
             self._connection.execute("BEGIN")
             yield self._connection
+
+
+def _list_values(batch: BatchRecord) -> tuple[object, ...]:
+    return (
+        *(batch.id, batch.owner, batch.is_finished, json.dumps(batch.fields), batch.num_lines),
+        *(batch.output_file_id, batch.output_bytes, batch.error_file_id, batch.error_bytes),
+    )
 
 
 def _insert_file(connection: sqlite3.Connection, record: FileRecord) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -58,8 +59,11 @@ async def read_upload(request: Request, path: Path, max_bytes: int) -> Uploaded:
     another content type; RequestValidationError for a form without a file.
     """
     content_type = request.headers.get("content-type", "")
-    if not content_type.lower().startswith("multipart/form-data"):
-        raise HTTPException(415, f"the content type {content_type!r} is not multipart/form-data")
+    media_type, parameters = parse_options_header(content_type)
+    if media_type != b"multipart/form-data":
+        raise HTTPException(415, f"the content type {content_type[:200]!r} is not multipart/form-data")
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":  # Python's codecs may raise, or take hours
+        raise HTTPException(415, "the charset of a form must be UTF-8; leave it out")
     if read_content_length(request.scope) > max_bytes + _FORM_BYTES:
         raise _too_large(max_bytes)
     limited = Request(request.scope, _limit(request, max_bytes + _FORM_BYTES, max_bytes))

@@ -17,10 +17,10 @@ class Response(NamedTuple):
     body: bytes
 
 
-async def post_json(app: ASGIApp, path: str, content: bytes, /, **members: Any) -> Response:
+async def post_json(app: ASGIApp, path: str, content: bytes, /, **extra: Any) -> Response:
     """Send JSON and stay connected until the response has been sent.
 
-    members: of the ASGI scope, such as `state`, besides those of every request.
+    extra: parts of the ASGI scope, such as `state`, besides those of every request.
     """
     unread: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
     sent: list[Message] = []
@@ -46,7 +46,7 @@ async def post_json(app: ASGIApp, path: str, content: bytes, /, **members: Any) 
         "headers": [(b"content-type", b"application/json"), (b"accept", b"application/json")],
         "client": None,
         "server": None,
-        **members,
+        **extra,
     }
     await app(scope, receive, send)
     start, *parts = sent

@@ -1,0 +1,137 @@
+"""What one client may do with `/v1/files` and `/v1/batches`: bombs in lines, floods, and large results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infinity_emb.server.batches import result_files, runner, service
+from infinity_emb.server.requests.json_counts import MAX_COUNTS, MAX_WIDE_BYTES
+from tests.server.test_batches import create, download, finish, make_line, serve, upload
+
+pytestmark = pytest.mark.anyio
+
+BOUNDARY = b"--b\r\ncontent-disposition: form-data; name="
+
+
+@pytest.fixture
+async def client(tmp_path: Path, anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with serve(tmp_path) as client:
+        yield client
+
+
+def make_bomb(value: str) -> str:
+    return json.dumps(make_line(0) | {"body": {"input": "x", "other": "?"}}).replace('"?"', value)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("[" + "[]," * MAX_COUNTS.num_containers + "[]]", "invalid_json_line"),
+        ("[" + "1," * MAX_COUNTS.num_values + "1]", "invalid_json_line"),
+        ("[" * 300 + "]" * 300, "invalid_json_line"),
+        ("[" * 2000 + "]" * 2000, "invalid_json_line"),
+        ('"' + "x" * MAX_WIDE_BYTES + '\U0001f600"', "line_too_long"),
+        ("1e999", "invalid_json_line"),
+    ],
+)
+async def test_a_line_has_the_limits_of_a_body(value: str, code: str, client: httpx.AsyncClient) -> None:
+    """Millions of lists in a line held the event loop for seconds, and lists in lists stopped the batch."""
+    batch = await finish(client, (await create(client, [make_line(1), make_bomb(value)]))["id"])
+    assert batch["status"] == "failed"
+    [problem] = batch["errors"]["data"]
+    assert (problem["code"], problem["line"]) == (code, 2), problem
+    assert len(problem["message"]) < 500
+
+
+async def test_results_stop_at_the_limit_of_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a megabyte could become results of gigabytes, and fill the disk."""
+    monkeypatch.setattr(result_files, "RESULTS_PER_COMMIT", 8)
+    async with serve(tmp_path, batch_max_file_mb=1, batch_max_total_mb=2) as client:
+        lines = [make_line(number, ["x"] * 2000) for number in range(40)]
+        batch = await finish(client, (await create(client, lines))["id"])
+        assert batch["status"] == "failed"
+        [problem] = batch["errors"]["data"]
+        assert problem["code"] == "storage_full"
+        output = await download(client, batch["output_file_id"])
+        assert 0 < len(output) == batch["request_counts"]["completed"] < len(lines)
+        files = (tmp_path / "batches" / "files").iterdir()
+        assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+
+
+async def test_large_lines_run_beside_few_others(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen lines of 32 MB each were in memory for each of four batches, and their responses."""
+    most: dict[str, int] = {"lines": 0, "inputs": 0}
+    has_room = runner._has_room
+
+    def watch(pending: Any, request: Any) -> bool:
+        most["lines"] = max(most["lines"], len(pending))
+        most["inputs"] = max(most["inputs"], sum(each.request.num_inputs for each in pending))
+        return has_room(pending, request)
+
+    monkeypatch.setattr(runner, "_has_room", watch)
+    lines = [make_line(number, ["x"] * 800) for number in range(40)]
+    batch = await finish(client, (await create(client, lines))["id"])
+    assert batch["request_counts"]["completed"] == 40
+    assert most["inputs"] <= runner.MAX_INPUTS_AT_ONCE
+    assert most["lines"] == 2
+
+
+async def test_batches_that_are_created_at_once_are_limited_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them saw the number before all others."""
+    monkeypatch.setattr(service, "MAX_UNFINISHED_BATCHES", 3)
+    async with serve(tmp_path, "delay_s=0.05") as client:
+        lines = [make_line(number) for number in range(200)]
+        file_id = (await upload(client, "\n".join(map(json.dumps, lines)).encode())).json()["id"]
+        body = {"input_file_id": file_id, "endpoint": "/v1/embeddings"}
+        responses = await asyncio.gather(*(client.post("/v1/batches", json=body) for _ in range(20)))
+        statuses = sorted(response.status_code for response in responses)
+        assert statuses == [200] * 3 + [429] * 17
+        for batch in (await client.get("/v1/batches")).json()["data"]:
+            await client.post(f"/v1/batches/{batch['id']}/cancel")
+
+
+async def test_old_batches_make_room_for_new_ones(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished batches were kept for 30 days, however many there were, and listed all at once."""
+    monkeypatch.setattr(service, "MAX_BATCHES", 3)
+    ids = [(await finish(client, (await create(client, [make_line(0)]))["id"]))["id"] for _ in range(6)]
+    listed = (await client.get("/v1/batches")).json()
+    assert [batch["id"] for batch in listed["data"]] == ids[:2:-1]
+    assert (await client.get(f"/v1/batches/{ids[0]}")).status_code == 404
+
+
+async def test_a_page_of_batches_reads_these_batches_alone(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    ids = [(await finish(client, (await create(client, [make_line(0)]))["id"]))["id"] for _ in range(5)]
+    with sqlite3.connect(tmp_path / "batches" / "batches.sqlite3") as connection:
+        connection.execute("UPDATE batches SET fields = '?' WHERE id IN (?, ?)", (ids[0], ids[4]))
+    connection.close()
+    page = (await client.get("/v1/batches", params={"limit": 2, "after": ids[4]})).json()
+    assert ([batch["id"] for batch in page["data"]], page["has_more"]) == (ids[3:1:-1], True)
+    assert (page["first_id"], page["last_id"]) == (ids[3], ids[2])
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "undefined", "idna", "punycode", "unicode_escape", "latin-1"])
+async def test_a_form_in_another_charset_is_refused(charset: str, client: httpx.AsyncClient) -> None:
+    """A name in UTF-7 can have half of a surrogate pair, which was a 500, and Punycode takes hours."""
+    parts = [b'"purpose"\r\n\r\nbatch\r\n', b'"file"; filename="+2AA-"\r\n\r\nx\r\n']
+    content = b"".join(BOUNDARY + part for part in parts) + b"--b--\r\n"
+    headers = {"content-type": f"multipart/form-data; charset={charset}; boundary=b"}
+    response = await client.post("/v1/files", content=content, headers=headers)
+    assert response.status_code == 415, response.text
+    headers = {"content-type": "Multipart/Form-Data; charset=UTF-8; boundary=b"}
+    assert (await client.post("/v1/files", content=content, headers=headers)).status_code == 200
