@@ -120,7 +120,9 @@ def count_tokens(num_tokens: int) -> None:
 
 
 class Memory(Protocol):
-    """The memory that one request may take."""
+    """The memory that one request may take; `num_bytes` of it are taken."""
+
+    num_bytes: int
 
     def take(self, num_bytes: int) -> bool:
         """Reserve bytes until the response is sent; return false if there is no room for them."""
@@ -131,6 +133,8 @@ class Memory(Protocol):
 
 class _UnlimitedMemory:
     """The memory of calls through the Python API."""
+
+    num_bytes = 0
 
     def take(self, num_bytes: int) -> bool:
         return True

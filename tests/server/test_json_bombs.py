@@ -89,12 +89,12 @@ async def test_every_route_answers_a_bomb(what: str, servers: tuple[httpx.AsyncC
         assert response.json()
 
 
-async def test_members_are_counted_and_a_large_object_is_refused_unread(client: httpx.AsyncClient) -> None:
+async def test_fields_are_counted_and_a_large_object_is_refused_unread(client: httpx.AsyncClient) -> None:
     """A million of them held the event loop for a second while they were parsed, and then for another."""
-    keys = b",".join(b'"%d":1' % number for number in range(MAX_COUNTS.num_members + 1))
+    keys = b",".join(b'"%d":1' % number for number in range(MAX_COUNTS.num_fields + 1))
     response = await client.post("/embeddings", content=b"{" + keys + b"}", headers=JSON)
     assert response.status_code == 422
-    assert "131073 members" in response.json()["error"]["message"]
+    assert "131073 fields" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("character", ["\U0001f600", r"\ud83d\ude00", r"\uD83D\uDE00"])

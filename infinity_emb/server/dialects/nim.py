@@ -47,7 +47,7 @@ NIM_RANKING_EXAMPLES: dict[str, Any] = {
             "passages": [{"text": "The sky is blue."}, {"text": "Munich is in Germany."}],
             "truncate": "END",
         },
-    },
+    }
 }
 
 
@@ -109,7 +109,7 @@ def _healthy(message: str) -> Response:
 
 
 ENDPOINTS = [
-    Endpoint("/ranking", [Form(nim_ranking, NimRankingRequest, NimRankingResponse, NIM_RANKING_EXAMPLES)]),
+    Endpoint("/ranking", [Form(nim_ranking, NimRankingRequest, NimRankingResponse, NIM_RANKING_EXAMPLES)])
 ]
 HEALTH_ENDPOINTS = [
     Endpoint(

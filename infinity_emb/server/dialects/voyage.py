@@ -72,7 +72,7 @@ VOYAGE_RERANK_EXAMPLES: dict[str, Any] = {
             "top_k": 1,
             "truncation": True,
         },
-    },
+    }
 }
 
 

@@ -25,12 +25,12 @@ class Counts(NamedTuple):
     """The parts of a JSON document that cost time to parse; values are counted by their commas."""
 
     num_containers: int
-    num_members: int
+    num_fields: int
     num_texts: int
     num_values: int
 
 
-MAX_COUNTS = Counts(num_containers=2**17, num_members=2**17, num_texts=2**18, num_values=2**20)
+MAX_COUNTS = Counts(num_containers=2**17, num_fields=2**17, num_texts=2**18, num_values=2**20)
 # Characters beyond U+FFFF, such as emoji, make a text take 4 bytes a character. `orjson` fills that memory in
 # one call, which no other thread interrupts.
 MAX_WIDE_BYTES = 2**24
@@ -57,7 +57,7 @@ def check_counts(raw: bytes) -> None:
     counts = _count_outside_strings(raw)
     if not _is_within(counts, MAX_COUNTS):
         message = (
-            "the body has {} lists and objects, {} members, {} texts and about {} values; the limits are"
+            "the body has {} lists and objects, {} fields, {} texts and about {} values; the limits are"
             " {}, {}, {} and {}; send fewer inputs in one request"
         )
         raise body_error("json_invalid", message.format(*counts, *MAX_COUNTS))

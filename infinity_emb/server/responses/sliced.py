@@ -6,7 +6,7 @@ Encoded on the event loop, hundreds of responses would block it for hundreds of 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +24,8 @@ from infinity_emb.scheduling.request_context import Memory
 VALUES_PER_SLICE = 8_192
 # Smaller pieces are joined, as each waits for a thread. A multiple of 3, so that base64 is not padded within.
 _MIN_PIECE_BYTES = 3 * 2**16
-_CHARS_PER_VALUE = 16
+CHARS_PER_VALUE = 16  # which take as long to encode as a number
+_MAX_TEXT_CHARS = 2**16
 # Never occurs in JSON.
 _GAP = b"\0"
 _GAP_FRAGMENT = orjson.Fragment(_GAP)
@@ -87,6 +88,37 @@ class Base64Text(NamedTuple):
         for start in range(0, len(data), _MIN_PIECE_BYTES):
             yield pybase64.b64encode(data[start : start + _MIN_PIECE_BYTES])
         yield b'"'
+
+
+class LongText(NamedTuple):
+    """A text that orjson would encode in one long call."""
+
+    text: str
+
+    @property
+    def num_values(self) -> int:
+        return len(self.text) // CHARS_PER_VALUE
+
+    def encode(self) -> Iterator[bytes]:
+        """Encode some characters, and the quotes around all."""
+        yield b'"'
+        for start in range(0, len(self.text), _MAX_TEXT_CHARS):
+            yield orjson.dumps(self.text[start : start + _MAX_TEXT_CHARS])[1:-1]
+        yield b'"'
+
+
+def mark_long_texts(value: Any) -> Any:
+    """Return a text as `LongText` if it is one; replace those in a list or an object."""
+    holder = [value]
+    containers: list[Any] = [holder]
+    while containers:
+        container = containers.pop()
+        for key, item in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(item, (dict, list)):
+                containers.append(item)
+            elif isinstance(item, str) and len(item) > _MAX_TEXT_CHARS:
+                container[key] = LongText(item)
+    return holder[0]
 
 
 def dump(content: object) -> tuple[bytes, list[Slices]]:
@@ -168,11 +200,6 @@ def make_response(
     if num_values <= VALUES_PER_SLICE:
         return Response(b"".join(pieces), status, headers, media_type)
     return SlicedResponse(pieces, status=status, headers=headers, media_type=media_type)
-
-
-def count_values(texts: Iterable[str]) -> int:
-    """Return how many numbers take as long to encode as these texts."""
-    return sum(1 + len(text) // _CHARS_PER_VALUE for text in texts)
 
 
 def split_items(num_items: int, num_values: int) -> Iterator[range]:

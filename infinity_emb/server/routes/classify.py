@@ -30,6 +30,4 @@ async def classify(body: ClassifyRequest, call: Call) -> Response:
     return task_response("classify", {"data": data}, model=name, num_tokens=num_tokens)
 
 
-ENDPOINTS = [
-    Endpoint("/classify", [Form(classify, ClassifyRequest, ClassifyResponse, CLASSIFY_EXAMPLES)]),
-]
+ENDPOINTS = [Endpoint("/classify", [Form(classify, ClassifyRequest, ClassifyResponse, CLASSIFY_EXAMPLES)])]

@@ -8,11 +8,7 @@ from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.results import Embeddings, EmbedOptions
 from infinity_emb.errors import ModelNotDeployedError
 from infinity_emb.server.requests.call import Call
-from infinity_emb.server.requests.embedding_options import (
-    check_media_fields,
-    check_normalize,
-    read_options,
-)
+from infinity_emb.server.requests.embedding_options import check_media_fields, check_normalize, read_options
 from infinity_emb.server.requests.fields import check_num_items, check_token_ids_allowed
 from infinity_emb.server.responses.encoding import Encoding, read_encoding
 from infinity_emb.server.responses.json_vectors import embeddings_response

@@ -13,11 +13,12 @@ from starlette.responses import Response
 from infinity_emb.concurrency import gather_or_cancel
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.results import RerankOptions
+from infinity_emb.scheduling.request_context import current_memory
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.fields import choose_truncation, merge_aliases
 from infinity_emb.server.responses.json_vectors import task_response
-from infinity_emb.server.responses.sliced import JsonList, count_values
+from infinity_emb.server.responses.sliced import CHARS_PER_VALUE, JsonList, mark_long_texts
 from infinity_emb.server.routing import Endpoint, Form
 from infinity_emb.server.schemas.rerank import (
     RERANK_EXAMPLES,
@@ -107,12 +108,16 @@ def describe_ranking(ranking: Ranking, write: WriteDocument) -> JsonList:
     def describe(place: int) -> object:
         ranked = ranking.documents[place]
         # It is left out rather than null: some clients reject null.
-        document = {"document": write(ranked)} if write else {}
+        document = {"document": mark_long_texts(write(ranked))} if write else {}
         return {"relevance_score": ranked.relevance_score, "index": ranked.index, **document}
 
     num_documents = len(ranking.documents)
-    num_values = count_values(ranked.document for ranked in ranking.documents) if write else num_documents
-    return JsonList(describe, num_documents, num_values)
+    return JsonList(describe, num_documents, count_values(num_documents, has_texts=write is not None))
+
+
+def count_values(num_documents: int, *, has_texts: bool) -> int:
+    """Return how many numbers take as long to encode as the scores and texts that a request asks for."""
+    return num_documents + (current_memory().num_bytes // CHARS_PER_VALUE if has_texts else 0)
 
 
 def split_pairs(inputs: Sequence[object], *, name: str) -> tuple[list[str], list[str]]:
@@ -158,8 +163,6 @@ async def score_pairs(
 ENDPOINTS = [
     Endpoint("/rerank", [Form(rerank, RerankRequest, RerankResponse, RERANK_EXAMPLES)], is_at_v1=False),
     Endpoint(
-        "/v1/rerank",
-        [Form(rerank_v1, RerankRequest, RerankObjectsResponse, RERANK_EXAMPLES)],
-        is_at_v1=False,
+        "/v1/rerank", [Form(rerank_v1, RerankRequest, RerankObjectsResponse, RERANK_EXAMPLES)], is_at_v1=False
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
+from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.schemas.common import (
     REFUSED,
     DocumentTokens,
@@ -25,6 +26,8 @@ from infinity_emb.server.schemas.inputs import Documents, list_documents
 
 # They are looked up in each document.
 MAX_RANK_FIELDS = 64
+# Lists and objects within each other in a document; orjson writes 254 of them, and reads 1,024.
+MAX_DOCUMENT_DEPTH = 200
 REFUSED_IN_RANKINGS: Mapping[str, Refusal] = {
     "max_chunks_per_doc": Refusal("documents are not split; send parts of a document as documents"),
     "relevant_spans": Refusal(
@@ -61,9 +64,7 @@ class RerankRequest(TaskRequest):
     max_tokens_per_query: QueryTokens = None
     max_tokens_per_doc: DocumentTokens = None
     instruction: str | None = Field(
-        None,
-        max_length=MAX_PROMPT_CHARS,
-        description="Instruction for rerankers that accept one.",
+        None, max_length=MAX_PROMPT_CHARS, description="Instruction for rerankers that accept one."
     )
     prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARS, description="Alias of `instruction`.")
     prompt_name: str | None = Field(None, description="Name of one of the model's instructions.")
@@ -93,7 +94,19 @@ class RerankRequest(TaskRequest):
     def _keep_documents(cls, body: Any, validate: ModelWrapValidatorHandler[RerankRequest]) -> RerankRequest:
         request = validate(body)
         request._given_documents = list_documents(body["documents"])
+        for position, document in enumerate(request._given_documents):
+            if isinstance(document, dict) and _is_too_deep(document):
+                message = f"item {position} has over {MAX_DOCUMENT_DEPTH} lists and objects within each other"
+                raise body_error("too_deep", message, loc=["documents"])
         return request
+
+
+def _is_too_deep(document: Mapping[str, Any]) -> bool:
+    containers: list[Any] = [document]
+    for _ in range(MAX_DOCUMENT_DEPTH):
+        values = (each.values() if isinstance(each, dict) else each for each in containers)
+        containers = [value for each in values for value in each if isinstance(value, (dict, list))]
+    return bool(containers)
 
 
 def _join_lines(document: Any, names: Iterable[str]) -> Any:
@@ -108,10 +121,7 @@ _QUERY = "Where is Munich?"
 _DOCUMENTS = ["The sky is blue.", "Munich is in Germany.", "Munich has many beer gardens."]
 
 RERANK_EXAMPLES: dict[str, Any] = {
-    "documents": {
-        "summary": "Rank three documents",
-        "value": {"query": _QUERY, "documents": _DOCUMENTS},
-    },
+    "documents": {"summary": "Rank three documents", "value": {"query": _QUERY, "documents": _DOCUMENTS}},
     "top": {
         "summary": "Return the best document with its text",
         "value": {"query": _QUERY, "documents": _DOCUMENTS, "top_n": 1, "return_documents": True},

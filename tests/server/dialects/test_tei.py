@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
 from infinity_emb._version import __version__
+from infinity_emb.server.dialects.tei import routes
 from infinity_emb.server.dialects.tei.errors import TeiError
 from infinity_emb.server.dialects.tei.info import TeiInfo
 from infinity_emb.server.dialects.tei.schemas import (
@@ -30,6 +32,7 @@ from infinity_emb.server.dialects.tei.token_schemas import (
     TeiEmbedAllRequest,
     TeiTokenizeRequest,
 )
+from infinity_emb.server.requests import json_body
 from tests.server.test_arbitrary_requests import anything
 from tests.support.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
 
@@ -210,6 +213,20 @@ async def test_the_bare_address_of_an_embedder_and_a_reranker_embeds() -> None:
     app = build_debug_app(*(debug_args(f"{kind}?kind={kind}") for kind in ("embedder", "reranker")))
     async with client_of(app) as client:
         assert len((await client.post("/", json={"inputs": ["a", "b"]})).json()) == 2
+
+
+async def test_the_body_of_any_task_is_validated_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of megabytes was on the thread the first time, and on the event loop the second time."""
+    is_main: list[bool] = []
+
+    def note(schema: Any, fields: Any) -> Any:
+        is_main.append(threading.current_thread() is threading.main_thread())
+        return json_body.fit_schema(schema, fields)
+
+    monkeypatch.setattr(routes, "fit_schema", note)
+    async with client_of_kind("embedder") as client:
+        assert (await client.post("/", json={"inputs": ["a", "b"]})).status_code == 200
+    assert is_main == [False]
 
 
 async def test_the_bare_address_of_a_sparse_model_answers_sparse_vectors() -> None:

@@ -27,7 +27,7 @@ values = st.recursive(
 
 
 def count(value: Any) -> Counts:
-    """Count what `json_counts` limits: containers, members, texts, and the commas between values."""
+    """Count what `json_counts` limits: containers, fields, texts, and the commas between values."""
     if isinstance(value, dict):
         below = [count(each) for each in value.values()]
         own = Counts(1, len(value), len(value), max(0, len(value) - 1))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from typing import Any
 
+import orjson
 import pytest
 
-from infinity_emb.server.schemas.rerank import MAX_RANK_FIELDS
+from infinity_emb.server.schemas.rerank import MAX_DOCUMENT_DEPTH, MAX_RANK_FIELDS
 from tests.support.tiny_server import client_of_kind
 
 pytestmark = pytest.mark.anyio
 
 QUERY = "q"
+JSON = {"content-type": "application/json"}
 
 
 async def documents_of(path: str, documents: Any, **members: Any) -> list[Any]:
@@ -57,6 +61,47 @@ async def test_a_document_that_was_an_object_comes_back_whole(path: str) -> None
     documents = [{"text": "a", "id": 7}, "bc", {"title": "d", "text": "e"}]
     found = await documents_of(path, documents, return_documents=True, rank_fields=["title", "text"])
     assert found == [{"text": "a", "id": 7}, {"text": "bc"}, {"title": "d", "text": "e"}]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+async def test_a_document_of_many_lists_within_each_other_is_refused(path: str) -> None:
+    """It could be read and not be written, which was a 500."""
+    async with client_of_kind("reranker") as client:
+        for depth, is_fine in ((MAX_DOCUMENT_DEPTH, True), (MAX_DOCUMENT_DEPTH + 1, False), (500, False)):
+            lists = "[" * (depth - 1) + "]" * (depth - 1)
+            document = json.loads(f'{{"text": "a", "more": {lists}}}')
+            request = {"query": QUERY, "documents": ["a", document], "return_documents": True}
+            response = await client.post(path, content=json.dumps(request), headers=JSON)
+            if is_fine:
+                found = [each["document"] for each in response.json()["results"] if each["index"] == 1]
+                assert found == ["a" if path == "/rerank" else document]
+            else:
+                assert response.status_code == (400 if path == "/v2/rerank" else 422)
+                assert "item 1 has over 200 lists and objects" in response.text
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+async def test_documents_are_written_off_the_event_loop(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only their texts counted: an object with another field of 30 MB was encoded in one call on the loop."""
+    document = {"text": "a", "other": ["\x01é" * 10**6, "b"], "n": {"m": "c" * 10**6}}
+    encoded: list[tuple[bool, int]] = []
+
+    def note(content: Any, *arguments: Any, **options: Any) -> bytes:
+        text = dumps(content, *arguments, **options)
+        encoded.append((threading.current_thread() is threading.main_thread(), len(text)))
+        return text
+
+    dumps = orjson.dumps
+    async with client_of_kind("reranker") as client:
+        monkeypatch.setattr(orjson, "dumps", note)
+        request = {"query": QUERY, "documents": [document, "d" * 10**6], "return_documents": True}
+        response = await client.post(path, content=json.dumps(request), headers=JSON)
+        monkeypatch.undo()
+    found = {each["index"]: each["document"] for each in response.json()["results"]}
+    expected = ["a", "d" * 10**6] if path == "/rerank" else [document, {"text": "d" * 10**6}]
+    assert [found[0], found[1]] == expected
+    assert max(size for is_main, size in encoded if is_main) < 10_000
+    assert max(size for _, size in encoded) < 10**6
 
 
 async def test_under_the_prefix_v1_the_route_is_that_of_infinity() -> None:

@@ -6,7 +6,7 @@ Source: https://docs.cohere.com/reference/embed and https://docs.cohere.com/refe
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,9 +33,10 @@ from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.embedding_options import normalizes_for_dialect
 from infinity_emb.server.requests.fields import check_num_items
 from infinity_emb.server.responses.json_vectors import json_response, to_base64
-from infinity_emb.server.responses.sliced import JsonList
+from infinity_emb.server.responses.sliced import JsonList, mark_long_texts
 from infinity_emb.server.routes.embeddings import MAX_MEDIA
 from infinity_emb.server.routes.rerank import (
+    count_values,
     describe_ranking,
     get_object_writer,
     rank,
@@ -106,7 +107,7 @@ async def _embed(body: CohereEmbedRequest, call: Call, *, version: Version) -> R
     results = {
         "response_type": "embeddings_floats" if is_list else "embeddings_by_type",
         "embeddings": by_type["float"] if is_list else by_type,
-        **({"texts": body.texts} if body.texts else {}),
+        **({"texts": _write_texts(body.texts)} if body.texts else {}),
     }
     units = {"images": len(body.images)} if body.images else {}
     tokens = {"input_tokens": result.num_tokens}
@@ -149,6 +150,11 @@ async def _write(engine: AsyncEmbeddingEngine, vectors: Float32Array, kind: Embe
         )
     write = to_base64 if kind == "base64" else np.ascontiguousarray
     return JsonList(lambda index: write(converted[index]), len(converted), converted.size)
+
+
+def _write_texts(texts: Sequence[str]) -> JsonList:
+    num_values = count_values(len(texts), has_texts=True)
+    return JsonList(lambda index: mark_long_texts(texts[index]), len(texts), num_values)
 
 
 def _respond(results: Mapping[str, object], meta: Mapping[str, object], *, version: Version) -> Response:

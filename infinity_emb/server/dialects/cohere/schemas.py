@@ -107,7 +107,7 @@ COHERE_RERANK_EXAMPLES: dict[str, Any] = {
     "documents": {
         "summary": "Return the best of two documents",
         "value": {"query": "Where is Munich?", "documents": ["The sky is blue.", _TEXT], "top_n": 1},
-    },
+    }
 }
 
 

@@ -6,12 +6,7 @@ from pydantic import BaseModel, Field
 
 from infinity_emb.errors import UnknownModel
 from infinity_emb.server.error_format import Failure, FormattedError
-from infinity_emb.server.responses.error_docs import (
-    NOT_READY,
-    TASK_ERRORS,
-    Errors,
-    with_error_model,
-)
+from infinity_emb.server.responses.error_docs import NOT_READY, TASK_ERRORS, Errors, with_error_model
 
 
 class OllamaError(BaseModel):

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-)
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from infinity_emb.server.schemas.common import JsonBody, OptionalInt, TaskRequest, Truncate
 from infinity_emb.server.schemas.inputs import parse_inputs
@@ -30,13 +23,7 @@ OptionalInputs = Annotated[
     list[str],
     PlainValidator(parse_optional_inputs),
     WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}},
-                {"type": "null"},
-            ]
-        }
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
     ),
 ]
 

@@ -8,12 +8,7 @@ from starlette.exceptions import HTTPException
 
 from infinity_emb.errors import BadInput, EngineNotReady, ModelNotDeployedError, Overloaded, ServingError
 from infinity_emb.server.error_format import Failure, FormattedError
-from infinity_emb.server.responses.error_docs import (
-    TASK_ERRORS,
-    Errors,
-    permanent_error,
-    with_error_model,
-)
+from infinity_emb.server.responses.error_docs import TASK_ERRORS, Errors, permanent_error, with_error_model
 
 # Exception → status, None to keep it, and `error_type`.
 _TYPES: dict[type[Exception], tuple[int | None, str]] = {

@@ -5,6 +5,7 @@ Source: https://huggingface.github.io/text-embeddings-inference/
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
@@ -39,8 +40,8 @@ from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.embedding_options import normalizes_for_dialect
 from infinity_emb.server.requests.json_body import fit_schema
 from infinity_emb.server.responses.json_vectors import json_response
-from infinity_emb.server.responses.sliced import JsonList, count_values
-from infinity_emb.server.routes.rerank import score_pairs, split_pairs
+from infinity_emb.server.responses.sliced import JsonList, mark_long_texts
+from infinity_emb.server.routes.rerank import count_values, score_pairs, split_pairs
 from infinity_emb.server.routing import Endpoint, Form
 from infinity_emb.server.schemas.common import TaskRequest
 from infinity_emb.server.served_models import ServedModels
@@ -130,10 +131,10 @@ async def tei_rerank(body: TeiRerankRequest, call: Call) -> Response:
 
     def describe(place: int) -> object:
         text = ranked[place]
-        document = {"text": text.document} if body.return_text else {}
+        document = {"text": mark_long_texts(text.document)} if body.return_text else {}
         return {"index": text.index, **document, "score": text.relevance_score}
 
-    num_values = count_values(text.document for text in ranked) if body.return_text else len(ranked)
+    num_values = count_values(len(ranked), has_texts=bool(body.return_text))
     response = json_response(JsonList(describe, len(ranked), num_values))
     pairs = ((body.query, text) for text in body.texts)
     return watch.stamp(response, engine, pairs, num_tokens=num_tokens)
@@ -147,7 +148,7 @@ async def tei_any(body: TeiAnyRequest, call: Call) -> Response:
     """
     fields = {name: getattr(body, name) for name in body.model_fields_set}
     task = _choose_task(body, call.models)
-    return await task.handler(fit_schema(task.schema, fields), call)
+    return await task.handler(await asyncio.to_thread(fit_schema, task.schema, fields), call)
 
 
 class _Task(NamedTuple):

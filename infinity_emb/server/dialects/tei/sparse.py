@@ -66,7 +66,6 @@ async def embed_sparse(body: SparseRequest, call: Call) -> Response:
 
 ENDPOINTS = [
     Endpoint(
-        "/embed_sparse",
-        [Form(embed_sparse, SparseRequest, SparseResponse, SPARSE_EXAMPLES, errors=ERRORS)],
+        "/embed_sparse", [Form(embed_sparse, SparseRequest, SparseResponse, SPARSE_EXAMPLES, errors=ERRORS)]
     )
 ]

@@ -70,9 +70,7 @@ class VllmScoreRequest(VllmRequest):
     max_tokens_per_query: QueryTokens = None
     max_tokens_per_doc: DocumentTokens = None
     instruction: str | None = Field(
-        None,
-        max_length=MAX_PROMPT_CHARS,
-        description="Instruction for rerankers that accept one.",
+        None, max_length=MAX_PROMPT_CHARS, description="Instruction for rerankers that accept one."
     )
 
 
@@ -129,7 +127,7 @@ VLLM_CLASSIFY_EXAMPLES: dict[str, Any] = {
     "vllm": {
         "summary": "vLLM: probabilities in the order of the labels",
         "value": {"input": ["I like it.", "I do not like it."], "use_activation": True},
-    },
+    }
 }
 
 
