@@ -55,7 +55,10 @@ class LoadRequest(JsonBody):
         """Parse the options. Raises a 422 for an unknown option or an invalid value."""
         given = {"model_id": self.model_id, **(self.model_extra or {})}
         values = {_find_option(name).name: [_parse_value(name, value)] for name, value in given.items()}
-        [args] = engine_args_per_model(values)
+        try:
+            [args] = engine_args_per_model(values)
+        except StartupError as exc:  # of the names that the options make together
+            raise body_error("option", exc.reason, loc=["served_model_name"]) from None
         return args
 
 

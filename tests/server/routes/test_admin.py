@@ -151,6 +151,8 @@ async def test_a_model_is_loaded_and_served_with_its_options() -> None:
         ("modle_kind", "x", "unknown option; did you mean 'model_kind'?"),
         ("model_id", 3, "valid string"),
         ("model_id", "", "at least 1 character"),
+        ("served_model_name", "n" * 513, "the limit is 512"),
+        ("served_model_name", "name," + "n" * 513, "the limit is 512"),
         ("trust_remote_code", True, "started without --trust-remote-code"),
     ],
 )
@@ -165,9 +167,11 @@ async def test_a_wrong_option_is_a_422_that_names_it(option: str, value: Any, co
 
 
 async def test_a_model_may_bring_code_only_where_the_server_was_started_so() -> None:
-    app = admin_app(debug_args(trust_remote_code=True))
-    async with client_of(app, headers=AS_ADMIN) as client:
-        assert (await client.post(MODELS, json={**OTHER, "trust_remote_code": True})).status_code == 200
+    for is_trusted, status in ((True, 200), (False, 422)):
+        app = admin_app(debug_args(trust_remote_code=is_trusted))
+        async with client_of(app, headers=AS_ADMIN) as client:
+            response = await client.post(MODELS, json={**OTHER, "trust_remote_code": True})
+            assert response.status_code == status
 
 
 async def test_a_taken_name_is_a_409_before_anything_is_loaded() -> None:
