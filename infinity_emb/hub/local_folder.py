@@ -53,7 +53,10 @@ def is_model_folder(path: Path) -> bool:
 def _find_in(path: Path) -> Path:
     if is_model_folder(path):
         return path
-    snapshot = next(filter(is_model_folder, _list_snapshots(path)), None)
+    # A copied folder may name, or link to, another model of this machine.
+    snapshots = os.path.join(os.path.realpath(path), "snapshots")
+    inside = (each for each in _list_snapshots(path) if os.path.dirname(os.path.realpath(each)) == snapshots)
+    snapshot = next(filter(is_model_folder, inside), None)
     if snapshot is None:
         raise StartupError(f"folder {str(path)!r} is not a model: {_explain_no_model(path)}")
     logger.info("%s is a folder in the cache of the hub; using its snapshot %s", path, snapshot.name)

@@ -31,6 +31,16 @@ def test_a_folder_in_the_cache_of_the_hub_stands_for_its_snapshot(cached: Path) 
     assert find_folder(str(cached)) == cached / "snapshots" / "a1"
 
 
+@pytest.mark.parametrize("name", ["../../../other/snapshots/b2", "/", "b2/..", "linked"])
+def test_a_snapshot_outside_of_the_folder_is_not_used(name: str, cached: Path, tmp_path: Path) -> None:
+    """A copied folder could make the server load any other model of the machine."""
+    make_model(tmp_path / "other")
+    make_model(tmp_path / "other" / "snapshots" / "b2")
+    (cached / "snapshots" / "linked").symlink_to(tmp_path / "other")
+    (cached / "refs" / "main").write_text(name)
+    assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
+
+
 def test_without_a_main_branch_any_whole_snapshot_is_used(cached: Path) -> None:
     (cached / "refs" / "main").write_text("gone")
     assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
