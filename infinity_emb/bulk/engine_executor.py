@@ -92,8 +92,7 @@ class EngineExecutor:
     async def _rerank(self, inputs: Sequence[RowInput]) -> Sequence[Any]:
         groups = group_by_query(inputs)
         options = RerankOptions(
-            raw_scores=self._options.raw_scores,
-            truncation="model" if self._options.truncates else "off",
+            raw_scores=self._options.raw_scores, truncation="model" if self._options.truncates else "off"
         )
         rankings = await gather_or_cancel(
             self._engine.scorer.rerank(query, [inputs[index][1] for index in indices], options)
@@ -108,8 +107,7 @@ class EngineExecutor:
 
     async def _classify(self, inputs: Sequence[Any]) -> Sequence[Any]:
         options = ClassifyOptions(
-            raw_scores=self._options.raw_scores,
-            truncation="model" if self._options.truncates else "off",
+            raw_scores=self._options.raw_scores, truncation="model" if self._options.truncates else "off"
         )
         labels, num_tokens = await self._engine.scorer.classify(inputs, options)
         self.num_tokens += num_tokens

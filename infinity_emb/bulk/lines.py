@@ -105,12 +105,7 @@ class CsvReader:
     """Read the records of a CSV file with a header; every column is text, as in the file."""
 
     def __init__(
-        self,
-        file: SourceFile,
-        columns: Columns,
-        make_batch: Callable[..., Any],
-        *,
-        delimiter: str,
+        self, file: SourceFile, columns: Columns, make_batch: Callable[..., Any], *, delimiter: str
     ) -> None:
         self._name = file.name
         self._columns = columns

@@ -8,13 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from infinity_emb.bulk.columns import Columns
-from infinity_emb.bulk.json_columns import (
-    SAMPLE_ROWS,
-    JsonColumns,
-    NoColumns,
-    RawColumns,
-    TypedColumns,
-)
+from infinity_emb.bulk.json_columns import SAMPLE_ROWS, JsonColumns, NoColumns, RawColumns, TypedColumns
 from infinity_emb.bulk.lines import CsvReader, JsonLinesReader, TextReader
 from infinity_emb.bulk.rows import Block, Rejected, Window, count_chars
 from infinity_emb.bulk.sources import STDIN, SourceFile, split_suffix

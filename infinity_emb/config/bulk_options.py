@@ -41,9 +41,7 @@ class FileOptions:
     )
     text_column: str = option("text", "Column of the texts; for `rerank`, of the documents.")
     keep_columns: tuple[str, ...] = option(
-        (),
-        "Column to copy to the output; repeatable.",
-        "Default: all. `none` copies no column.",
+        (), "Column to copy to the output; repeatable.", "Default: all. `none` copies no column."
     )
     output_column: str = option(
         "",
@@ -51,10 +49,7 @@ class FileOptions:
         "Default: `embedding`, `sparse_embedding`, `score` or `classification`.",
     )
     rows_per_shard: int = option(
-        0,
-        "Input rows per shard of a folder; 0 means 1,000,000.",
-        "A file has one shard.",
-        minimum=0,
+        0, "Input rows per shard of a folder; 0 means 1,000,000.", "A file has one shard.", minimum=0
     )
     overwrite: bool = option(False, "Replace the output, and do not resume an earlier run.")
 

@@ -63,9 +63,7 @@ class ModelOptions:
         PoolingMethod.auto, "How to pool token vectors; auto reads the model's files."
     )
     embedding_dtype: EmbeddingDtype = option(
-        EmbeddingDtype.float32,
-        "Data type of embeddings, unless the request names one.",
-        affects_speed=False,
+        EmbeddingDtype.float32, "Data type of embeddings, unless the request names one.", affects_speed=False
     )
     normalize: Normalization = option(
         Normalization.auto,

@@ -43,14 +43,13 @@ class HttpOptions:
 
     host: str = option("0.0.0.0", "Address to listen on.", ":: takes IPv4 and IPv6.")
     port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
-    api_servers: int | None = option(
-        None,
+    api_servers: int = option(
+        1,
         "Processes that accept, tokenize and encode.",
-        "If several, one more computes. Useful if requests saturate a CPU core while the device waits; Linux"
-        " only. `auto` is 1, except for static models on four cores or more; operating.md says what differs.",
+        "One more process computes for all of them. Useful if requests saturate one CPU core while the device"
+        " waits; operating.md says what differs. Linux only.",
         minimum=1,
         maximum=64,
-        has_auto=True,
     )
     url_prefix: str = option("", "Prefix of the API routes, such as /api.", check=_check_prefix)
     proxy_root_path: str = option(
@@ -110,9 +109,7 @@ class AccessOptions:
         when_empty="serve without /admin/models",
     )
     metrics: str = option(
-        "open",
-        "Access to /metrics: public, authenticated or disabled.",
-        choices=("open", "key", "off"),
+        "open", "Access to /metrics: public, authenticated or disabled.", choices=("open", "key", "off")
     )
     permissive_cors: bool = option(False, "Allow pages of every origin to call the API.")
     cors_origins: tuple[str, ...] = option(

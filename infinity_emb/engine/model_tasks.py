@@ -102,21 +102,13 @@ class ModelTasks:
         )
 
     async def image_embed(
-        self,
-        *,
-        model: str | int,
-        images: Iterable[Any],
-        matryoshka_dim: int | None = None,
+        self, *, model: str | int, images: Iterable[Any], matryoshka_dim: int | None = None
     ) -> tuple[list[npt.NDArray[Any]], int]:
         """Call `image_embed` of the engine."""
         return await self[model].image_embed(images=images, matryoshka_dim=matryoshka_dim)
 
     async def audio_embed(
-        self,
-        *,
-        model: str | int,
-        audios: Iterable[Any],
-        matryoshka_dim: int | None = None,
+        self, *, model: str | int, audios: Iterable[Any], matryoshka_dim: int | None = None
     ) -> tuple[list[npt.NDArray[Any]], int]:
         """Call `audio_embed` of the engine."""
         return await self[model].audio_embed(audios=audios, matryoshka_dim=matryoshka_dim)

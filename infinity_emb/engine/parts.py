@@ -79,10 +79,7 @@ def assemble_parts(
     Raises StartupError for options that the model cannot be served with.
     """
     host = ModelHost(
-        args.load,
-        args.cache,
-        max_batch_tokens=model.max_batch_tokens,
-        batch_grace_s=batch_grace_s,
+        args.load, args.cache, max_batch_tokens=model.max_batch_tokens, batch_grace_s=batch_grace_s
     )
     slot = ModelSlot(args.served_model_name, model, load, host, idle_unload_s=args.idle_unload_s)
     gate = RequestGate(slot, args.queue)

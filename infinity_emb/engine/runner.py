@@ -27,12 +27,7 @@ from infinity_emb.items import (
     list_num_chars,
 )
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
-from infinity_emb.scheduling.request_context import (
-    count_tokens,
-    current_memory,
-    current_request,
-    take_memory,
-)
+from infinity_emb.scheduling.request_context import count_tokens, current_memory, current_request, take_memory
 from infinity_emb.scheduling.requests import Item, PendingRequest
 from infinity_emb.scheduling.worker_pool import WorkerPool
 from infinity_emb.types import OutputName

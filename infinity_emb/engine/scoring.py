@@ -150,10 +150,7 @@ async def _compare_vectors(
         scores: Float32Array = second.by_name["maxsim"][:, 0]
     else:
         first, second = await gather_or_cancel(
-            [
-                runner.run(query_inputs, query_options),
-                runner.run(inputs, document_options),
-            ]
+            [runner.run(query_inputs, query_options), runner.run(inputs, document_options)]
         )
         compare = sparse_scores if output == "sparse" else cosine_scores
         scores = compare(first.by_name[output][0], second.by_name[output])

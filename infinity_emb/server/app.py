@@ -39,11 +39,7 @@ from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import MemoryBudget
 from infinity_emb.server.responses.errors import HANDLERS, RETRY_HEADERS
-from infinity_emb.server.router import (
-    ExactPathRouter,
-    ServerContext,
-    make_routes,
-)
+from infinity_emb.server.router import ExactPathRouter, ServerContext, make_routes
 from infinity_emb.server.routes.admin import ADMIN_ENDPOINTS, ADMIN_PATH
 from infinity_emb.server.routes.pages import Pages
 from infinity_emb.server.routes.system import METRICS_PATH, make_metrics_endpoint
@@ -76,9 +72,7 @@ def build_app(
     Raises StartupError for an `--api-key-file` without keys.
     """
     models = ServedModels(
-        engines,
-        shutdown_timeout_s=config.shutdown_timeout_s,
-        is_strict_about_names=config.strict_model_names,
+        engines, shutdown_timeout_s=config.shutdown_timeout_s, is_strict_about_names=config.strict_model_names
     )
     registry = registry or CollectorRegistry()
     tracing = make_tracing() if config.otel else None
@@ -202,11 +196,7 @@ def _build_routes(
 
 
 def _build_middleware(
-    config: ServerConfig,
-    keys: ApiKeys | None,
-    pages: Pages,
-    metrics: HTTPMetrics,
-    tracing: Tracing | None,
+    config: ServerConfig, keys: ApiKeys | None, pages: Pages, metrics: HTTPMetrics, tracing: Tracing | None
 ) -> list[Middleware]:
     """List the middleware, outermost first; the outer ones see every response."""
     middleware = [

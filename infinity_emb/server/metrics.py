@@ -36,11 +36,7 @@ GAUGES = (
         "Inputs in the queue. Constantly above 0: the device is the bottleneck.",
         lambda status: status.num_waiting_items,
     ),
-    ModelMetric(
-        "infinity_queue_tokens",
-        "Tokens in the queue.",
-        lambda status: status.num_waiting_tokens,
-    ),
+    ModelMetric("infinity_queue_tokens", "Tokens in the queue.", lambda status: status.num_waiting_tokens),
     ModelMetric(
         "infinity_pending_requests",
         "Requests accepted and not yet completed.",
@@ -72,9 +68,7 @@ GAUGES = (
         lambda status: status.max_batch_tokens,
     ),
     ModelMetric(
-        "infinity_cache_memory_bytes",
-        "Size of the memory cache.",
-        lambda status: status.cache.memory_bytes,
+        "infinity_cache_memory_bytes", "Size of the memory cache.", lambda status: status.cache.memory_bytes
     ),
     ModelMetric(
         "infinity_cache_disk_bytes",

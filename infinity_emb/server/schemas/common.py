@@ -167,7 +167,7 @@ MaxTokens = Annotated[
     TokensKept,
     Field(
         description="Maximum number of tokens per text, special tokens included: longer texts are truncated,"
-        " or rejected with truncate=false. -1 and values above the model's limit mean the model's limit.",
+        " or rejected with truncate=false. -1 and values above the model's limit mean the model's limit."
     ),
 ]
 
