@@ -14,7 +14,7 @@ import pytest
 
 from infinity_emb.server.batches import result_files, runner, service
 from infinity_emb.server.requests.json_counts import MAX_COUNTS, MAX_WIDE_BYTES
-from tests.server.test_batches import create, download, finish, make_line, serve, upload
+from tests.server.test_batches import KEYS, create, download, finish, make_line, serve, upload
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +86,33 @@ async def test_large_lines_run_beside_few_others(
     assert batch["request_counts"]["completed"] == 40
     assert most["inputs"] <= runner.MAX_INPUTS_AT_ONCE
     assert most["lines"] == 2
+
+
+async def test_blank_lines_are_limited(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread read 200 million of them for minutes, again and again."""
+    monkeypatch.setattr("infinity_emb.server.batches.lines.MAX_LINES", 3)
+    for num_blank, status in ((3, "completed"), (4, "failed")):
+        lines = [*map(make_line, range(3)), *[""] * num_blank]
+        batch = await finish(client, (await create(client, lines))["id"])
+        assert batch["status"] == status
+    assert [problem["code"] for problem in batch["errors"]["data"]] == ["too_many_requests"]
+
+
+async def test_a_key_with_many_batches_leaves_a_place_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ran in the order in which they were created: for a day, if the first ones were large enough."""
+    monkeypatch.setattr(runner, "MAX_RUNNING", 2)
+    async with serve(tmp_path, "delay_s=0.02", api_key=KEYS) as client:
+        client.headers["authorization"] = f"Bearer {KEYS[0]}"
+        ids = [(await create(client, list(map(make_line, range(1000)))))["id"] for _ in range(4)]
+        client.headers["authorization"] = f"Bearer {KEYS[1]}"
+        assert (await finish(client, (await create(client, [make_line(0)]))["id"]))["status"] == "completed"
+        client.headers["authorization"] = f"Bearer {KEYS[0]}"
+        batches = [(await client.get(f"/v1/batches/{each}")).json() for each in ids]
+        assert [batch["status"] for batch in batches[1:]] == ["validating"] * 3
+        for each in ids:
+            await client.post(f"/v1/batches/{each}/cancel")
 
 
 async def test_batches_that_are_created_at_once_are_limited_too(

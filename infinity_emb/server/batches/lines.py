@@ -80,11 +80,13 @@ def check_lines(path: Path, max_line_bytes: int) -> Checked:
     problems: list[Problem] = []
     with path.open("rb") as file:
         for line in iterate_lines(file, max_bytes=max_line_bytes):
-            if line.text is not None and not line.text.strip():
-                continue
-            if len(seen) >= MAX_LINES:
-                problems.append(Problem("too_many_requests", f"a batch has at most {MAX_LINES} requests"))
+            is_blank = line.text is not None and not line.text.strip()
+            if line.number > 2 * MAX_LINES or (len(seen) >= MAX_LINES and not is_blank):
+                message = f"a batch has at most {MAX_LINES} requests and as many blank lines"
+                problems.append(Problem("too_many_requests", message))
                 break
+            if is_blank:
+                continue
             problem = _check_line(line.text, line.number, max_line_bytes, seen)
             if problem:
                 problems.append(problem)

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from infinity_emb.scheduling.fair_queue import Flow
+from infinity_emb.scheduling.fair_semaphore import FairSemaphore
 from infinity_emb.server.batches.lines import (
     Checked,
     LineRequest,
@@ -46,7 +48,7 @@ class _Pending(NamedTuple):
 
 
 class BatchRunner:
-    """Run the batches of a store, a few at a time, oldest first.
+    """Run the batches of a store, a few at a time; owners take turns.
 
     compute: returns the response to one request of an owner, however long it takes.
     max_total_bytes: limit of all files; a batch whose results exceed it fails.
@@ -69,7 +71,7 @@ class BatchRunner:
         self._pace = pace
         self._max_line_bytes = max_line_bytes
         self._now_s = now_s
-        self._slots = asyncio.Semaphore(MAX_RUNNING)
+        self._slots = FairSemaphore(MAX_RUNNING, max_per_client=max(1, MAX_RUNNING - 1))
         self._batches: dict[str, BatchRecord] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waiting: set[str] = set()
@@ -117,12 +119,15 @@ class BatchRunner:
                 await self._compute_lines(batch)
                 return
             self._waiting.add(batch.id)
-            async with self._slots:
+            await self._slots.acquire(Flow(batch.owner), cost=1)
+            try:
                 self._waiting.discard(batch.id)
                 if batch.fields["status"] == "validating":
                     await self._check(batch)
                 if not batch.is_finished:
                     await self._compute_lines(batch)
+            finally:
+                self._slots.release(Flow(batch.owner))
         except (OSError, sqlite3.Error) as exc:
             logger.error("batch %s stopped: %s; it continues when the server is started again", batch.id, exc)
         finally:
