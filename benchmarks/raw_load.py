@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import math
 import re
 import resource
 import select
@@ -107,12 +108,19 @@ class RawLoad:
         while (now_s := self.elapsed_s) < until_s:
             while (due_s := first_s + (self._num_sent - first) / per_s) <= now_s:
                 self._send_next(due_s)
-            if self._probe and (probe_s := self._num_probes / self._probes_per_s) <= now_s:
+            if (probe_s := self._next_probe_s) <= now_s:
                 self._num_probes += 1
                 self._send(self._connect(), PROBE, probe_s)
-            # Sockets are polled once in a tick: each poll costs as much as a request.
-            time.sleep(max(0.0, min(max(due_s, now_s + _TICK_S) - self.elapsed_s, _POLL_S)))
-            self._poll(0.0)
+            wait_s = min(due_s, self._next_probe_s) - self.elapsed_s
+            if wait_s < _TICK_S:
+                # Sockets are polled once in a tick: each poll costs as much as a request.
+                time.sleep(max(0.0, now_s + _TICK_S - self.elapsed_s))
+                wait_s = 0.0
+            self._poll(min(wait_s, _POLL_S))
+
+    @property
+    def _next_probe_s(self) -> float:
+        return self._num_probes / self._probes_per_s if self._probe else math.inf
 
     def drain(self, timeout_s: float) -> None:
         """Wait for all responses; those that do not come are recorded as such."""
