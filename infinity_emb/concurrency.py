@@ -22,7 +22,8 @@ logger = logging.getLogger("infinity_emb")
 
 ResultT = TypeVar("ResultT")
 
-_CHILD_NICENESS = 5
+# Of threads and child processes that compute, beside the event loop.
+_NICENESS = 5
 
 
 def create_shared_future() -> tuple[asyncio.Future[None], Callable[[], None]]:
@@ -144,6 +145,17 @@ async def run_on_daemon_thread(function: Callable[[], ResultT], name: str) -> Re
     return await asyncio.wrap_future(future)
 
 
+def lower_thread_priority() -> None:
+    """Give the calling thread, and threads that it starts, a lower priority than the rest of its process.
+
+    Does nothing where priorities belong to whole processes: elsewhere than on Linux.
+    """
+    if sys.platform == "linux":
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICENESS
+        with suppress(OSError):  # some sandboxes allow no change
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
 def start_isolated_python(program: str) -> subprocess.Popen[bytes]:
     """Start a child process in a new session that runs a program with this package; its pipes are binary.
 
@@ -169,7 +181,7 @@ def prepare_isolated_child() -> int:
     if sys.platform != "win32":
         import resource
 
-        os.nice(_CHILD_NICENESS)
+        os.nice(_NICENESS)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return answers
 

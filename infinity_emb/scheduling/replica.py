@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from infinity_emb.backends.base import Backend
+from infinity_emb.concurrency import lower_thread_priority
 from infinity_emb.errors import BackendFailed
 from infinity_emb.scheduling.completion import Completer, WorkerStats
 from infinity_emb.scheduling.launched_batch import LaunchedBatch, launch
@@ -64,6 +65,9 @@ class Replica:
         """
         is_running = True
         try:
+            if self.backend.num_in_flight == 1:
+                # This thread computes: the event loop, which accepts requests, must not wait for it.
+                lower_thread_priority()
             while is_running:
                 try:
                     self.backend.prepare_thread()

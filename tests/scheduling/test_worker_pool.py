@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,24 @@ from tests.scheduling.pools import (
 from tests.support.event_loop import PATIENCE_S
 from tests.support.gated_backend import Gate
 from tests.support.scripted_backend import ScriptedBackend
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+@pytest.mark.parametrize(("num_in_flight", "is_lower"), [(1, True), (2, False)])
+def test_a_thread_that_computes_itself_has_a_lower_priority(num_in_flight: int, is_lower: bool) -> None:
+    """Threads that wait for a device launch batches, for which it would otherwise wait."""
+    niceness: list[int] = []
+
+    def note_niceness(_: object) -> None:
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    requests = Requests([1])
+    with running_pool(ScriptedBackend(num_in_flight, on_launch=note_niceness)) as pool:
+        requests.submit_to(pool)
+        requests.wait()
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert (niceness[0] > own) == is_lower
 
 
 @each_num_in_flight
