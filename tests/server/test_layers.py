@@ -6,7 +6,7 @@ from tests.test_layers import MODULES, OWN
 
 # Lowest first. Parts of one line do not import each other.
 LAYERS = [
-    ["request_errors", "error_format", "served_models"],
+    ["request_errors", "error_format", "served_models", "random_ids"],
     ["schemas"],
     ["requests"],
     ["responses"],

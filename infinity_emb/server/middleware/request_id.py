@@ -5,10 +5,11 @@ Log messages find it in `request.state.request_id`.
 
 from __future__ import annotations
 
-import os
 import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infinity_emb.server.random_ids import make_random_id
 
 HEADER = b"x-request-id"
 # Other characters could break a log line or a header.
@@ -41,4 +42,4 @@ def choose_request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == HEADER and _SAFE.fullmatch(value):
             return value
-    return os.urandom(16).hex().encode()
+    return make_random_id().encode()

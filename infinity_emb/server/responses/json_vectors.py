@@ -6,7 +6,6 @@ numpy arrays go straight through orjson, through base64 from their buffer, or un
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -19,6 +18,7 @@ from starlette.responses import Response
 
 from infinity_emb.engine.results import Embeddings, Span
 from infinity_emb.items import SparseVector
+from infinity_emb.server.random_ids import make_random_id
 from infinity_emb.server.responses.binary_vectors import ByteFormat, Vector
 from infinity_emb.server.responses.encoding import Encoding, NamedOutputs
 from infinity_emb.server.responses.sliced import (
@@ -132,7 +132,7 @@ def _to_header(content: object) -> str:
 
 
 def _describe_request(model: str, num_tokens: int) -> dict[str, object]:
-    digits = os.urandom(16).hex()  # as a UUID, which `uuid.uuid4` takes far longer to make
+    digits = make_random_id()  # as a UUID, which `uuid.uuid4` takes far longer to make
     return {
         "model": model,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},

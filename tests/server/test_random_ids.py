@@ -1,0 +1,40 @@
+"""Ids of requests and responses."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+
+import pytest
+
+from infinity_emb.server.random_ids import make_random_id
+
+
+def test_an_id_has_32_hexadecimal_digits_and_no_other_has_the_same() -> None:
+    ids = [make_random_id() for _ in range(1000)]
+
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_code_that_seeds_random_numbers_does_not_make_ids_repeat() -> None:
+    random.seed(1)
+    first = make_random_id()
+    random.seed(1)
+
+    assert make_random_id() != first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_makes_other_ids() -> None:
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writes, make_random_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert os.read(reads, 64).decode() != make_random_id()
+    os.close(reads)
+    os.close(writes)
