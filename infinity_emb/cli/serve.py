@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from infinity_emb.cli.front_ends.check import check_front_ends
+from infinity_emb.cli.front_ends.choice import choose_front_ends
 from infinity_emb.cli.load_display import StageTimes, watch_loads
 from infinity_emb.cli.log_setup import describe_model
 from infinity_emb.cli.signals import exit_now, handle_signals, ignore_user_signals
@@ -26,7 +26,7 @@ from infinity_emb.cli.sockets import base_url, bind_groups, close_sockets, liste
 from infinity_emb.cli.start_summary import StartSummary, draws_summary
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
-from infinity_emb.errors import EngineNotReady, require_extra
+from infinity_emb.errors import EngineNotReady, StartupError, require_extra
 
 if TYPE_CHECKING:
     from infinity_emb.cli.uvicorn_server import UvicornServer
@@ -50,8 +50,10 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
     """
     ignore_user_signals()
     with handle_signals(_exit_while_loading):
-        check_front_ends(config)
-        groups = bind_groups(config.host, config.port, config.api_servers)
+        number = config.api_servers or 1
+        if number > 1 and sys.platform != "linux":
+            raise StartupError(f"--api-servers {number} needs Linux; start with --api-servers 1")
+        groups = bind_groups(config.host, config.port, number)
         sockets = [bound for group in groups for bound in group]
         try:
             with require_extra("the server", "server"):
@@ -66,7 +68,12 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
                 engines = load_engines(engine_args, details_level=logging.DEBUG if is_drawn else logging.INFO)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.set_threshold(*GC_THRESHOLDS)
-            if config.api_servers > 1:
+            number = config.api_servers or choose_front_ends(config, engines)
+            if number > len(groups):
+                port = sockets[0].getsockname()[1]
+                close_sockets(sockets)
+                groups = bind_groups(config.host, port, number)
+            if number > 1:
                 _serve_with_front_ends(engines, config, groups, times)
             else:
                 _serve_alone(engines, config, sockets, times)

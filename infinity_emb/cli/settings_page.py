@@ -98,7 +98,7 @@ def _describe_value(option: Option) -> str:
     names = {bool: "flag", int: "integer", tuple: "integers", str: "string"}
     limits = [f"from {option.spec.minimum}"] * bool(option.spec.minimum)
     limits += [f"to {option.spec.maximum}"] * bool(option.spec.maximum)
-    return " ".join([names[option.kind], *limits])
+    return " ".join([*["`auto` or"] * option.spec.has_auto, names[option.kind], *limits])
 
 
 if __name__ == "__main__":

@@ -43,13 +43,14 @@ class HttpOptions:
 
     host: str = option("0.0.0.0", "Address to listen on.", ":: takes IPv4 and IPv6.")
     port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
-    api_servers: int = option(
-        1,
+    api_servers: int | None = option(
+        None,
         "Processes that accept, tokenize and encode.",
-        "One more process computes for all of them. Useful if requests saturate one CPU core while the device"
-        " waits; operating.md says what differs. Linux only.",
+        "If several, one more computes. Useful if requests saturate a CPU core while the device waits; Linux"
+        " only. `auto` is 1, except for static models on four cores or more; operating.md says what differs.",
         minimum=1,
         maximum=64,
+        has_auto=True,
     )
     url_prefix: str = option("", "Prefix of the API routes, such as /api.", check=_check_prefix)
     proxy_root_path: str = option(

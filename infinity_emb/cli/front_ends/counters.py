@@ -8,21 +8,16 @@ from dataclasses import asdict, replace
 
 from infinity_emb.cache.stats import CacheStats
 from infinity_emb.cli.front_ends.frames import Header
-from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.status import EngineStatus
 
+_COUNTERS = ("num_requests", "num_timed_out_requests", "num_cancelled_requests", "num_refused_requests")
 
-def read_counters(engine: AsyncEmbeddingEngine) -> Header:
+
+def read_counters(status: EngineStatus) -> Header:
     """Return the counters of an engine in this process, as JSON values."""
-    encode_s = engine.host.pool.histograms.encode_s.snapshot()
-    return {
-        "num_requests": engine.gate.num_requests,
-        "num_timed_out": engine.gate.num_timed_out,
-        "num_cancelled": engine.gate.num_cancelled,
-        "num_refused": engine.gate.admission.num_refused,
-        "encode_s": [encode_s.counts, encode_s.total],
-        "cache": asdict(engine.host.cache_stats),
-    }
+    encode_s = status.histograms["encode_s"]
+    counters = {name: getattr(status, name) for name in _COUNTERS}
+    return {**counters, "encode_s": [encode_s.counts, encode_s.total], "cache": asdict(status.cache)}
 
 
 def add_counters(counters: Header, others: Header) -> Header:
@@ -46,24 +41,10 @@ def keep_counters(counters: Header) -> Header:
 
 def sum_counters(status: EngineStatus, reports: Iterable[Header]) -> EngineStatus:
     """Add the counters of front ends to the status of the engine process."""
-    encode_s = status.histograms["encode_s"]
-    counters: Header = {
-        "num_requests": status.num_requests,
-        "num_timed_out": status.num_timed_out_requests,
-        "num_cancelled": status.num_cancelled_requests,
-        "num_refused": status.num_refused_requests,
-        "encode_s": [encode_s.counts, encode_s.total],
-        "cache": asdict(status.cache),
-    }
+    sums = read_counters(status)
     for report in reports:
-        counters = add_counters(counters, report)
-    counts, total = counters["encode_s"]
-    return replace(
-        status,
-        num_requests=counters["num_requests"],
-        num_timed_out_requests=counters["num_timed_out"],
-        num_cancelled_requests=counters["num_cancelled"],
-        num_refused_requests=counters["num_refused"],
-        cache=CacheStats(**counters["cache"]),
-        histograms={**status.histograms, "encode_s": encode_s._replace(counts=counts, total=total)},
-    )
+        sums = add_counters(sums, report)
+    cache = CacheStats(**sums.pop("cache"))
+    counts, total = sums.pop("encode_s")
+    encode_s = status.histograms["encode_s"]._replace(counts=counts, total=total)
+    return replace(status, **sums, cache=cache, histograms={**status.histograms, "encode_s": encode_s})

@@ -64,7 +64,7 @@ def run_front_end(
         logger.warning("state of the front end %d:\n%s", os.getpid(), "\n".join(describe_state(array)))
 
     def report() -> Header:
-        counters = {engine.engine_args.served_model_name: read_counters(engine) for engine in remote}
+        counters = {status.name: read_counters(status) for status in (engine.status() for engine in remote)}
         return {"models": counters, "metrics": pack_metrics(registry.collect_own())}
 
     client.make_report = report

@@ -69,7 +69,7 @@ async def connected(faults: str = "", *, num_front_ends: int = 1, **options: Any
 
 
 def make_report(engine: RemoteEngine) -> Header:
-    return {"models": {"debug": read_counters(engine)}, "metrics": []}
+    return {"models": {"debug": read_counters(engine.status())}, "metrics": []}
 
 
 async def wait_until(is_true: Any) -> None:
