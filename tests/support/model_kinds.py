@@ -96,7 +96,10 @@ def _list_embedders() -> dict[str, Kind]:
         f"module: {name}": Kind("embedder", partial(_save_pipeline, make=make))
         for name, make in test_embedders.PIPELINES.items()
     }
+    # The last layer of four reads whole texts; that of three is a local one.
+    deep = partial(save_small_model, model_type="modernbert", pooling_mode="cls", num_hidden_layers=4)
     return kinds | {
+        "pooling: cls, modernbert": Kind("embedder", deep),
         "pooling: all at once, padded": Kind(
             "embedder", lambda folder: save_small_model(folder, "mpnet", pooling_mode=test_embedders.MODES)
         ),
@@ -166,7 +169,11 @@ def _list_scorers() -> dict[str, Kind]:
         )
         for name, has_template in test_language_model_rerankers.MODELS
     }
-    return kinds | {"reranker: separate modules": Kind("reranker", _save_head_of_modules)}
+    deep = partial(save_small_classifier, model_type="modernbert", num_hidden_layers=4)
+    return kinds | {
+        "reranker: modernbert of four layers": Kind("reranker", deep),
+        "reranker: separate modules": Kind("reranker", _save_head_of_modules),
+    }
 
 
 def _list_media() -> dict[str, Kind]:

@@ -36,23 +36,25 @@ def split_into_runs(
     """Yield the arguments of `scaled_dot_product_attention` for each run.
 
     heads: of one packed batch, B = 1; their sequences one after the other.
-    is_pooled: there is one query per sequence, which attends to all tokens of its sequence.
+    is_pooled: there is one query per sequence; with a window or causal attention it is the last token's.
     """
     is_shared = heads.query.shape[1] != heads.key.shape[1]
     num_sequences = 0
     for run in runs:
         query_run = Run(num_sequences, 1, run.num_sequences) if is_pooled else run
         num_sequences += run.num_sequences
-        mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=heads.query.device)
+        query = _view_sequences(heads.query, query_run)
+        key, value = (_view_sequences(states, run) for states in heads[1:])
+        mask = None
+        if not is_pooled:
+            mask = make_band_mask(run.length, sliding_window, is_causal=is_causal, device=heads.query.device)
+        elif sliding_window is not None:
+            key, value = (states[:, :, -sliding_window:] for states in (key, value))
         yield (
-            Heads(
-                _view_sequences(heads.query, query_run),
-                _view_sequences(heads.key, run),
-                _view_sequences(heads.value, run),
-            ),
+            Heads(query, key, value),
             {
                 "attn_mask": mask,
-                "is_causal": is_causal and mask is None and run.length > 1,
+                "is_causal": is_causal and not is_pooled and mask is None and run.length > 1,
                 "scale": scaling,
                 "enable_gqa": is_shared,
             },

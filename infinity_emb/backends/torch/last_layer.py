@@ -1,25 +1,32 @@
 """Let the last layer of a network compute only the tokens that pooling or a head reads.
 
 The layer needs the keys and values of all tokens, but the query, output and feed-forward part of only one
-token per text. A hook computes the keys and values and passes the layer that token alone; attention takes the
-keys and values from the packed layout.
+token per text. A hook computes the keys and values and passes the layer that token alone, with its rotary
+angles; attention takes the keys and values from the packed layout. Names of modules tell a layer's kind.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from dataclasses import replace
 from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from torch import nn
+from torch import Tensor, nn
 
 from infinity_emb.backends.torch.input_layout import InputLayout, PooledToken
 
-# Attributes of the projections to keys and values, in the layers of encoders with learned positions. Encoders
-# with rotary positions are excluded: these would be applied to the wrong keys.
-_PROJECTIONS = (("attention.self", "key", "value"), ("attention", "k_lin", "v_lin"))
+# Of BERT; DistilBERT; Llama, Mistral, Qwen, Gemma; ModernBERT: the attention, its projections to keys and
+# values, or to queries as well, and with rotary positions the norm before it.
+_KINDS = (
+    ("attention.self", ("key", "value"), None),
+    ("attention", ("k_lin", "v_lin"), None),
+    ("self_attn", ("k_proj", "v_proj"), "input_layernorm"),
+    ("attn", ("Wqkv",), "attn_norm"),
+)
 _READ_VECTORS = (Transformer, Pooling, Dense, Normalize)
 
 
@@ -40,8 +47,9 @@ def find_pooled_token(model: BaseModel, network: nn.Module, layout: InputLayout)
 def install(network: nn.Module) -> None:
     """Add the hook to the last layer, if it is known; it has no effect without pooled rows in the input."""
     layer = _find_last_layer(network)
-    if layer is not None and _keep_pooled not in layer._forward_pre_hooks.values():
-        layer.register_forward_pre_hook(_keep_pooled, with_kwargs=True)
+    if layer is not None and not _list_hooks(layer):
+        hook: Any = functools.partial(_keep_pooled, _find_projection(layer))
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def uninstall(network: nn.Module) -> None:
@@ -49,38 +57,53 @@ def uninstall(network: nn.Module) -> None:
     layer = _find_last_layer(network)
     if layer is None:
         return
-    for key, hook in list(layer._forward_pre_hooks.items()):
-        if hook is _keep_pooled:
-            del layer._forward_pre_hooks[key]
-            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in _list_hooks(layer):
+        del layer._forward_pre_hooks[key]
+        layer._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _list_hooks(layer: nn.Module) -> list[int]:
+    return [k for k, hook in layer._forward_pre_hooks.items() if getattr(hook, "func", None) is _keep_pooled]
 
 
 def _find_last_layer(network: nn.Module) -> nn.Module | None:
     """Return the last layer of the only stack of layers with known projections."""
     stacks = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    last = [stack[-1] for stack in stacks if _find_projections(stack[-1]) is not None]
+    last = [stack[-1] for stack in stacks if _find_projection(stack[-1]) is not None]
     return last[0] if len(last) == 1 else None
 
 
-def _find_projections(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    for path, key, value in _PROJECTIONS:
-        module: Any = layer
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        to_key, to_value = getattr(module, key, None), getattr(module, value, None)
-        if isinstance(to_key, nn.Module) and isinstance(to_value, nn.Module):
-            return to_key, to_value
+def _find_projection(layer: nn.Module) -> Any:
+    """Return the function that computes keys and values as the layer does; None for an unknown kind."""
+    modules = dict(layer.named_modules())
+    for path, names, norm in _KINDS:
+        if all(f"{path}.{name}" in modules for name in names) and (norm is None or norm in modules):
+            rotate = getattr(sys.modules[type(modules[path]).__module__], "apply_rotary_pos_emb", None)
+            return functools.partial(_project, (path, names, norm), rotate)
     return None
 
 
-def _keep_pooled(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Replace the hidden states (1, T, H) by those of the pooled tokens (1, B, H)."""
-    layout = kwargs.get("packed_layout")
-    projections = _find_projections(layer)
-    if layout is None or layout.pooled is None or projections is None:
+def _project(kind: Any, rotate: Any, layer: Any, hidden: Tensor, angles: Any) -> list[Tensor]:
+    """Return keys and values, (1, T, H_kv * D) or (1, T, H_kv, D), of hidden states (1, T, H)."""
+    path, names, norm = kind
+    attention = layer.get_submodule(path)
+    if norm is None:
+        return [getattr(attention, name)(hidden) for name in names]
+    hidden = getattr(layer, norm)(hidden)
+    heads = [getattr(attention, name)(hidden).unflatten(-1, (-1, attention.head_dim)) for name in names]
+    key, value = heads if len(heads) == 2 else heads[0].chunk(3, dim=2)[1:]
+    key = (attention.k_norm(key) if hasattr(attention, "k_norm") else key).transpose(1, 2)
+    return [rotate(key[:, :0], key, *angles)[1].transpose(1, 2), value]  # with queries of no heads
+
+
+def _keep_pooled(project: Any, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Replace the hidden states (1, T, H) and rotary angles by those of the pooled tokens (1, B, …)."""
+    layout, angles = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
+    if layout is None or layout.pooled is None:
         return None
-    hidden = args[0]
-    key, value = (project(hidden) for project in projections)
-    pooled = replace(layout.pooled, key=key, value=value)
-    changed = {**kwargs, "packed_layout": replace(layout, pooled=pooled)}
-    return (hidden[:, layout.pooled.indices], *args[1:]), changed
+    hidden, indices = args[0], layout.pooled.indices
+    key, value = project(layer, hidden, angles)
+    changed = {"packed_layout": replace(layout, pooled=replace(layout.pooled, key=key, value=value))}
+    if angles is not None:
+        changed["position_embeddings"] = tuple(each[:, indices] for each in angles)
+    return (hidden[:, indices], *args[1:]), {**kwargs, **changed}

@@ -133,11 +133,11 @@ def _take_full_keys(
 ) -> Heads:
     """Return the queries (1, H, B, D) with the keys and values of all tokens, (1, H_kv, T, D).
 
-    Raises NotImplementedError if tokens attend to only a part of their sequence.
+    Raises NotImplementedError if tokens attend to only a part of their sequence and are not its last ones.
     """
-    if is_causal or sliding_window is not None:
-        raise NotImplementedError("pooled rows attend to their whole sequence")
     assert layout.pooled is not None
+    if (is_causal or sliding_window is not None) and not layout.pooled.are_last:
+        raise NotImplementedError("pooled rows attend to their whole sequence")
     states = (layout.pooled.key, layout.pooled.value)
     head_dim = query.shape[-1]
     key, value = (

@@ -80,7 +80,8 @@ def make_features(
             indices = tables.head[2, :, 0]  # (B,)
         else:
             indices = cu_seq_lens[:-1] if layout.pooled_token == "first" else cu_seq_lens[1:] - 1
-        pooled = PooledRows(indices, pooled_starts)
+        are_last = layout.pooled_token == "last" and layout.skipped_token_id is None  # a head may skip some
+        pooled = PooledRows(indices, pooled_starts, are_last)
     read_starts = cu_seq_lens if pooled is None else pooled_starts  # pooling finds one token per text
     if lengths is not None:
         starts = np.cumsum([0, *lengths]) if pooled is None else np.arange(len(lengths) + 1)

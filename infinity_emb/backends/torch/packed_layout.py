@@ -21,11 +21,13 @@ class Run(NamedTuple):
 class PooledRows:
     """The only token of each sequence for which the last layer computes an output.
 
-    key, value: (1, T, H_kv * D) of all tokens, for the last layer's attention; None in the others.
+    are_last: they are the last tokens of their sequences.
+    key, value: (1, T, H_kv * D) or (1, T, H_kv, D) of all tokens, for the last layer; None in the others.
     """
 
     indices: Tensor  # (B,) of the packed tokens, on the model's device
     starts: Tensor  # (B + 1,) int32, from 0 in steps of 1, on the model's device
+    are_last: bool = False
     key: Tensor | None = None
     value: Tensor | None = None
 

@@ -63,7 +63,7 @@ def make_batch(*lengths: int) -> list[Encoded]:
 
 @pytest.mark.parametrize(
     ("kind", "num_versions"),
-    [("embedder: bert", 1), ("embedder: modernbert", 2), ("embedder: qwen3", 1), ("pooling: cls", 3),
+    [("embedder: bert", 1), ("embedder: modernbert", 2), ("embedder: qwen3", 3), ("pooling: cls", 3),
      ("reranker: qwen3", 1)],
 )  # fmt: skip
 def test_every_batch_runs_compiled_layers_on_cuda_without_a_wait(

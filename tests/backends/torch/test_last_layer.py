@@ -49,14 +49,20 @@ def watch_last_layer(model: LoadedModel) -> list[int]:
     layer = last_layer._find_last_layer(transformer.model)
     assert layer is not None
     widths: list[int] = []
-    part: Any = getattr(layer, "intermediate", None) or layer.ffn
+    names = ("intermediate", "ffn", "mlp")
+    part: Any = next(getattr(layer, name) for name in names if hasattr(layer, name))
     part.register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
     return widths
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["pooling: cls", "pooling: lasttoken", "reranker: bert", "reranker: distilbert", "classifier: electra"],
+    [
+        *("pooling: cls", "pooling: lasttoken", "reranker: bert", "reranker: distilbert"),
+        *("classifier: electra", "embedder: qwen2", "embedder: qwen3", "embedder: llama"),
+        *("embedder: mistral", "embedder: gemma3_text", "pooling: cls, modernbert"),
+        *("reranker: modernbert of four layers", "yes or no: qwen3"),
+    ],
 )
 def test_the_last_layer_computes_one_token_per_text_and_outputs_stay(kind: str, tmp_path: Path) -> None:
     model = load(kind, tmp_path)
@@ -82,9 +88,13 @@ def test_vectors_of_all_tokens_are_still_computed_where_they_are_asked_for(tmp_p
     assert widths == [sum(item.num_tokens for item in batch)]
 
 
-@pytest.mark.parametrize("kind", ["pooling: mean", "embedder: albert", "reranker: modernbert", "M3"])
+@pytest.mark.parametrize(
+    "kind",
+    ["pooling: mean", "embedder: albert", "embedder: gpt2", "reranker: modernbert", "reranker: qwen3", "M3"],
+)
 def test_models_that_read_more_or_have_other_layers_keep_all_tokens(kind: str, tmp_path: Path) -> None:
-    """ALBERT's layers are one layer; rotary positions belong to all tokens; M3 has vectors of tokens."""
+    """ALBERT's layers are one layer, and GPT-2's join their projections. ModernBERT's last layer is local
+    here, and the head of Qwen3 may read a token before the last. M3 has vectors of tokens."""
     layouts = get_backend(load(kind, tmp_path)).torch_model.layouts.values()
     assert [each.pooled_token for each in layouts] == [None] * len(layouts)
 

@@ -32,9 +32,12 @@ def save_small_model(
     prompts: dict[str, str] | None = None,
     default_prompt_name: str | None = None,
     include_prompt: bool = True,
+    **config_values: Any,
 ) -> Path:
     """Transformer, pooling and mostly a normalisation. Decoders pool the last token, all others the mean."""
-    backbone = save_network(folder / "backbone", model_type, max_length=max_seq_length, dtype=dtype)
+    backbone = save_network(
+        folder / "backbone", model_type, max_length=max_seq_length, dtype=dtype, **config_values
+    )
     transformer = Transformer(str(backbone), max_seq_length=max_seq_length, model_kwargs={"dtype": dtype})
     mode: Any = pooling_mode or ("lasttoken" if model_type in DECODERS else "mean")
     modules = [transformer, Pooling(HIDDEN_SIZE, pooling_mode=mode, include_prompt=include_prompt)]
