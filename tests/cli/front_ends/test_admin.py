@@ -20,20 +20,27 @@ MANY = 12
 
 def load(server: Server, model: str = "other", **options: Any) -> httpx.Response:
     body = {"model_id": model, "engine": "debugengine", **options}
-    return httpx.post(f"{server.url}/admin/models", json=body, headers=HEADERS, timeout=DEADLINE_S)
+    return httpx.post(
+        f"{server.url}/admin/models", json=body, headers=HEADERS, timeout=DEADLINE_S, verify=False
+    )
 
 
 def unload(server: Server, name: str) -> httpx.Response:
-    return httpx.delete(f"{server.url}/admin/models/{name}", headers=HEADERS, timeout=DEADLINE_S)
+    return httpx.delete(
+        f"{server.url}/admin/models/{name}", headers=HEADERS, timeout=DEADLINE_S, verify=False
+    )
 
 
 def embed(server: Server, model: str | None, text: str = "abc") -> httpx.Response:
     body = {"input": text} | ({} if model is None else {"model": model})
-    return httpx.post(f"{server.url}/embeddings", json=body, timeout=DEADLINE_S)
+    return httpx.post(f"{server.url}/embeddings", json=body, timeout=DEADLINE_S, verify=False)
 
 
 def list_names(server: Server) -> list[str]:
-    return [entry["id"] for entry in httpx.get(f"{server.url}/models", timeout=DEADLINE_S).json()["data"]]
+    return [
+        entry["id"]
+        for entry in httpx.get(f"{server.url}/models", timeout=DEADLINE_S, verify=False).json()["data"]
+    ]
 
 
 def test_a_model_is_loaded_while_requests_flow_and_every_front_end_serves_it(start: StartFrontEnds) -> None:
@@ -133,7 +140,11 @@ def test_requests_wait_for_a_model_that_is_reloaded(start: StartFrontEnds) -> No
     server = start("debug", "--admin-key", KEY, "--served-model-name", "first")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         reloads = pool.submit(
-            httpx.post, f"{server.url}/admin/models/first/reload", headers=HEADERS, timeout=DEADLINE_S
+            httpx.post,
+            f"{server.url}/admin/models/first/reload",
+            headers=HEADERS,
+            timeout=DEADLINE_S,
+            verify=False,
         )
         statuses = [embed(server, "first").status_code for _ in range(MANY)]
         assert reloads.result(DEADLINE_S).status_code == 200
@@ -145,7 +156,7 @@ def test_the_admin_key_is_needed_and_errors_are_those_of_one_process(start: Star
     server = start("debug", "--admin-key", KEY)
     for headers, status in (({}, 401), (HEADERS, 404)):
         path = "/admin/models/unknown/reload"
-        assert httpx.post(server.url + path, headers=headers).status_code == status
+        assert httpx.post(server.url + path, headers=headers, verify=False).status_code == status
     assert load(server, "other", no_such_option=1).status_code == 422
 
 
@@ -155,14 +166,14 @@ def test_requests_of_a_front_end_that_ends_leave_a_model_of_the_engine_process(s
     assert load(server, "debug?delay_s=0.3", **options).status_code == 200
 
     def count_pending() -> int:
-        entries = httpx.get(f"{server.url}/models", timeout=DEADLINE_S).json()["data"]
+        entries = httpx.get(f"{server.url}/models", timeout=DEADLINE_S, verify=False).json()["data"]
         pending: int = next(each["stats"]["results_pending"] for each in entries if each["id"] == "slow")
         return pending
 
     body = {"model": "slow", "input": [f"text {number}" for number in range(100)]}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         waiting = [
-            pool.submit(httpx.post, f"{server.url}/embeddings", json=body, timeout=DEADLINE_S)
+            pool.submit(httpx.post, f"{server.url}/embeddings", json=body, timeout=DEADLINE_S, verify=False)
             for _ in range(8)
         ]
         wait_until(lambda: count_pending() == 8)
@@ -174,7 +185,7 @@ def test_requests_of_a_front_end_that_ends_leave_a_model_of_the_engine_process(s
 
 
 def count_loaded(server: FrontEndServer) -> float:
-    text = httpx.get(f"{server.url}/metrics", timeout=DEADLINE_S).text
+    text = httpx.get(f"{server.url}/metrics", timeout=DEADLINE_S, verify=False).text
     lines = [line for line in text.splitlines() if line.startswith("infinity_model_loaded{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
