@@ -50,7 +50,7 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
     """
     ignore_user_signals()
     with handle_signals(_exit_while_loading):
-        number = config.api_servers or 1
+        number = config.api_servers if isinstance(config.api_servers, int) else 1
         if number > 1 and sys.platform != "linux":
             raise StartupError(f"--api-servers {number} needs Linux; start with --api-servers 1")
         groups = bind_groups(config.host, config.port, number)
@@ -68,7 +68,8 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
                 engines = load_engines(engine_args, details_level=logging.DEBUG if is_drawn else logging.INFO)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gc.set_threshold(*GC_THRESHOLDS)
-            number = config.api_servers or choose_front_ends(config, engines)
+            if config.api_servers != number:  # auto
+                number = choose_front_ends(config, engines)
             if number > len(groups):
                 port = sockets[0].getsockname()[1]
                 close_sockets(sockets)

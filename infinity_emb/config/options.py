@@ -28,7 +28,7 @@ class OptionSpec:
     choices: the texts that are allowed; an enum field has its own.
     check: returns what is wrong with a value ("must start with /"), or None.
     may_be_empty: whether empty text is a value; otherwise it means the default.
-    has_auto: whether `auto` means the default, None, for which the server chooses a value.
+    has_auto: whether the text `auto` is a value besides the numbers.
     when_empty: makes empty text an error, which says that the server does this without the option.
     is_ignored: accepted so that old command lines keep working, without effect.
     affects_speed: whether the value may change which engine is the fastest for given model files.
@@ -105,7 +105,7 @@ class Option:
         """The default as a user would write it; empty where there is none."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
-        return "auto" * self.spec.has_auto if self.default in (None, ()) else str(self.default)
+        return "" if self.default in (None, ()) else str(self.default)
 
 
 def option(default: Any, help: str, details: str = "", *, is_secret: bool = False, **declaration: Any) -> Any:

@@ -46,9 +46,10 @@ def parse_option(option: Option, value: Any, *, source: str) -> Any:
         texts = _parse_texts(value, source)
         _check_limits(option, texts, source)
         return texts
-    is_auto = option.spec.has_auto and value == "auto"
-    if value is None or is_auto or (is_blank and not option.spec.may_be_empty):
+    if value is None or (is_blank and not option.spec.may_be_empty):
         return option.default
+    if option.spec.has_auto and value == "auto":
+        return value
     if option.choices and str(value) not in option.choices:
         value = _CHOICE_ALIASES.get(str(value), value)
     if option.choices and str(value) not in option.choices:

@@ -43,11 +43,11 @@ class HttpOptions:
 
     host: str = option("0.0.0.0", "Address to listen on.", ":: takes IPv4 and IPv6.")
     port: int = option(7997, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535)
-    api_servers: int | None = option(
-        None,
+    api_servers: int | str = option(
+        1,
         "Processes that accept, tokenize and encode.",
         "If several, one more computes. Useful if requests saturate a CPU core while the device waits; Linux"
-        " only. `auto` is 1, except for static models on four cores or more; operating.md says what differs.",
+        " only. `auto` chooses by cores, model and options; operating.md says how, and what differs.",
         minimum=1,
         maximum=64,
         has_auto=True,

@@ -205,8 +205,8 @@ def test_a_wrong_value_of_a_model_names_the_option_and_what_is_allowed(
         ({"api_key": "a;b \n"}, {"api_key": ("a;b",)}),
         ({"api_key": ["a", "", " b"]}, {"api_key": ("a", "b")}),
         ({"api_key": None}, {"api_key": ()}),
-        ({}, {"api_servers": None}),
-        ({"api_servers": "auto"}, {"api_servers": None}),
+        ({}, {"api_servers": 1}),
+        ({"api_servers": "auto"}, {"api_servers": "auto"}),
         ({"api_servers": "3"}, {"api_servers": 3}),
     ],
 )

@@ -84,7 +84,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
     ) -> None:
         self._client = client
         self._number = number
-        self._load_parts = partial(_assemble, engine.slot.model, num_front_ends=num_front_ends)
+        self._load_parts = partial(_assemble, engine.slot.model)
         super().__init__(_divide_cache(engine.engine_args, num_front_ends))
         self.host.pool = RemotePool(client, number)
         self.gate.hold_elsewhere = self._hold
@@ -101,16 +101,15 @@ def _divide_cache(args: EngineArgs, num_front_ends: int) -> EngineArgs:
     return replace(args, vector_memory_cache_mb=share_mb, idle_unload_s=0)
 
 
-def _assemble(model: LoadedModel | None, args: EngineArgs, *, num_front_ends: int) -> EngineParts:
+def _assemble(model: LoadedModel | None, args: EngineArgs) -> EngineParts:
     """Put an engine together around a model that this process must not compute with."""
     assert model is not None, "the model was unloaded before the front ends were made"
 
     def refuse_to_load() -> LoadedModel:
         raise StartupError("front ends load no models; start the server with --api-servers 1")
 
-    num_threads = max(1, model.num_tokenizer_threads // num_front_ends)
-    remote = replace(keep_preprocessing(model), num_tokenizer_threads=num_threads)
-    return assemble_parts(remote, args, refuse_to_load)
+    # All tokenizer threads in each front end, since a large request has only one of them.
+    return assemble_parts(keep_preprocessing(model), args, refuse_to_load)
 
 
 def keep_preprocessing(model: LoadedModel) -> LoadedModel:

@@ -175,9 +175,9 @@ sys.exit(main())
 @pytest.mark.model
 @pytest.mark.skipif(sys.platform != "linux", reason="several front ends need Linux")
 @pytest.mark.parametrize(
-    ("options", "number"), [([], 2), (["--api-servers", "auto"], 2), (["--api-servers", "1"], 0)]
+    ("options", "number"), [([], 0), (["--api-servers", "auto"], 2), (["--api-servers", "1"], 0)]
 )
-def test_a_server_with_a_static_model_has_several_processes_unless_told_otherwise(
+def test_a_server_with_a_static_model_has_several_processes_with_auto(
     tmp_path: Path, options: list[str], number: int
 ) -> None:
     model = str(save_model(tmp_path / "model"))
@@ -186,7 +186,7 @@ def test_a_server_with_a_static_model_has_several_processes_unless_told_otherwis
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="front ends are forked")
 def test_a_server_with_another_model_has_one_process() -> None:
-    check_number_of_front_ends(0, *FAKE_SERVER, "--model-id", "debug")
+    check_number_of_front_ends(0, *FAKE_SERVER, "--model-id", "debug", "--api-servers", "auto")
 
 
 def check_number_of_front_ends(number: int, *arguments: str) -> None:
