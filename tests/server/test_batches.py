@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -266,6 +267,14 @@ async def test_each_key_sees_its_own_files_and_batches_only(tmp_path: Path) -> N
 
 async def finish_of(client: httpx.AsyncClient) -> Line:
     return await finish(client, (await create(client, [make_line(0)]))["id"])
+
+
+async def test_ids_are_random(client: httpx.AsyncClient) -> None:
+    batches = [await finish_of(client) for _ in range(3)]
+    names = ("id", "input_file_id", "output_file_id")
+    ids = [batch[name] for batch in batches for name in names]
+    assert all(re.fullmatch(r"(batch_|file-)[0-9a-f]{32}", each) for each in ids)
+    assert len({each[-32:-24] for each in ids} | {each[-8:] for each in ids}) == 2 * len(ids)
 
 
 @pytest.mark.parametrize("file_id", ["..%2fbatches.sqlite3", "../batches.sqlite3", "file-1", "%00", "lock"])
