@@ -41,3 +41,41 @@ def test_compiled_layers_of_bert_move_less_and_multiply_the_same(monkeypatch: py
     assert compiled["TFLOP"] == eager["TFLOP"]
     saved_bytes = round((eager["GB"] - compiled["GB"]) * 1e9)
     assert saved_bytes == 2 * NUM_LAYERS * 2 * 2 * TOKENS * HIDDEN
+
+
+def test_queries_and_keys_are_counted_by_their_window() -> None:
+    from benchmarks.roofline import count_pairs
+
+    assert count_pairs(5, 5, -1, -1) == 25
+    assert count_pairs(5, 5, -1, 0) == 15, "causal"
+    assert count_pairs(5, 5, 1, 1) == 13
+    assert count_pairs(5, 5, 1, 0) == 9
+    assert [count_pairs(5, 1, -1, right) for right in (-1, 0)] == [5, 5], "of the last token"
+
+
+def test_the_last_layer_of_a_decoder_multiplies_most_for_one_token_per_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two tokens of 128 have queries. Their keys and values are computed a second time, unless compiled."""
+    from benchmarks import roofline
+
+    num_heads, num_key_heads, head_dim = SIZES["num_attention_heads"], 2, 16
+    sizes = SIZES | {"num_key_value_heads": num_key_heads, "head_dim": head_dim}
+    flop: dict[str, dict[str, float]] = {}
+    for pooling in ("mean", "lasttoken"):
+        monkeypatch.setitem(roofline.MODELS, "small", ("qwen3", sizes, pooling))
+        with emulate_cuda(has_numbers=False):
+            backend = roofline.build_backend("small")
+            flop[pooling] = {
+                way: roofline.estimate(roofline.launch(backend, LENGTHS), LENGTHS, num_compiled)["TFLOP"]
+                * 1e12
+                for way, num_compiled in roofline.choose_ways(backend)
+            }
+    num_texts = len(LENGTHS)
+    weights = 2 * HIDDEN * num_heads * head_dim + 3 * HIDDEN * INNER
+    pairs = sum(length * (length + 1) // 2 for length in LENGTHS) - TOKENS
+    saved = 2 * (TOKENS - num_texts) * weights + 4 * pairs * num_heads * head_dim
+    again = 2 * num_texts * 2 * HIDDEN * num_key_heads * head_dim
+    found = {way: flop["mean"][way] - flop["lasttoken"][way] for way in flop["mean"]}
+    expected = {"norms not fused": saved - again, "eager": saved - again, "compiled": saved}
+    assert found == pytest.approx(expected)
