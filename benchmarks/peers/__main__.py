@@ -3,8 +3,9 @@
     python -m benchmarks.peers [--rounds 5] [--peer fastembed]
 
 All servers compute the default model in float32 and send vectors as JSON; the clients are on the same cores.
-The order of the servers changes with each round. A peer that cannot be installed or started
-is left out, with the reason. The last line is JSON.
+The order of the servers changes with each round. The first row of a table is the limit of the machine: the
+model's matrix products and nothing else. A peer that cannot be installed or started is left out, with the
+reason. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from benchmarks.cpu_clocks import read_cpu_time
 from benchmarks.http_load import make_requests, run_load
 from benchmarks.matmul import count_matmul_flops_per_token, measure_matmul_flops_per_s
 from benchmarks.peers.environments import PEERS
@@ -63,6 +66,8 @@ class Figures:
     requests_per_s: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)  # of the server, per request
+    client_cpu_ms: list[float] = field(default_factory=list)
 
 
 class Bench:
@@ -113,16 +118,21 @@ class Bench:
                     self.limits[workload.name].append(limit)
 
     def _measure(self, workload: Workload, name: str, *, is_counted: bool) -> None:
-        port = self.servers[name].port
+        server = self.servers[name]
+        port = server.port
         requests = make_requests(
             list(workload.texts), per_request=workload.per_request, port=port, encoding_format="float"
         )
+        before = read_cpu_time(server.pid)
         seconds, latencies = asyncio.run(run_load(requests, port=port, num_clients=workload.num_clients))
+        used = read_cpu_time(server.pid).since(before)
         if is_counted:
             figures = self.figures[workload.name, name]
             figures.requests_per_s.append(len(requests) / seconds)
             figures.p50_ms.append(float(np.percentile(latencies, 50)) * 1000)
             figures.p99_ms.append(float(np.percentile(latencies, 99)) * 1000)
+            figures.cpu_ms.append((used.loop_s + used.other_s) / len(requests) * 1000)
+            figures.client_cpu_ms.append(used.generator_s / len(requests) * 1000)
 
 
 def make_workloads() -> list[Workload]:
@@ -172,37 +182,43 @@ def print_report(bench: Bench) -> None:
     print(f"\n{describe_machine()}; all-MiniLM-L6-v2 in float32; median of the rounds\n")
     result: dict[str, object] = {}
     for workload in bench.workloads:
-        limit = float(np.median(bench.limits[workload.name]))
-        print(f"{workload.name}: {workload.num_tokens / workload.num_requests:,.0f} tokens a request")
-        print(f"{'':<24}{'requests/s':>11}{'of limit':>10}{'p50 ms':>9}{'p99 ms':>9}   ours / this, range")
-        print(f"{'the products alone':<24}{limit:>11.1f}{1:>10.2f}{'':>18}   {1 / limit * 1000:.1f} ms each")
-        for name in bench.servers:
-            print(_format_row(bench, workload, name, limit))
-        print()
+        print_workload(bench, workload)
         result[workload.name] = {
             "limit_requests_per_s": bench.limits[workload.name],
-            **{
-                name: {
-                    "requests_per_s": figures.requests_per_s,
-                    "p50_ms": figures.p50_ms,
-                    "p99_ms": figures.p99_ms,
-                }
-                for name in bench.servers
-                for figures in [bench.figures[workload.name, name]]
-            },
+            **{name: asdict(bench.figures[workload.name, name]) for name in bench.servers},
         }
     for name, reason in bench.skipped.items():
         print(f"skipped {name}: {reason}")
     print("\n" + json.dumps({"machine": describe_machine(), "skipped": bench.skipped, "workloads": result}))
 
 
+def print_workload(bench: Bench, workload: Workload) -> None:
+    """Print the limit, and a row per server with its CPU time, that of the clients, and ratios to it."""
+    limit = float(np.median(bench.limits[workload.name]))
+    cpu_ms = len(os.sched_getaffinity(0)) / limit * 1000  # the products take all cores
+    print(f"{workload.name}: {workload.num_tokens / workload.num_requests:,.0f} tokens a request")
+    print(
+        f"{'':<24}{'requests/s':>11}{'of limit':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'clients':>9}"
+        f"{'limit / this':>14}   ours / this, range"
+    )
+    print(f"{'the products alone':<24}{limit:>11.1f}{1:>10.2f}{1000 / limit:>9.1f}{'':>9}{cpu_ms:>9.2f}")
+    for name in bench.servers:
+        print(_format_row(bench, workload, name, limit))
+    print()
+
+
 def _format_row(bench: Bench, workload: Workload, name: str, limit: float) -> str:
     figures = bench.figures[workload.name, name]
     ours = bench.figures[workload.name, OURS].requests_per_s
-    rate, p50, p99 = (
-        float(np.median(each)) for each in (figures.requests_per_s, figures.p50_ms, figures.p99_ms)
+    rate, p50, p99, cpu, client = (
+        float(np.median(each))
+        for each in (
+            *(figures.requests_per_s, figures.p50_ms, figures.p99_ms),
+            *(figures.cpu_ms, figures.client_cpu_ms),
+        )
     )
-    row = f"{name:<24}{rate:>11.1f}{rate / limit:>10.2f}{p50:>9.1f}{p99:>9.1f}"
+    row = f"{name:<24}{rate:>11.1f}{rate / limit:>10.2f}{p50:>9.1f}{p99:>9.1f}{cpu:>9.2f}{client:>9.2f}"
+    row += f"{limit / rate:>14.2f}"
     if name == OURS:
         return row
     ratios = [our / their for our, their in zip(ours, figures.requests_per_s, strict=True)]

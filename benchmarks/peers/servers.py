@@ -36,10 +36,13 @@ class PeerUnavailable(Exception):
 
 
 class Listening(Protocol):
-    """Declare a server on a port of the loopback."""
+    """Declare a server on a port of the loopback, in one process."""
 
     @property
     def port(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
 
     def close(self) -> object: ...
 
@@ -71,6 +74,10 @@ class PeerServer:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         """Stop the server."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -26,7 +27,7 @@ class FakeServer:
     """A server that is only a port."""
 
     def __init__(self, port: int = 1) -> None:
-        self.port = port
+        self.port = self.pid = port
         self.is_closed = False
 
     def close(self) -> None:
@@ -109,16 +110,20 @@ def test_a_report_has_ratios_limits_and_who_is_left_out(
     bench = make_bench(monkeypatch)
     ours, fast = bench.servers[OURS], bench.servers["fast"]
     bench.limits["single"] = [400.0, 400.0]
-    bench.figures["single", OURS] = Figures([200.0, 300.0], [10.0, 10.0], [20.0, 20.0])
-    bench.figures["single", "fast"] = Figures([100.0, 100.0], [30.0, 30.0], [90.0, 90.0])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    bench.figures["single", OURS] = Figures(
+        [200.0, 300.0], [10.0, 10.0], [20.0, 20.0], [5.0, 7.0], [0.5, 0.5]
+    )
+    bench.figures["single", "fast"] = Figures(
+        [100.0, 100.0], [30.0, 30.0], [90.0, 90.0], [9.0, 9.0], [0.5, 0.5]
+    )
     bench.close()
     print_report(bench)
     shown = capsys.readouterr().out
-    assert re.search(r"^the products alone +400\.0 +1\.00 +2\.5 ms each$", shown, re.MULTILINE)
-    assert re.search(r"^this server +250\.0 +0\.62 +10\.0 +20\.0$", shown, re.MULTILINE)
-    assert re.search(
-        r"^fast +100\.0 +0\.25 +30\.0 +90\.0 +2\.50, 2\.00 … 3\.00, goal 2\.0$", shown, re.MULTILINE
-    )
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "the products alone 400.0 1.00 2.5 7.50" in lines
+    assert "this server 250.0 0.62 10.0 20.0 6.00 0.50 1.60" in lines
+    assert "fast 100.0 0.25 30.0 90.0 9.00 0.50 4.00 2.50, 2.00 … 3.00, goal 2.0" in lines
     assert "skipped broken: cannot be installed: no network" in shown
     summary = json.loads(shown.splitlines()[-1])
     assert summary["skipped"] == {"broken": "cannot be installed: no network"}
