@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from infinity_emb.server.batches import result_files, runner, service
+from infinity_emb.server.batches import lines, result_files, runner, service
+from infinity_emb.server.batches.lines import LineRequest, LineResponse
 from infinity_emb.server.requests.json_counts import MAX_COUNTS, MAX_WIDE_BYTES
 from tests.server.test_batches import KEYS, create, download, finish, make_line, serve, upload
 
@@ -66,6 +67,25 @@ async def test_results_stop_at_the_limit_of_all_files(
         assert 0 < len(output) == batch["request_counts"]["completed"] < len(lines)
         files = (tmp_path / "batches" / "files").iterdir()
         assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+
+
+async def test_a_batch_that_cannot_go_on_fails(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It once stayed unfinished until the next start, and its file could not be deleted."""
+    write = lines.write_response
+
+    def write_all_but_the_second(request: LineRequest, response: LineResponse) -> bytes:
+        if request.custom_id == "row-1":
+            raise ArithmeticError("a fault of the server")
+        return write(request, response)
+
+    monkeypatch.setattr(runner, "write_response", write_all_but_the_second)
+    batch = await finish(client, (await create(client, [make_line(number) for number in range(2)]))["id"])
+
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "server_error")
+    assert "a fault of the server" in caplog.text
+    assert (await client.delete(f"/v1/files/{batch['input_file_id']}")).status_code == 200
 
 
 async def test_large_lines_run_beside_few_others(

@@ -171,8 +171,10 @@ class BatchRunner:
                 await self._collect_first(pending, files)
             await _cancel_all(pending)
             await _run_to_end(lambda: self._finish(batch, files))
-        except StorageFull as exc:
-            problem = Problem("storage_full", str(exc))
+        except (OSError, sqlite3.Error):
+            raise
+        except Exception as exc:  # noqa: BLE001 - a batch that is never finished would block its file
+            problem = _describe_failure(batch, exc)
             files.discard()
             await _run_to_end(lambda: self._finish(batch, files, problem))
         finally:
@@ -242,6 +244,13 @@ class BatchRunner:
     def _set_status(self, batch: BatchRecord, status: str) -> None:
         batch.fields["status"] = status
         batch.fields[f"{status}_at"] = int(self._now_s())
+
+
+def _describe_failure(batch: BatchRecord, failure: Exception) -> Problem:
+    if isinstance(failure, StorageFull):
+        return Problem("storage_full", str(failure))
+    logger.error("batch %s failed: %r", batch.id, failure, exc_info=failure)
+    return Problem("server_error", "internal error; the server's log has it under the id of this batch")
 
 
 async def _iterate(requests: Iterator[LineRequest]) -> AsyncIterator[LineRequest]:
