@@ -151,8 +151,8 @@ def lower_thread_priority() -> None:
     Does nothing where priorities belong to whole processes: elsewhere than on Linux.
     """
     if sys.platform == "linux":
-        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICENESS
-        with suppress(OSError):  # some sandboxes allow no change
+        with suppress(OSError):  # of sandboxes that forbid it
+            niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICENESS
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 

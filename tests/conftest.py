@@ -42,10 +42,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep modules and tests, a million objects that stay, out of all collections of garbage.
-
-    Each would walk over them, also those that happen by themselves while a graph is exported.
-    """
+    """Exclude modules and tests from garbage collection: a full collection would visit a million objects."""
     gc.disable()
     try:
         return (yield)

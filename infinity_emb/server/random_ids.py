@@ -12,5 +12,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def make_random_id() -> str:
-    """Return 32 hexadecimal digits. Anybody who sees some ids could compute others: they protect nothing."""
+    """Return 32 hexadecimal digits. They can be predicted from earlier ones: never use them as secrets."""
     return f"{_random.getrandbits(128):032x}"

@@ -123,7 +123,7 @@ async def test_a_key_with_many_batches_leaves_a_place_to_others(
 ) -> None:
     """They ran in the order in which they were created: for a day, if the first ones were large enough."""
     monkeypatch.setattr(runner, "MAX_RUNNING", 2)
-    async with serve(tmp_path, "delay_s=0.02", api_key=KEYS) as client:
+    async with serve(tmp_path, "delay_s=0.2", api_key=KEYS) as client:
         client.headers["authorization"] = f"Bearer {KEYS[0]}"
         ids = [(await create(client, list(map(make_line, range(1000)))))["id"] for _ in range(4)]
         client.headers["authorization"] = f"Bearer {KEYS[1]}"

@@ -11,7 +11,7 @@ from tests.support.slow_files import SLOW_FILES
 class FinishingScheduling(LoadFileScheduling):
     """Hand out slow files first, and what a crashed worker leaves.
 
-    That is no test that is done, and not the one that crashed it.
+    It hands out neither finished tests nor the one that crashed the worker.
 
     pytest-xdist 3.8 puts all files of the worker back into its queue. A worker that gets a file without any
     test to do, or with a single one, waits for more for ever: workers run a test once they have the next.
