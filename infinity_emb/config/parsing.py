@@ -48,13 +48,13 @@ def parse_option(option: Option, value: Any, *, source: str) -> Any:
         return texts
     if value is None or (is_blank and not option.spec.may_be_empty):
         return option.default
-    if option.spec.has_auto and value == "auto":
-        return value
+    if option.spec.has_auto and str(value).strip().lower() == "auto":
+        return "auto"
     if option.choices and str(value) not in option.choices:
         value = _CHOICE_ALIASES.get(str(value), value)
     if option.choices and str(value) not in option.choices:
         raise StartupError(_wrong_choice(source, value, option.choices))
-    parsed = _convert(option.kind, value, source)
+    parsed = _convert(option, value, source)
     _check_limits(option, parsed, source)
     return parsed
 
@@ -118,13 +118,14 @@ def _are_blank(values: Any) -> bool:
     return is_list and not any(str(value).strip() for value in values)
 
 
-def _convert(kind: type, value: Any, source: str) -> Any:
+def _convert(option: Option, value: Any, source: str) -> Any:
+    kind = option.kind
     if issubclass(kind, Enum):
         return kind[str(value)]
     if kind is bool:
         return _parse_bool(value, source)
     if kind is int:
-        return _parse_int(value, source)
+        return _parse_int(value, source, "auto or an integer" if option.spec.has_auto else "an integer")
     if kind is tuple:
         return _parse_ints(value, source)
     if not isinstance(value, str):
@@ -139,13 +140,13 @@ def _parse_bool(value: Any, source: str) -> bool:
     return text in _TRUE_WORDS
 
 
-def _parse_int(value: Any, source: str) -> int:
+def _parse_int(value: Any, source: str, expected: str) -> int:
     try:
         if isinstance(value, (bool, float)):
             raise TypeError
         return int(value)
     except (TypeError, ValueError):
-        raise StartupError(f"{source} must be an integer, got {value!r}") from None
+        raise StartupError(f"{source} must be {expected}, got {value!r}") from None
 
 
 def _parse_texts(value: Any, source: str) -> tuple[str, ...]:

@@ -207,6 +207,7 @@ def test_a_wrong_value_of_a_model_names_the_option_and_what_is_allowed(
         ({"api_key": None}, {"api_key": ()}),
         ({}, {"api_servers": 1}),
         ({"api_servers": "auto"}, {"api_servers": "auto"}),
+        ({"api_servers": " Auto"}, {"api_servers": "auto"}),
         ({"api_servers": "3"}, {"api_servers": 3}),
     ],
 )
@@ -225,7 +226,7 @@ def test_server_config_turns_what_is_given_into_the_declared_type(
         ({"redirect_slash": "docs"}, "^redirect_slash must be empty or start with /, got 'docs'"),
         ({"port": 65536}, "^port must be at most 65535, got 65536"),
         ({"api_servers": 0}, "^api_servers must be at least 1, got 0"),
-        ({"api_servers": "many"}, "^api_servers must be an integer, got 'many'"),
+        ({"api_servers": "many"}, "^api_servers must be auto or an integer, got 'many'"),
         ({"port": -1}, "^port must be at least 0, got -1"),
         ({"api_key": 5}, "^api_key must be text or a list of texts$"),
         ({"api_key": ["secret", 5]}, "^api_key must be text or a list of texts$"),
