@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from infinity_emb.errors import StartupError
@@ -63,17 +62,21 @@ def _find_in(path: Path) -> Path:
     return snapshot
 
 
-def _list_snapshots(path: Path) -> Iterator[Path]:
+def _list_snapshots(path: Path) -> list[Path]:
     """Return the snapshot that the main branch points to, then the others, the latest first."""
     folder, main = path / "snapshots", path / "refs" / "main"
     if not folder.is_dir():
-        return
-    if main.is_file():
-        yield folder / main.read_text(encoding="utf-8").strip()
-    yield from sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+        return []
+    latest = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+    times = {each: each.lstat().st_mtime for each in folder.iterdir()}
+    return sorted(times, key=lambda each: (each.name != latest, -times[each]))
 
 
 def _explain_no_model(path: Path) -> str:
+    linked = next(filter(is_model_folder, _list_snapshots(path)), None)
+    if linked:
+        target = os.path.realpath(linked)
+        return f"its snapshot {linked.name!r} is a link out of this folder; give its target {target!r}"
     entries = sorted(path.iterdir())
     if any(each.suffix == ".gguf" for each in entries):
         return "it holds GGUF files, which llama.cpp computes; give a model with *.safetensors files"

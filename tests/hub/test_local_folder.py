@@ -41,6 +41,26 @@ def test_a_snapshot_outside_of_the_folder_is_not_used(name: str, cached: Path, t
     assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
 
 
+@pytest.mark.parametrize("content", [b"a1\0", b"\xff", b"a" * 300])
+def test_a_main_branch_that_names_no_file_is_skipped(content: bytes, cached: Path) -> None:
+    """A NUL raised a ValueError, and so did bytes that are not UTF-8."""
+    (cached / "refs" / "main").write_bytes(content)
+    (cached / "snapshots" / "gone").symlink_to(cached / "nowhere")
+    assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
+
+
+def test_a_snapshot_that_is_a_link_out_of_the_folder_is_refused_with_its_target(tmp_path: Path) -> None:
+    target = make_model(tmp_path / "disk" / "a1")
+    folder = tmp_path / "models--org--name"
+    folder.mkdir()
+    (folder / "snapshots").symlink_to(target.parent)
+    with pytest.raises(
+        StartupError, match="snapshot 'a1' is a link out of this folder; give its target "
+    ) as caught:
+        find_folder(str(folder))
+    assert repr(str(target)) in str(caught.value)
+
+
 def test_without_a_main_branch_any_whole_snapshot_is_used(cached: Path) -> None:
     (cached / "refs" / "main").write_text("gone")
     assert find_folder(str(cached)) in {cached / "snapshots" / name for name in ("a1", "b2")}
