@@ -69,9 +69,9 @@ class EndpointApp:
             receive = repeat_messages([message], receive)
         request = Request(scope, receive)
         stages = open_stages(scope)
-        call = Call(request, self._context.models, self._context.max_client_batch_size)
-        context = open_context(scope, stages)
-        with self._context.memory.open(context.client) as held:
+        shared, context = self._context, open_context(scope, stages)
+        with shared.memory.open(context.client) as held:
+            call = Call(request, shared.models, shared.max_client_batch_size, shared.bodies, held)
             set_memory(held)
             set_request(context)
             form, body = await self._read(request, context, held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -12,6 +12,8 @@ from infinity_emb.engine.array import Resolved
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.server.requests.context import guess_flow
 from infinity_emb.server.requests.fields import check_num_items, check_token_ids_allowed
+from infinity_emb.server.requests.json_body import JsonReader, Schema
+from infinity_emb.server.requests.memory import HeldMemory
 from infinity_emb.server.schemas.common import TaskRequest
 from infinity_emb.server.served_models import ServedModels
 from infinity_emb.types import Capability
@@ -52,11 +54,20 @@ def check_room(
 
 
 class Call(NamedTuple):
-    """One request, the models that can serve it, and the limits that apply to it."""
+    """One request, the models that can serve it, and the limits that apply to it.
+
+    held: what its body takes in memory.
+    """
 
     request: Request
     models: ServedModels
     max_client_batch_size: int
+    bodies: JsonReader
+    held: HeldMemory
+
+    async def validate(self, schema: type[Schema], fields: dict[str, Any]) -> Schema:
+        """Fit fields of the body to another schema. Raises RequestValidationError."""
+        return await self.bodies.validate(schema, fields, self.held)
 
     def resolve(self, body: TaskRequest, capability: Capability, inputs: Sequence[object]) -> Resolved:
         """Check the number of inputs and return the engine that serves the request.

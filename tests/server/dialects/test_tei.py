@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
 from infinity_emb._version import __version__
-from infinity_emb.server.dialects.tei import routes
 from infinity_emb.server.dialects.tei.errors import TeiError
 from infinity_emb.server.dialects.tei.info import TeiInfo
 from infinity_emb.server.dialects.tei.schemas import (
@@ -215,18 +214,26 @@ async def test_the_bare_address_of_an_embedder_and_a_reranker_embeds() -> None:
         assert len((await client.post("/", json={"inputs": ["a", "b"]})).json()) == 2
 
 
-async def test_the_body_of_any_task_is_validated_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body of megabytes was on the thread the first time, and on the event loop the second time."""
-    is_main: list[bool] = []
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_large_bodies_of_any_task_are_validated_off_the_event_loop(
+    is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones once waited for threads that read and write files."""
+    names: list[str] = []
+    fit_schema = json_body.fit_schema
 
     def note(schema: Any, fields: Any) -> Any:
-        is_main.append(threading.current_thread() is threading.main_thread())
-        return json_body.fit_schema(schema, fields)
+        names.append(threading.current_thread().name)
+        return fit_schema(schema, fields)
 
-    monkeypatch.setattr(routes, "fit_schema", note)
+    monkeypatch.setattr(json_body, "fit_schema", note)
+    text = "a" * json_body.MIN_THREADED_BYTES if is_large else "a"
     async with client_of_kind("embedder") as client:
-        assert (await client.post("/", json={"inputs": ["a", "b"]})).status_code == 200
-    assert is_main == [False]
+        assert (await client.post("/", json={"inputs": [text], "truncate": True})).status_code == 200
+    assert len(names) == 2
+    is_inline = [name == threading.main_thread().name for name in names]
+    assert is_inline == [not is_large] * 2
+    assert not any(name.startswith("asyncio") for name in names)
 
 
 async def test_the_bare_address_of_a_sparse_model_answers_sparse_vectors() -> None:

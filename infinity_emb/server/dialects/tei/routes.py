@@ -5,7 +5,6 @@ Source: https://huggingface.github.io/text-embeddings-inference/
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +37,6 @@ from infinity_emb.server.dialects.tei.sparse import SparseRequest, SparseRespons
 from infinity_emb.server.dialects.tei.timing_headers import Stopwatch
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.embedding_options import normalizes_for_dialect
-from infinity_emb.server.requests.json_body import fit_schema
 from infinity_emb.server.responses.json_vectors import json_response
 from infinity_emb.server.responses.sliced import JsonList, mark_long_texts
 from infinity_emb.server.routes.rerank import count_values, score_pairs, split_pairs
@@ -148,7 +146,7 @@ async def tei_any(body: TeiAnyRequest, call: Call) -> Response:
     """
     fields = {name: getattr(body, name) for name in body.model_fields_set}
     task = _choose_task(body, call.models)
-    return await task.handler(await asyncio.to_thread(fit_schema, task.schema, fields), call)
+    return await task.handler(await call.validate(task.schema, fields), call)
 
 
 class _Task(NamedTuple):
