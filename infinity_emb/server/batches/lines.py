@@ -30,7 +30,7 @@ class LineRequest(NamedTuple):
     """One request of a batch.
 
     body: JSON for the route.
-    num_inputs: at least as many as it has.
+    num_inputs: upper bound on its number of inputs.
     """
 
     custom_id: str
@@ -125,7 +125,7 @@ def _check_line(text: bytes | None, number: int, max_line_bytes: int, seen: set[
         return Problem("missing_required_parameter", "body must be an object", number, "body")
     try:
         _write_body(fields["body"])
-    except orjson.JSONEncodeError as exc:  # of lists in lists
+    except orjson.JSONEncodeError as exc:  # nested too deeply
         return Problem("invalid_json_line", f"body cannot be sent to the route: {exc}", number, "body")
     seen.add(custom_id)
     return None

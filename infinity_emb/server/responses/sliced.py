@@ -108,7 +108,7 @@ class LongText(NamedTuple):
 
 
 def mark_long_texts(value: Any) -> Any:
-    """Return a text as `LongText` if it is one; replace those in a list or an object."""
+    """Wrap long texts in `LongText`; those in a list or an object are replaced in place."""
     holder = [value]
     containers: list[Any] = [holder]
     while containers:

@@ -26,7 +26,7 @@ from infinity_emb.server.schemas.inputs import Documents, list_documents
 
 # They are looked up in each document.
 MAX_RANK_FIELDS = 64
-# Lists and objects within each other in a document; orjson writes 254 of them, and reads 1,024.
+# Levels of nested lists and objects in a document; orjson writes 254, and reads 1,024.
 MAX_DOCUMENT_DEPTH = 200
 REFUSED_IN_RANKINGS: Mapping[str, Refusal] = {
     "max_chunks_per_doc": Refusal("documents are not split; send parts of a document as documents"),
@@ -96,7 +96,7 @@ class RerankRequest(TaskRequest):
         request._given_documents = list_documents(body["documents"])
         for position, document in enumerate(request._given_documents):
             if isinstance(document, dict) and _is_too_deep(document):
-                message = f"item {position} has over {MAX_DOCUMENT_DEPTH} lists and objects within each other"
+                message = f"item {position} has over {MAX_DOCUMENT_DEPTH} levels of nested lists and objects"
                 raise body_error("too_deep", message, loc=["documents"])
         return request
 
