@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from infinity_emb.server.batches import lines, result_files, runner, service
 from infinity_emb.server.batches.lines import LineRequest, LineResponse
+from infinity_emb.server.batches.result_files import Result, ResultFiles
+from infinity_emb.server.batches.store import BatchRecord, BatchStore, StorageFull
 from infinity_emb.server.requests.json_counts import MAX_COUNTS, MAX_WIDE_BYTES
 from tests.server.test_batches import KEYS, create, download, finish, make_line, serve, upload
 
@@ -67,6 +70,65 @@ async def test_results_stop_at_the_limit_of_all_files(
         assert 0 < len(output) == batch["request_counts"]["completed"] < len(lines)
         files = (tmp_path / "batches" / "files").iterdir()
         assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+
+
+async def test_uploads_leave_room_for_results(tmp_path: Path) -> None:
+    """One key could end the batches of all others by filling the limit with its files."""
+    async with serve(tmp_path, batch_max_file_mb=1, batch_max_total_mb=2) as client:
+        file_id = (await upload(client, json.dumps(make_line(0)).encode())).json()["id"]
+        statuses = [(await upload(client, b"x" * size)).status_code for size in (2**19, 3 * 2**17, 1)]
+        assert statuses == [200, 200, 507]
+        body = {"input_file_id": file_id, "endpoint": "/v1/embeddings"}
+        batch = (await client.post("/v1/batches", json=body)).json()
+        assert (await finish(client, batch["id"]))["status"] == "completed"
+
+
+def make_record(status: str = "in_progress") -> BatchRecord:
+    counts = {"total": 0, "completed": 0, "failed": 0}
+    return BatchRecord(
+        id="batch_0",
+        owner="",
+        fields={"status": status, "request_counts": counts},
+        output_file_id="file-output",
+        error_file_id="file-error",
+    )
+
+
+def test_results_leave_room_for_uploads_that_are_being_received(tmp_path: Path) -> None:
+    """Only whole files counted, so that together they could exceed the limit."""
+    store, batch = BatchStore(tmp_path), make_record()
+    files = ResultFiles(store, batch, threading.Lock(), max_total_bytes=100)
+    try:
+        store.reserve("file-upload", 91, 100)
+        files.add(Result(b"x" * 10, is_error=False))
+        with pytest.raises(StorageFull, match=r"have 91 bytes, and with 10 more .* the limit of 100"):
+            files.commit()
+        assert batch.output_bytes == 0
+        store.release("file-upload")
+        files.commit()
+        store.reserve("file-upload", 90, 100)
+        files.commit()
+        assert (batch.output_bytes, batch.num_lines) == (10, 1)
+    finally:
+        files.close()
+        store.close()
+
+
+async def test_results_count_as_files(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only uploads counted, so a key could have any number of files by way of batches."""
+    monkeypatch.setattr("infinity_emb.server.batches.store.MAX_FILES", 4)
+    batch = await finish(client, (await create(client, [make_line(0)]))["id"])
+    assert (await upload(client, b"x")).status_code == 200
+    body = {"input_file_id": batch["input_file_id"], "endpoint": "/v1/embeddings"}
+    response = await client.post("/v1/batches", json=body)
+    assert response.status_code == 400
+    assert "there are 3 files" in response.json()["error"]["message"]
+    assert (await upload(client, b"y")).status_code == 200
+    assert (await upload(client, b"z")).status_code == 400
+    for file_id in (batch["output_file_id"], (await client.get("/v1/files")).json()["data"][0]["id"]):
+        await client.delete(f"/v1/files/{file_id}")
+    batch = (await client.post("/v1/batches", json=body)).json()
+    assert (await finish(client, batch["id"]))["status"] == "completed"
 
 
 async def test_a_batch_that_cannot_go_on_fails(

@@ -13,10 +13,6 @@ RESULTS_PER_COMMIT = 64
 _COMMIT_BYTES = 2**20
 
 
-class StorageFull(Exception):
-    """The results do not fit into the limit of all files."""
-
-
 class Result(NamedTuple):
     """A line of one of the two files."""
 
@@ -54,12 +50,16 @@ class ResultFiles:
 
     def commit(self) -> None:
         """Write the results to disk, then count them. Raises OSError, and StorageFull before writing."""
-        num_bytes = self._store.count_bytes()
-        if self._results and num_bytes + self._num_bytes > self._max_total_bytes:
-            raise StorageFull(
-                f"the files on this server have {num_bytes} bytes, the next results {self._num_bytes}, the"
-                f" limit is {self._max_total_bytes}; delete some, and send the lines without a result again"
-            )
+        if not self._results:
+            return
+        try:
+            self._store.reserve(self._batch.id, self._num_bytes, self._max_total_bytes)
+            self._write()
+        finally:
+            self._store.release(self._batch.id)
+        self.discard()
+
+    def _write(self) -> None:
         batch, counts = self._batch, self._batch.fields["request_counts"]
         lines = {
             is_error: [result.line for result in self._results if result.is_error is is_error]
@@ -76,7 +76,6 @@ class ResultFiles:
             counts["completed"] += len(lines[False])
             counts["failed"] += len(lines[True])
             self._store.save_batch(batch)
-        self.discard()
 
     def discard(self) -> None:
         """Forget the results that are not written."""

@@ -24,8 +24,8 @@ from infinity_emb.server.batches.lines import (
     write_response,
 )
 from infinity_emb.server.batches.pace import Pace
-from infinity_emb.server.batches.result_files import Result, ResultFiles, StorageFull
-from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord
+from infinity_emb.server.batches.result_files import Result, ResultFiles
+from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord, StorageFull
 
 logger = logging.getLogger("infinity_emb")
 
@@ -142,7 +142,7 @@ class BatchRunner:
     async def _check(self, batch: BatchRecord) -> None:
         path = self._store.content_path(batch.fields["input_file_id"])
         checked = await asyncio.to_thread(check_lines, path, self._max_line_bytes)
-        await _run_to_end(lambda: self._save_checked(batch, checked))
+        await run_to_end(lambda: self._save_checked(batch, checked))
 
     def _save_checked(self, batch: BatchRecord, checked: Checked) -> None:
         with self._saving:
@@ -170,13 +170,13 @@ class BatchRunner:
             while pending and batch.id not in self._cancelled:
                 await self._collect_first(pending, files)
             await _cancel_all(pending)
-            await _run_to_end(lambda: self._finish(batch, files))
+            await run_to_end(lambda: self._finish(batch, files))
         except (OSError, sqlite3.Error):
             raise
         except Exception as exc:  # noqa: BLE001 - a batch that is never finished would block its file
             problem = _describe_failure(batch, exc)
             files.discard()
-            await _run_to_end(lambda: self._finish(batch, files, problem))
+            await run_to_end(lambda: self._finish(batch, files, problem))
         finally:
             await _cancel_all(pending)
             files.close()
@@ -186,7 +186,7 @@ class BatchRunner:
         async with self._one_at_a_time:
             while pending:
                 await self._collect_first(pending, files)
-            await _run_to_end(files.commit)
+            await run_to_end(files.commit)
             num_left = batch.fields["request_counts"]["total"] - batch.num_lines
             self._pace.note_line(self._line_s, num_left, batch.fields["expires_at"] - self._now_s())
             await self._pace.wait()
@@ -195,7 +195,7 @@ class BatchRunner:
         files.add(await pending[0].task)
         pending.popleft()
         if files.is_full:
-            await _run_to_end(files.commit)
+            await run_to_end(files.commit)
 
     async def _compute_line(self, request: LineRequest, batch: BatchRecord) -> Result:
         remaining_s = batch.fields["expires_at"] - self._now_s()
@@ -248,7 +248,8 @@ class BatchRunner:
 
 def _describe_failure(batch: BatchRecord, failure: Exception) -> Problem:
     if isinstance(failure, StorageFull):
-        return Problem("storage_full", str(failure))
+        remedy = "delete some, and resubmit the lines that have no result yet"
+        return Problem("storage_full", f"{failure}; {remedy}")
     logger.error("batch %s failed: %r", batch.id, failure, exc_info=failure)
     return Problem("server_error", "internal error; the server's log has it under the id of this batch")
 
@@ -271,7 +272,7 @@ def _has_room(pending: Collection[_Pending], request: LineRequest) -> bool:
     )
 
 
-async def _run_to_end(change: Callable[[], None]) -> None:
+async def run_to_end(change: Callable[[], None]) -> None:
     """Run a write to disk on a thread, and wait for its end even if the caller is cancelled."""
     work = asyncio.ensure_future(asyncio.to_thread(change))
     try:

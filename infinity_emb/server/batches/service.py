@@ -17,10 +17,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from infinity_emb.config.server_config import ServerConfig
+from infinity_emb.errors import BadInput
 from infinity_emb.server.batches.line_app import LineApp
 from infinity_emb.server.batches.pace import Pace, PaceMiddleware
-from infinity_emb.server.batches.runner import RESULT_TTL_S, BatchRunner
-from infinity_emb.server.batches.store import MAX_FILES, BatchRecord, BatchStore, FileRecord
+from infinity_emb.server.batches.runner import RESULT_TTL_S, BatchRunner, run_to_end
+from infinity_emb.server.batches.store import BatchRecord, BatchStore, FileRecord, StorageFull
 from infinity_emb.server.batches.upload import check_origin, read_upload
 from infinity_emb.server.endpoints import API_ENDPOINTS
 from infinity_emb.server.router import EndpointApp, ServerContext
@@ -29,6 +30,7 @@ logger = logging.getLogger("infinity_emb")
 
 MAX_UNFINISHED_BATCHES = 64  # of one owner
 MAX_BATCHES = 10_000  # of one owner, the finished ones included
+RESULT_SHARE = 1 / 10  # of the limit of all files; uploads leave it to results
 COMPLETION_WINDOW_S = {"24h": 24 * 3600}
 _CLEANING_PAUSE_S = 3600
 
@@ -52,7 +54,6 @@ class BatchService:
         self._endpoint = endpoint
         self._now_s = now_s
         self._runner: BatchRunner | None = None
-        self._num_uploading_bytes = 0
         self._pace = Pace()
 
     @property
@@ -87,28 +88,42 @@ class BatchService:
             self.store.close()
 
     async def upload(self, request: Request, owner: str) -> FileRecord:
-        """Store an uploaded file. Raises HTTPException 400, 413 and 507, and RequestValidationError."""
+        """Store an uploaded file.
+
+        Raises HTTPException 400, 413 and 507, BadInput for too many files, and RequestValidationError.
+        """
         if not self._config.permissive_cors:
             check_origin(request, self._config.cors_origins)
-        if await asyncio.to_thread(self.store.count_files, owner) >= MAX_FILES:
-            raise HTTPException(400, f"there are {MAX_FILES} files already; delete some")
+        await asyncio.to_thread(self.store.check_num_files, owner)
         file_id = f"file-{secrets.token_hex(16)}"
-        path = self.store.content_path(file_id)
-        reserved = self._config.batch_max_file_mb * 2**20
-        await self._check_room(reserved)
-        self._num_uploading_bytes += reserved
+        max_bytes = self._config.batch_max_file_mb * 2**20
         try:
-            uploaded = await read_upload(request, path, reserved)
+            await self._reserve(file_id, max_bytes)
+            return await self._receive(request, owner, file_id, max_bytes)
         finally:
-            self._num_uploading_bytes -= reserved
+            self.store.release(file_id)
+
+    async def _reserve(self, file_id: str, num_bytes: int) -> None:
+        limit = max(num_bytes, int((1 - RESULT_SHARE) * self._max_total_bytes))
+        try:
+            await run_to_end(lambda: self.store.reserve(file_id, num_bytes, limit))
+        except StorageFull as exc:
+            message = (
+                f"{exc} for uploads; delete some, or start the server with a larger --batch-max-total-mb"
+            )
+            raise HTTPException(507, message) from exc
+
+    async def _receive(self, request: Request, owner: str, file_id: str, max_bytes: int) -> FileRecord:
+        path = self.store.content_path(file_id)
+        uploaded = await read_upload(request, path, max_bytes)
+        name, num_bytes, now = uploaded.filename, uploaded.num_bytes, int(self._now_s())
         try:
             purpose, ttl_s = _read_purpose(uploaded.fields), _read_ttl(uploaded.fields)
-        except HTTPException:
+            record = FileRecord(file_id, owner, name, purpose, num_bytes, now, now + ttl_s)
+            await asyncio.to_thread(self.store.add_file, record)
+        except (HTTPException, BadInput):
             path.unlink()
             raise
-        now = int(self._now_s())
-        record = FileRecord(file_id, owner, uploaded.filename, purpose, uploaded.num_bytes, now, now + ttl_s)
-        await asyncio.to_thread(self.store.add_file, record)
         return record
 
     async def find_file(self, file_id: str, owner: str) -> FileRecord:
@@ -129,7 +144,11 @@ class BatchService:
     async def create(
         self, owner: str, *, input_file_id: str, endpoint: str, window: str, metadata: dict[str, str] | None
     ) -> BatchRecord:
-        """Create a batch and start it. Raises HTTPException 404 for an unknown file, and 429 for too many."""
+        """Create a batch and start it.
+
+        Raises HTTPException 404 for an unknown file and 429 for too many batches, and BadInput for too many
+        files.
+        """
         await self.find_file(input_file_id, owner)
         now = int(self._now_s())
         batch_id = f"batch_{secrets.token_hex(16)}"
@@ -179,16 +198,6 @@ class BatchService:
             raise HTTPException(409, f"batch {batch_id} is {batch.fields['status']} and cannot be cancelled")
         running = await self._get_runner().cancel(batch_id)
         return running or await self.find_batch(batch_id, owner)
-
-    async def _check_room(self, num_bytes: int) -> None:
-        held = await asyncio.to_thread(self.store.count_bytes) + self._num_uploading_bytes
-        if held + num_bytes > self._max_total_bytes:
-            raise HTTPException(
-                507,
-                f"the files on this server have {held} bytes, a new one may have {num_bytes}, the limit is"
-                f" {self._max_total_bytes}; delete some, or start the server with a larger"
-                " --batch-max-total-mb",
-            )
 
     async def _clean(self) -> None:
         """Delete expired files and batches, at the start and every hour."""

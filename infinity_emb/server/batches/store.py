@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from infinity_emb.errors import StartupError
+from infinity_emb.errors import BadInput, StartupError
 from infinity_emb.storage.files import lock_folder
 
 _SCHEMA = """
@@ -39,6 +39,11 @@ ON CONFLICT (id) DO UPDATE SET is_finished = excluded.is_finished, fields = excl
 # The rows after the one with an id, newest first; all rows if there is none.
 _FOLLOWS = "number < coalesce((SELECT number FROM {table} WHERE id = ? AND owner = ?), 1 << 62)"
 MAX_FILES = 10_000  # of one owner
+_FILES_PER_BATCH = 2  # its results, counted from its start
+
+
+class StorageFull(Exception):
+    """The files would exceed the limit of all files."""
 
 
 class FileRecord(NamedTuple):
@@ -86,6 +91,7 @@ class BatchStore:
     def __init__(self, folder: Path) -> None:
         self._contents = folder / "files"
         self._mutex = threading.Lock()
+        self._reserved: dict[str, int] = {}  # id → bytes that are being written
         try:
             self._contents.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(folder)
@@ -109,10 +115,17 @@ class BatchStore:
         """Return the path of a file's content; the id must come from this server."""
         return self._contents / file_id
 
-    def add_file(self, record: FileRecord) -> None:
-        """Add a file whose content exists."""
+    def check_num_files(self, owner: str) -> None:
+        """Raise BadInput if this owner may not have another file."""
         with self._transaction() as run:
+            _check_num_files(run, owner, 1)
+
+    def add_file(self, record: FileRecord) -> None:
+        """Add a file whose content exists, and release its bytes. Raises BadInput if there are too many."""
+        with self._transaction() as run:
+            _check_num_files(run, record.owner, 1)
             _insert_file(run, record)
+            self.release(record.id)
 
     def find_file(self, file_id: str, owner: str) -> FileRecord | None:
         """Return a file of this owner."""
@@ -134,11 +147,6 @@ class BatchStore:
             ).fetchall()
         return [FileRecord(*row) for row in rows]
 
-    def count_files(self, owner: str) -> int:
-        """Count the files of this owner."""
-        with self._transaction() as run:
-            return int(run.execute("SELECT count(*) FROM files WHERE owner = ?", (owner,)).fetchone()[0])
-
     def remove_file(self, file_id: str) -> None:
         """Remove a file and its content."""
         with self._transaction() as run:
@@ -150,14 +158,23 @@ class BatchStore:
         with self._transaction() as run:
             return [row[0] for row in run.execute("SELECT id FROM files WHERE expires_at <= ?", (now,))]
 
-    def count_bytes(self) -> int:
-        """Return the size of all contents, those of unfinished batches included."""
+    def reserve(self, record_id: str, num_bytes: int, max_bytes: int) -> None:
+        """Count bytes that a file or batch is about to write, until they are released.
+
+        Raises StorageFull if all contents and reserved bytes would exceed `max_bytes`.
+        """
         with self._transaction() as run:
-            files = run.execute("SELECT coalesce(sum(num_bytes), 0) FROM files").fetchone()[0]
-            results = run.execute(
-                "SELECT coalesce(sum(output_bytes + error_bytes), 0) FROM batches WHERE NOT is_finished"
-            ).fetchone()[0]
-        return int(files) + int(results)
+            num_held = _count_bytes(run) + sum(list(self._reserved.values()))
+            if num_held + num_bytes > max_bytes:
+                raise StorageFull(
+                    f"the files on this server have {num_held} bytes, and with {num_bytes} more they would"
+                    f" exceed the limit of {max_bytes}"
+                )
+            self._reserved[record_id] = num_bytes
+
+    def release(self, record_id: str) -> None:
+        """Release what was reserved, if anything; does not wait for other threads."""
+        self._reserved.pop(record_id, None)
 
     def save_batch(self, batch: BatchRecord, results: Sequence[FileRecord] = ()) -> None:
         """Add or replace a batch; `results` are files that become visible in the same step."""
@@ -182,13 +199,14 @@ class BatchStore:
     def add_batch(self, batch: BatchRecord, *, max_unfinished: int, max_batches: int) -> bool:
         """Add a batch unless its owner has too many unfinished ones; remove the oldest ones beyond a number.
 
-        Returns true if it was added.
+        Returns true if it was added. Raises BadInput if its results would be too many files.
         """
         with self._transaction() as run:
             condition = "FROM batches WHERE owner = ? AND"
             counted = run.execute(f"SELECT count(*) {condition} NOT is_finished", (batch.owner,))
             if counted.fetchone()[0] >= max_unfinished:
                 return False
+            _check_num_files(run, batch.owner, _FILES_PER_BATCH)
             run.execute(_SAVE_BATCH, _list_values(batch))
             run.execute(
                 f"DELETE {condition} is_finished AND number <="
@@ -227,6 +245,28 @@ def _list_values(batch: BatchRecord) -> tuple[object, ...]:
         *(batch.id, batch.owner, batch.is_finished, json.dumps(batch.fields), batch.num_lines),
         *(batch.output_file_id, batch.output_bytes, batch.error_file_id, batch.error_bytes),
     )
+
+
+def _check_num_files(connection: sqlite3.Connection, owner: str, num_more: int) -> None:
+    (num_files,) = connection.execute(
+        "SELECT (SELECT count(*) FROM files WHERE owner = ?)"
+        " + ? * (SELECT count(*) FROM batches WHERE owner = ? AND NOT is_finished)",
+        (owner, _FILES_PER_BATCH, owner),
+    ).fetchone()
+    if num_files + num_more > MAX_FILES:
+        raise BadInput(
+            f"there are {num_files} files, counting {_FILES_PER_BATCH} for each unfinished batch, and at most"
+            f" {MAX_FILES} are allowed; delete some"
+        )
+
+
+def _count_bytes(connection: sqlite3.Connection) -> int:
+    """Return the size of all contents, those of unfinished batches included."""
+    files = connection.execute("SELECT coalesce(sum(num_bytes), 0) FROM files").fetchone()[0]
+    results = connection.execute(
+        "SELECT coalesce(sum(output_bytes + error_bytes), 0) FROM batches WHERE NOT is_finished"
+    ).fetchone()[0]
+    return int(files) + int(results)
 
 
 def _insert_file(connection: sqlite3.Connection, record: FileRecord) -> None:
