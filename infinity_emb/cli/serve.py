@@ -54,14 +54,13 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
         if number > 1 and sys.platform != "linux":
             raise StartupError(f"--api-servers {number} needs Linux; start with --api-servers 1")
         groups = bind_groups(config.host, config.port, number)
-        sockets = [bound for group in groups for bound in group]
         try:
             with require_extra("the server", "server"):
                 importlib.import_module("infinity_emb.cli.uvicorn_server")
                 importlib.import_module("infinity_emb.server.app")
             _check_api_keys(config)
             _check_tracing(config)
-            _warn_of_open_api(config, sockets)
+            _warn_of_open_api(config, groups[0])
             is_drawn = draws_summary(config)
             with _watch(engine_args, is_drawn=is_drawn) as times:
                 # In a terminal, the start summary replaces these details.
@@ -71,15 +70,16 @@ def serve(engine_args: Sequence[EngineArgs], config: ServerConfig) -> None:
             if config.api_servers != number:  # auto
                 number = choose_front_ends(config, engines)
             if number > len(groups):
-                port = sockets[0].getsockname()[1]
-                close_sockets(sockets)
+                port = groups[0][0].getsockname()[1]
+                close_sockets(groups[0])
                 groups = bind_groups(config.host, port, number)
             if number > 1:
                 _serve_with_front_ends(engines, config, groups, times)
             else:
-                _serve_alone(engines, config, sockets, times)
+                _serve_alone(engines, config, groups[0], times)
         finally:
-            close_sockets(sockets)
+            for group in groups:
+                close_sockets(group)
 
 
 def _serve_alone(

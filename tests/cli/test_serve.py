@@ -282,6 +282,27 @@ def test_a_missing_server_package_is_told_before_any_model_is_loaded() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="several front ends need Linux")
+def test_the_sockets_of_front_ends_that_are_chosen_after_the_load_are_closed() -> None:
+    """Only the socket of before was closed."""
+    code = (
+        "from infinity_emb.cli import serve\n"
+        "from infinity_emb.config.engine_args import EngineArgs\n"
+        "from infinity_emb.config.server_config import ServerConfig\n"
+        "groups = []\n"
+        "serve.choose_front_ends = lambda *_: 2\n"
+        "serve._serve_with_front_ends = lambda *arguments: groups.extend(arguments[2])\n"
+        "args = EngineArgs(model_name_or_path='debug', engine='debugengine')\n"
+        "serve.serve([args], ServerConfig(host='127.0.0.1', port=0, api_servers='auto'))\n"
+        "print([bound.fileno() for group in groups for bound in group])\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=CLEAN_ENVIRON, capture_output=True, text=True, check=False, timeout=DEADLINE_S
+    )
+    assert (done.stdout, done.returncode) == ("[-1, -1]\n", 0), done.stderr
+
+
 def test_a_server_in_the_locale_c_answers_by_a_name_of_other_letters(serve: StartServer) -> None:
     """It was ready, and every response a 500: Python had read the bytes of the name as no characters."""
     locale_c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
