@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Dense, Transformer
@@ -19,20 +20,35 @@ from torch import Tensor, nn
 
 from infinity_emb.backends.torch.input_layout import InputLayout, PooledToken
 
-# Of BERT; DistilBERT; Llama, Mistral, Qwen, Gemma; ModernBERT: the attention, its projections to keys and
-# values, or to queries as well, and with rotary positions the norm before it.
+Angles = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
+
+
+class _LayerKind(NamedTuple):
+    """Name the parts of a layer.
+
+    projections: to keys and values, or to queries as well, (1, T, H) → (1, T, H_kv * D).
+    norm: before the attention, with rotary positions.
+    """
+
+    attention: str
+    projections: tuple[str, ...]
+    norm: str | None = None
+
+
 _KINDS = (
-    ("attention.self", ("key", "value"), None),
-    ("attention", ("k_lin", "v_lin"), None),
-    ("self_attn", ("k_proj", "v_proj"), "input_layernorm"),
-    ("attn", ("Wqkv",), "attn_norm"),
+    _LayerKind("attention.self", ("key", "value")),  # BERT
+    _LayerKind("attention", ("k_lin", "v_lin")),  # DistilBERT
+    _LayerKind("self_attn", ("k_proj", "v_proj"), "input_layernorm"),  # Llama, Mistral, Qwen, Gemma
+    _LayerKind("attn", ("Wqkv",), "attn_norm"),  # ModernBERT
 )
+Projection = Callable[[nn.Module, Tensor, Angles | None], list[Tensor]]
 _READ_VECTORS = (Transformer, Pooling, Dense, Normalize)
 
 
 def find_pooled_token(model: BaseModel, network: nn.Module, layout: InputLayout) -> PooledToken | None:
     """Return which token of each text is read, if it is only one and the last layer is known."""
-    if _find_last_layer(network) is None:
+    # OLMo clips keys and values, which shows only where they are large.
+    if _find_last_layer(network) is None or getattr(network.config, "clip_qkv", None) is not None:
         return None
     if layout.reads in ("first", "last"):
         return "first" if layout.reads == "first" else "last"
@@ -44,11 +60,14 @@ def find_pooled_token(model: BaseModel, network: nn.Module, layout: InputLayout)
     return names.get(mode[0] if isinstance(mode, (list, tuple)) and len(mode) == 1 else mode)
 
 
-def install(network: nn.Module) -> None:
-    """Add the hook to the last layer, if it is known; it has no effect without pooled rows in the input."""
+def install(network: nn.Module, *, is_checked: bool = False) -> None:
+    """Add the hook to the last layer, if it is known; it has no effect without pooled rows in the input.
+
+    is_checked: attention raises NotImplementedError if the layer computes other keys or values.
+    """
     layer = _find_last_layer(network)
     if layer is not None and not _list_hooks(layer):
-        hook: Any = functools.partial(_keep_pooled, _find_projection(layer))
+        hook: Any = functools.partial(_keep_pooled, _find_projection(layer), is_checked)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -73,37 +92,53 @@ def _find_last_layer(network: nn.Module) -> nn.Module | None:
     return last[0] if len(last) == 1 else None
 
 
-def _find_projection(layer: nn.Module) -> Any:
+def _find_projection(layer: nn.Module) -> Projection | None:
     """Return the function that computes keys and values as the layer does; None for an unknown kind."""
     modules = dict(layer.named_modules())
-    for path, names, norm in _KINDS:
-        if all(f"{path}.{name}" in modules for name in names) and (norm is None or norm in modules):
-            rotate = getattr(sys.modules[type(modules[path]).__module__], "apply_rotary_pos_emb", None)
-            return functools.partial(_project, (path, names, norm), rotate)
+    for kind in _KINDS:
+        parts = [f"{kind.attention}.{name}" for name in kind.projections] + ([kind.norm] if kind.norm else [])
+        if all(part in modules for part in parts):
+            code = sys.modules.get(type(modules[kind.attention]).__module__)
+            return functools.partial(_project, kind, getattr(code, "apply_rotary_pos_emb", None))
     return None
 
 
-def _project(kind: Any, rotate: Any, layer: Any, hidden: Tensor, angles: Any) -> list[Tensor]:
+def _project(
+    kind: _LayerKind,
+    rotate: Callable[..., tuple[Tensor, Tensor]] | None,
+    layer: nn.Module,
+    hidden: Tensor,
+    angles: Angles | None,
+) -> list[Tensor]:
     """Return keys and values, (1, T, H_kv * D) or (1, T, H_kv, D), of hidden states (1, T, H)."""
-    path, names, norm = kind
-    attention = layer.get_submodule(path)
-    if norm is None:
-        return [getattr(attention, name)(hidden) for name in names]
-    hidden = getattr(layer, norm)(hidden)
-    heads = [getattr(attention, name)(hidden).unflatten(-1, (-1, attention.head_dim)) for name in names]
+    attention: Any = layer.get_submodule(kind.attention)
+    if kind.norm is not None:
+        hidden = layer.get_submodule(kind.norm)(hidden)
+    projected = [getattr(attention, name)(hidden) for name in kind.projections]
+    if kind.norm is None:
+        return projected
+    if rotate is None or angles is None:
+        raise NotImplementedError("the last layer has no rotary positions")
+    heads = [each.unflatten(-1, (-1, attention.head_dim)) for each in projected]
     key, value = heads if len(heads) == 2 else heads[0].chunk(3, dim=2)[1:]
     key = (attention.k_norm(key) if hasattr(attention, "k_norm") else key).transpose(1, 2)
     return [rotate(key[:, :0], key, *angles)[1].transpose(1, 2), value]  # with queries of no heads
 
 
-def _keep_pooled(project: Any, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _keep_pooled(
+    project: Projection, is_checked: bool, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Replace the hidden states (1, T, H) and rotary angles by those of the pooled tokens (1, B, …)."""
     layout, angles = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
     if layout is None or layout.pooled is None:
         return None
     hidden, indices = args[0], layout.pooled.indices
     key, value = project(layer, hidden, angles)
-    changed = {"packed_layout": replace(layout, pooled=replace(layout.pooled, key=key, value=value))}
+    pooled = replace(layout.pooled, key=key, value=value)
+    if is_checked:
+        checked = replace(layout, pooled=replace(pooled, is_checked=True))
+        layer.forward(*args, **{**kwargs, "packed_layout": checked})
+    changed: dict[str, Any] = {"packed_layout": replace(layout, pooled=pooled)}
     if angles is not None:
         changed["position_embeddings"] = tuple(each[:, indices] for each in angles)
     return (hidden[:, indices], *args[1:]), {**kwargs, **changed}

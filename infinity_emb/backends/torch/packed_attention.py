@@ -25,7 +25,7 @@ from infinity_emb.backends.torch.attention_runs import (
     make_band_mask,
     split_into_runs,
 )
-from infinity_emb.backends.torch.packed_layout import PackedLayout
+from infinity_emb.backends.torch.packed_layout import PackedLayout, PooledRows
 
 GROUPED = "infinity_grouped"
 VARLEN = "infinity_varlen"
@@ -63,6 +63,7 @@ def grouped_attention(
             *heads, attn_mask=mask, scale=scaling, enable_gqa=is_shared
         )  # (B, H, S, D)
         return attended.transpose(1, 2), None
+    _check_pooled(heads, packed_layout)
     is_pooled = _is_pooled(packed_layout)
     if is_pooled:
         heads = _take_full_keys(query, packed_layout, sliding_window, is_causal=is_causal)
@@ -101,6 +102,7 @@ def varlen_attention(
             f"varlen_attn of torch {torch.__version__} takes no window; 2.11 or newer does"
         )
     heads, starts, longest = Heads(query, key, value), packed_layout.cu_seq_lens, packed_layout.max_length
+    _check_pooled(heads, packed_layout)
     if packed_layout.pooled is not None and _is_pooled(packed_layout):
         window, is_causal = kwargs.get("sliding_window"), _is_causal(module, kwargs)
         heads = _take_full_keys(query, packed_layout, window, is_causal=is_causal)
@@ -125,7 +127,22 @@ def varlen_attention(
 
 def _is_pooled(layout: PackedLayout) -> bool:
     """Return whether there are queries for the pooled tokens only, as in the last layer."""
-    return layout.pooled is not None and layout.pooled.key is not None
+    pooled = layout.pooled
+    return pooled is not None and pooled.key is not None and not pooled.is_checked
+
+
+def _check_pooled(heads: Heads, layout: PackedLayout) -> None:
+    """Compare the layer's keys and values with those that are to replace them, if the layout asks for it.
+
+    Raises NotImplementedError if they differ by more than rounding.
+    """
+    if layout.pooled is None or not layout.pooled.is_checked:
+        return
+    states = _view_states(layout.pooled, heads.query.shape[-1])
+    for expected, found in zip(heads[1:], states, strict=True):
+        tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max()
+        if found.shape != expected.shape or (found - expected).abs().max() > tolerance:
+            raise NotImplementedError("the last layer computes other keys or values")
 
 
 def _take_full_keys(
@@ -137,13 +154,14 @@ def _take_full_keys(
     """
     assert layout.pooled is not None
     if (is_causal or sliding_window is not None) and not layout.pooled.are_last:
-        raise NotImplementedError("pooled rows attend to their whole sequence")
-    states = (layout.pooled.key, layout.pooled.value)
-    head_dim = query.shape[-1]
-    key, value = (
-        each.view(1, each.shape[1], -1, head_dim).transpose(1, 2) for each in states if each is not None
-    )
-    return Heads(query, key, value)
+        raise NotImplementedError("with causal or local attention, only last tokens can be pooled")
+    return Heads(query, *_view_states(layout.pooled, query.shape[-1]))
+
+
+def _view_states(pooled: PooledRows, head_dim: int) -> list[Tensor]:
+    """Return the keys and values of all tokens, (1, H_kv, T, D)."""
+    states = (pooled.key, pooled.value)
+    return [each.view(1, each.shape[1], -1, head_dim).transpose(1, 2) for each in states if each is not None]
 
 
 def _get_window(sliding_window: int | None, *, is_causal: bool) -> tuple[int, int]:

@@ -23,6 +23,7 @@ class PooledRows:
 
     are_last: they are the last tokens of their sequences.
     key, value: (1, T, H_kv * D) or (1, T, H_kv, D) of all tokens, for the last layer; None in the others.
+    is_checked: the last layer computes all tokens, and attention compares its keys and values with these.
     """
 
     indices: Tensor  # (B,) of the packed tokens, on the model's device
@@ -30,6 +31,7 @@ class PooledRows:
     are_last: bool = False
     key: Tensor | None = None
     value: Tensor | None = None
+    is_checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

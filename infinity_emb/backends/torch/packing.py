@@ -102,15 +102,18 @@ def _list_layouts(
     return layouts
 
 
-def install_packing(transformer: Transformer, kernel: str, layout: InputLayout) -> None:
+def install_packing(
+    transformer: Transformer, kernel: str, layout: InputLayout, *, is_checked: bool = False
+) -> None:
     """Switch a transformer to a packed layout; padded batches remain possible.
 
+    is_checked: the forward pass fails if the last layer for pooled tokens would have other keys or values.
     Raises ValueError for a model with a head whose network cannot be wrapped.
     """
     packed_attention.register()
     transformer.model.set_attn_implementation(kernel)
     if layout.pooled_token is not None:
-        last_layer.install(transformer.model)
+        last_layer.install(transformer.model, is_checked=is_checked)
     for network in transformer.model.modules():
         if isinstance(network, PreTrainedModel):  # in GPT-2, the warning reads token ids from the device
             setattr(network, PreTrainedModel.warn_if_padding_and_no_attention_mask.__name__, _skip_warning)
@@ -126,11 +129,11 @@ def _skip_warning(input_ids: Tensor, attention_mask: Tensor | None) -> None:
 
 @contextlib.contextmanager
 def _temporary_packing(transformer: Transformer, kernel: str, layout: InputLayout) -> Iterator[None]:
-    """Install a packed layout until the end of the block."""
+    """Install a packed layout, with checks, until the end of the block."""
     network = transformer.model
     attention, forward_params = network.config._attn_implementation, transformer.model_forward_params
     try:
-        install_packing(transformer, kernel, layout)
+        install_packing(transformer, kernel, layout, is_checked=True)
         yield
     finally:
         packed_heads.unwrap_base(network)

@@ -83,6 +83,8 @@ DECODERS = ("qwen2", "qwen3", "mistral", "gemma3_text", "llama", "gpt2")
 # Not in the tables of tests that go through every architecture.
 _FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _DECODER,
+    "smollm3": _DECODER | {"no_rope_layer_interval": 3},  # the last layer has no rotary positions
+    "olmo": _DECODER | {"clip_qkv": 100.0},
     "gpt2": {
         "vocab_size": VOCABULARY_SIZE,
         "n_embd": HIDDEN_SIZE,
