@@ -92,7 +92,7 @@ def compute_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise ValueError("no kernel\nof this name")
 
     monkeypatch.setattr(packing, "install_packing", fail)
