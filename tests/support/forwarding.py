@@ -68,8 +68,7 @@ async def connected(app: ASGIApp) -> AsyncIterator[World]:
     forwarder = Forwarder(client)
 
     def take(frame: Frame) -> None:
-        kinds = {"request": requests.start, "abandoned": requests.abandon}
-        kinds.get(frame.header["kind"], requests.take)(frame)
+        requests.receivers[frame.header["kind"]](frame)
 
     link = Link(take, on_lost=lambda: requests.disconnect(), reads_always=False)
     requests = ForwardedRequests(link, app)
@@ -93,7 +92,7 @@ async def wait_until(is_true: Any) -> None:
     await asyncio.wait_for(wait(), PATIENCE_S)
 
 
-def scope(method: str = "POST", path: str = "/embeddings", **values: Any) -> Scope:
+def make_scope(method: str = "POST", path: str = "/embeddings", **values: Any) -> Scope:
     return {
         "type": "http",
         "asgi": {"version": "3.0"},

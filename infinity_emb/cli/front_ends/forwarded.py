@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message
 
@@ -18,6 +19,7 @@ class ForwardedRequests:
     """The forwarded requests of one front end.
 
     app: of the engine process.
+    receivers: what takes a frame, by the kind of the frame.
     """
 
     def __init__(self, link: Link, app: ASGIApp) -> None:
@@ -25,6 +27,12 @@ class ForwardedRequests:
         self._app = app
         self._requests: dict[int, _ForwardedRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.receivers: Mapping[str, Callable[[Frame], None]] = {
+            "request": self.start,
+            "received": self.take,
+            "sent": self.take,
+            "abandoned": self.abandon,
+        }
 
     def start(self, frame: Frame) -> None:
         """Begin to serve a request."""
@@ -40,7 +48,7 @@ class ForwardedRequests:
             request.take(frame)
 
     def abandon(self, frame: Frame) -> None:
-        """Disconnect the client of a request that the front end does not carry out any more."""
+        """Disconnect the client of a request that the front end has given up."""
         if (request := self._requests.get(frame.header["id"])) is not None:
             request.disconnect()
 

@@ -107,16 +107,18 @@ class Forwarder:
         number = next(self._numbers)
         calls = self._calls[number] = asyncio.Queue()
         self._link.send({"kind": "request", "id": number, "scope": pack_scope(scope)})
+        has_ended = False
         try:
-            await self._serve(number, calls, scope, receive, send)
+            has_ended = await self._serve(number, calls, scope, receive, send)
         finally:
             del self._calls[number]
-            self._link.send({"kind": "abandoned", "id": number})  # has no effect if the request has ended
+            if not has_ended:
+                self._link.send({"kind": "abandoned", "id": number})
 
     async def _serve(
         self, number: int, calls: asyncio.Queue[Frame | None], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Make the calls of the engine process until the request has ended."""
+    ) -> bool:
+        """Make the calls of the engine process; return true once the request has ended there."""
         is_started = False
         receiving: asyncio.Task[None] | None = None
         timeout_s = PROBE_TIMEOUT_S if scope["path"] in PROBE_PATHS else None
@@ -128,9 +130,11 @@ class Forwarder:
                     is_started, timeout_s = True, None
                     await send(unpack_message(frame))
                     self._link.send({"kind": "sent", "id": number})
+            return True
         except EngineNotReady as exc:
             if not is_started:
                 await _respond(exc, scope, receive, send)
+            return False
         finally:
             if receiving is not None:
                 receiving.cancel()

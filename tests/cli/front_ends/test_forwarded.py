@@ -8,24 +8,27 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.event_loop import run
-from tests.support.forwarding import Client, connected, hang, scope, wait_until
+from tests.support.forwarding import Client, connected, hang, make_scope, wait_until
 
 
 def test_a_message_that_arrives_after_a_receive_was_cancelled_goes_to_the_next() -> None:
     """Apps give up waiting for a disconnect when they have a response."""
     received: list[Message] = []
+    has_cancelled = asyncio.Event()
 
     async def app(_: Scope, receive: Receive, __: Send) -> None:
         waiting = asyncio.ensure_future(receive())
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # until it waits
         waiting.cancel()
+        await asyncio.wait([waiting])
+        has_cancelled.set()
         received.append(await receive())
 
     async def main() -> None:
         async with connected(app) as world:
             client = Client(())
-            request = asyncio.ensure_future(world.forwarder(scope(), client.receive, client.send))
-            await asyncio.sleep(0.05)
+            request = asyncio.ensure_future(world.forwarder(make_scope(), client.receive, client.send))
+            await wait_until(has_cancelled.is_set)
             client.disconnect()
             await request
 
@@ -38,7 +41,8 @@ def test_every_request_of_a_front_end_that_ends_is_disconnected() -> None:
         async with connected(hang) as world:
             clients = [Client() for _ in range(3)]
             requests = [
-                asyncio.ensure_future(world.forwarder(scope(), each.receive, each.send)) for each in clients
+                asyncio.ensure_future(world.forwarder(make_scope(), each.receive, each.send))
+                for each in clients
             ]
             await wait_until(lambda: len(world.requests._requests) == 3)
             world.client.link.close()
@@ -60,7 +64,7 @@ def test_what_is_sent_to_a_client_that_has_disconnected_is_dropped() -> None:
     async def main() -> None:
         async with connected(app) as world:
             client = Client()
-            request = asyncio.ensure_future(world.forwarder(scope(), client.receive, client.send))
+            request = asyncio.ensure_future(world.forwarder(make_scope(), client.receive, client.send))
             await wait_until(lambda: world.requests._requests)
             request.cancel()
             await asyncio.wait([request])
@@ -78,7 +82,7 @@ def test_an_app_that_fails_ends_its_request_and_is_logged(caplog: pytest.LogCapt
     async def main() -> None:
         async with connected(app) as world:
             client = Client()
-            await world.forwarder(scope(), client.receive, client.send)
+            await world.forwarder(make_scope(), client.receive, client.send)
             assert [message["type"] for message in client.sent] == ["http.response.start"]
 
     run(main())
