@@ -19,7 +19,6 @@ from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.config.server_config import ServerConfig
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.types import ModelInfo, ModelKind
-from tests.backends.static.test_load import save_model
 from tests.cli.front_ends.conftest import FrontEndServer
 from tests.support.server_process import FAKE as FAKE_SERVER
 
@@ -157,7 +156,9 @@ def test_no_number_exceeds_what_the_machine_and_the_limits_have(
     if number > 1:
         assert 2 * number <= num_cpus
         assert 2**29 * number <= free_bytes
-        assert max_total // (number + 1) >= max_body  # the share of each process
+        # The share of each process, of which the engine process is one.
+        assert max_total // (number + 1) >= choice.BODIES_PER_REQUEST * max_body
+        assert max_connections // number >= choice.MIN_CONNECTIONS
     more = choice.count_front_ends(config, num_cpus=num_cpus + 1, free_bytes=free_bytes + 1)
     assert more >= number
 
@@ -180,6 +181,8 @@ sys.exit(main())
 def test_a_server_with_a_static_model_has_several_processes_with_auto(
     tmp_path: Path, options: list[str], number: int
 ) -> None:
+    from tests.backends.static.test_load import save_model  # it imports torch
+
     model = str(save_model(tmp_path / "model"))
     check_number_of_front_ends(number, "--host", "127.0.0.1", "--port", "0", "--model-id", model, *options)
 
@@ -194,6 +197,7 @@ def check_number_of_front_ends(number: int, *arguments: str) -> None:
     try:
         server.wait_until_listening()
         assert len(server.list_front_ends()) == number
+        assert bool(server.list_processes()) == (number > 0)  # the fork server is one
         assert any(f"{number} front ends for static models, on 4 cores" in line for line in server.lines) == (
             number > 0
         )
