@@ -66,8 +66,9 @@ def install(network: nn.Module, *, is_checked: bool = False) -> None:
     is_checked: attention raises NotImplementedError if the layer computes other keys or values.
     """
     layer = _find_last_layer(network)
-    if layer is not None and not _list_hooks(layer):
-        hook: Any = functools.partial(_keep_pooled, _find_projection(layer), is_checked)
+    project = None if layer is None else _find_projection(layer)
+    if layer is not None and project is not None and not _list_hooks(layer):
+        hook: Any = functools.partial(_keep_pooled, project, is_checked)
         layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
