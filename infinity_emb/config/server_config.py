@@ -136,7 +136,7 @@ class BatchOptions:
     batch_max_total_mb: int = option(
         10_240,
         "Maximum size of all files in --batch-dir in MB.",
-        "Further uploads get 507. Files are deleted after 30 days.",
+        "Further uploads get 507; they leave a tenth to results. Files are deleted after 30 days.",
         minimum=1,
     )
 
