@@ -202,7 +202,7 @@ async def test_batches_that_are_created_at_once_are_limited_too(
 ) -> None:
     """Each of them saw the number before all others."""
     monkeypatch.setattr(service, "MAX_UNFINISHED_BATCHES", 3)
-    async with serve(tmp_path, "delay_s=0.05") as client:
+    async with serve(tmp_path, "delay_s=0.2") as client:
         lines = [make_line(number) for number in range(200)]
         file_id = (await upload(client, "\n".join(map(json.dumps, lines)).encode())).json()["id"]
         body = {"input_file_id": file_id, "endpoint": "/v1/embeddings"}

@@ -84,6 +84,16 @@ async def connected(app: ASGIApp) -> AsyncIterator[World]:
         await wait_until(lambda: not requests._tasks)
 
 
+async def start_requests(world: World, number: int) -> tuple[list[Client], list[asyncio.Task[None]]]:
+    """Forward requests to an app that hangs, and wait until it has them all."""
+    clients = [Client() for _ in range(number)]
+    requests = [
+        asyncio.ensure_future(world.forwarder(make_scope(), each.receive, each.send)) for each in clients
+    ]
+    await wait_until(lambda: len(world.requests._requests) == number)
+    return clients, requests
+
+
 async def wait_until(is_true: Any) -> None:
     async def wait() -> None:
         while not is_true():

@@ -115,8 +115,10 @@ def _unpack_value(value: Header, arrays: Sequence[Array]) -> Any:
 
 
 _UNPACK: Mapping[str, Any] = {
-    **dict.fromkeys(("type_ids", "query_vectors"), lambda number, arrays: arrays[number]),
-    **dict.fromkeys(("num_attended_tokens", "media_tokens"), lambda number, _: number),
+    "type_ids": lambda number, arrays: arrays[number],
+    "query_vectors": lambda number, arrays: arrays[number],
+    "num_attended_tokens": lambda number, _: number,
+    "media_tokens": lambda number, _: number,
     "spans": lambda spans, _: tuple(map(tuple, spans)),
     "features": lambda features, arrays: {
         name: _unpack_value(each, arrays) for name, each in features.items()

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.event_loop import run
-from tests.support.forwarding import Client, connected, hang, make_scope, wait_until
+from tests.support.forwarding import Client, connected, hang, make_scope, start_requests, wait_until
 
 
 def test_a_message_that_arrives_after_a_receive_was_cancelled_goes_to_the_next() -> None:
@@ -39,12 +39,7 @@ def test_a_message_that_arrives_after_a_receive_was_cancelled_goes_to_the_next()
 def test_every_request_of_a_front_end_that_ends_is_disconnected() -> None:
     async def main() -> None:
         async with connected(hang) as world:
-            clients = [Client() for _ in range(3)]
-            requests = [
-                asyncio.ensure_future(world.forwarder(make_scope(), each.receive, each.send))
-                for each in clients
-            ]
-            await wait_until(lambda: len(world.requests._requests) == 3)
+            _, requests = await start_requests(world, 3)
             world.client.link.close()
             await wait_until(lambda: not world.requests._requests)
             await asyncio.gather(*requests)

@@ -24,6 +24,7 @@ from tests.support.forwarding import (
     hang,
     make_scope,
     read_body,
+    start_requests,
     wait_until,
 )
 
@@ -223,12 +224,7 @@ def test_a_request_to_an_engine_process_that_has_ended_gets_503() -> None:
 def test_requests_that_wait_for_an_engine_process_that_ends_get_503() -> None:
     async def main() -> None:
         async with connected(hang) as world:
-            clients = [Client() for _ in range(3)]
-            requests = [
-                asyncio.ensure_future(world.forwarder(make_scope(), each.receive, each.send))
-                for each in clients
-            ]
-            await wait_until(lambda: len(world.requests._requests) == 3)
+            clients, requests = await start_requests(world, 3)
             world.engine_link.close()
             await asyncio.gather(*requests)
             assert [client.status for client in clients] == [503] * 3
