@@ -263,13 +263,12 @@ async def _iterate(requests: Iterator[LineRequest]) -> AsyncIterator[LineRequest
 def _has_room(pending: Collection[_Pending], request: LineRequest) -> bool:
     """Return true if a request may run beside others: it may be large, and its response far larger."""
     requests = [request, *(each.request for each in pending)]
-    num_inputs, num_bytes = (
-        sum(each.num_inputs for each in requests),
-        sum(len(each.body) for each in requests),
-    )
-    return not pending or (
+    num_inputs = sum(each.num_inputs for each in requests)
+    num_bytes = sum(len(each.body) for each in requests)
+    are_few = (
         len(requests) <= CONCURRENCY and num_inputs <= MAX_INPUTS_AT_ONCE and num_bytes <= MAX_BYTES_AT_ONCE
     )
+    return are_few or not pending
 
 
 async def run_to_end(change: Callable[[], None]) -> None:
