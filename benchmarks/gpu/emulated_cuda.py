@@ -462,6 +462,8 @@ def _log_launch(
     operator: Any, name: str, inputs: list[Tensor], outputs: Any, arguments: tuple[Any, ...]
 ) -> None:
     tensors = [leaf for leaf in _flatten(outputs) if isinstance(leaf, Tensor)]
+    if not operator._schema.returns:
+        tensors = inputs[:1]  # which it changes
     if tensors and all(0 in each.shape for each in tensors):
         return  # torch launches nothing for tensors without elements
     is_view = not operator._schema.is_mutable and all(_shares_memory(each, inputs) for each in tensors)

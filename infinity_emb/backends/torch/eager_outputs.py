@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+from torch import nn
 
 from infinity_emb.backends.accuracy import compare, find_bound
 from infinity_emb.backends.closeness import Outputs, Scores, find_objection
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.layout_check import find_dtype_name
+from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.items import Encoded, Float32Array, SparseVector
 
 Score: TypeAlias = Callable[[Outputs], Scores]
+Classes: TypeAlias = dict[nn.Module, type[nn.Module]]
 Entries: TypeAlias = list[Float32Array | SparseVector]
 
+logger = logging.getLogger("infinity_emb")
 _HALF = ("float16", "bfloat16")
 
 
@@ -63,6 +69,42 @@ class EagerOutputs:
             return None
         finally:
             self._backend.free_memory()
+
+
+def replace_classes(
+    backend: TorchBackend,
+    samples: Sequence[Sequence[Encoded]],
+    score: Score,
+    *,
+    find: Callable[[nn.Module], Classes],
+    refusal: str,
+) -> bool:
+    """Replace classes that `find` names unless that changes a decision; return whether any are replaced.
+
+    samples: texts for each spec that texts have.
+    """
+    classes: Classes = {}
+    for transformer in find_transformers(backend.torch_model.model):
+        classes |= find(transformer.model)
+    if not classes or not samples:
+        return False
+    backend.prepare_thread()
+    before = [EagerOutputs(backend, items, score) for items in samples]
+    replaced = set_classes(classes)
+    for eager, items in zip(before, samples, strict=True):
+        if objection := eager.find_objection(compute_entries(backend, items, len(items))):
+            set_classes(replaced)
+            logger.warning("%s, because the output %s", refusal, objection)
+            return False
+    return True
+
+
+def set_classes(classes: Classes) -> Classes:
+    """Set the classes of modules, and return those before. A copy of a module shares no method with it."""
+    before = {module: type(module) for module in classes}
+    for module, each in classes.items():
+        module.__class__ = each
+    return before
 
 
 def compute_entries(

@@ -19,7 +19,8 @@ from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.closeness import Scores, compare_texts
 from infinity_emb.backends.torch import acceleration, cpu_threads, fused_norms
 from infinity_emb.backends.torch.backend import TorchBackend
-from infinity_emb.backends.torch.fused_norms import FusedNorm, fuse_norms, list_norms
+from infinity_emb.backends.torch.eager_outputs import set_classes
+from infinity_emb.backends.torch.fused_norms import FusedNorm, find_norms, fuse_norms
 from infinity_emb.backends.torch.load import load_model
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.hub.resolve import resolve_model_files
@@ -33,10 +34,11 @@ KINDS = list_kinds()
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Read few texts at start, and capture no graphs."""
+    """Read few texts at start, fuse only norms and capture no graphs."""
     monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
     monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
     monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
+    monkeypatch.setattr(acceleration, "fuse_residuals", lambda *args: False)
     with cpu_threads.one_core():
         yield
 
@@ -71,7 +73,10 @@ def test_a_fused_norm_is_bit_equal_to_that_of_transformers(norm_class: Any, dtyp
     norm = norm_class(64, eps=1e-6).to(dtype)
     nn.init.normal_(norm.weight)
     hidden = (torch.randn(5, 7, 64) * 10).to(dtype)
-    assert torch.equal(FusedNorm(norm.weight, 1e-6)(hidden), norm(hidden))
+    expected = norm(hidden)
+    set_classes(find_norms(nn.Sequential(norm)))
+    assert isinstance(norm, FusedNorm)
+    assert torch.equal(norm(hidden), expected)
 
 
 class GatedRMSNorm(LlamaRMSNorm):
@@ -95,7 +100,7 @@ def test_a_norm_that_computes_something_else_is_not_fused(norm_class: Any) -> No
     torch.manual_seed(0)
     norm = norm_class(64, eps=1e-6).to(torch.bfloat16)
     nn.init.normal_(norm.weight)
-    assert list_norms(nn.Sequential(norm)) == []
+    assert find_norms(nn.Sequential(norm)) == {}
 
 
 def test_norms_on_cuda_take_two_kernels_and_compute_the_same(tmp_path: Path) -> None:

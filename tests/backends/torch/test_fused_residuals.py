@@ -1,0 +1,246 @@
+"""Layers that add residuals within products compute the same, in place for packed batches only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from benchmarks.gpu.emulated_cuda import Launch, emulate_cuda, record
+from infinity_emb.backends.closeness import Scores, compare_texts
+from infinity_emb.backends.torch import acceleration, cpu_threads, fused_residuals, packed_attention
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.eager_outputs import set_classes
+from infinity_emb.backends.torch.fused_residuals import FusedLayer, find_layers, fuse_residuals
+from infinity_emb.backends.torch.load import load_model
+from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.hub.resolve import resolve_model_files
+from infinity_emb.items import Encoded
+from tests.support.model_kinds import TEXTS, list_kinds
+
+pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
+
+KINDS = list_kinds()
+from_config: Any = AutoModel.from_config  # it has no annotation
+LENGTHS = [4, 4, 10]
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Read few texts at start, and capture no graphs."""
+    monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
+    monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
+    monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
+    with cpu_threads.one_core():
+        yield
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """Build a network of three layers with random weights, the same on each call."""
+    torch.manual_seed(0)
+    packed_attention.register()
+    config = AutoConfig.for_model(
+        model_type, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, intermediate_size=96, vocab_size=100, pad_token_id=0, use_cache=False, **options,
+    )  # fmt: skip
+    network: PreTrainedModel = from_config(config).eval()
+    for weight in network.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=0.2)
+    network.set_attn_implementation(packed_attention.GROUPED)
+    network.to(dtype)
+    return network
+
+
+def compute(network: Any, **options: Any) -> Tensor:
+    """Compute (1, T, H) float32 of a packed batch."""
+    starts = [0, *np.cumsum(LENGTHS).tolist()]
+    layout = PackedLayout(
+        find_equal_runs(LENGTHS), torch.tensor(starts, dtype=torch.int32), max_length=max(LENGTHS)
+    )
+    position = torch.cat([torch.arange(end - start) for start, end in pairwise(starts)])[None]
+    ids = torch.arange(starts[-1])[None] * 7 % 100
+    with torch.inference_mode():
+        outputs = network(input_ids=ids, position_ids=position, packed_layout=layout, **options)
+    hidden: Tensor = outputs.last_hidden_state
+    return hidden.float()
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen2", "llama", "mistral", "modernbert"])
+def test_fused_layers_compute_the_same(model_type: str) -> None:
+    network = build(model_type)
+    expected = compute(network)
+    replaced = set_classes(find_layers(network))
+    assert sum(isinstance(module, FusedLayer) for module in replaced) == 3
+    assert (compute(network) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    set_classes(replaced)
+    assert torch.equal(compute(network), expected)
+    assert not any(isinstance(module, FusedLayer) for module in network.modules())
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "modernbert"])
+def test_half_precision_is_as_near_to_float32_as_before(model_type: str) -> None:
+    exact = compute(build(model_type, torch.bfloat16).float())
+    network = build(model_type, torch.bfloat16)
+    before = (compute(network) - exact).pow(2).mean().sqrt()
+    set_classes(find_layers(network))
+    after = (compute(network) - exact).pow(2).mean().sqrt()
+    assert 0 < after <= 1.05 * before
+
+
+def test_a_copy_of_a_fused_network_has_its_own_layers() -> None:
+    network = build("qwen3")
+    set_classes(find_layers(network))
+    expected = compute(network)
+    copied = copy.deepcopy(network)
+    for weight in network.parameters():
+        nn.init.zeros_(weight)
+    assert torch.equal(compute(copied), expected)
+
+
+def test_padded_batches_are_not_changed_in_place() -> None:
+    network: Any = build("llama")
+    layer = network.layers[0]
+    hidden = torch.randn(2, 5, 64)
+    kept = hidden.clone()
+    options = {
+        "attention_mask": None,
+        "key_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "position_embeddings": network.rotary_emb(hidden, torch.arange(5)[None]),
+    }
+    with torch.inference_mode():
+        expected = layer(hidden, **options)
+        set_classes(find_layers(network))
+        found = layer(hidden, **options)
+    assert torch.equal(hidden, kept)
+    assert torch.equal(found, expected)
+
+
+def add_bias(network: Any) -> None:
+    network.layers[0].mlp.down_proj.bias = nn.Parameter(torch.ones(64))
+
+
+def subclass_product(network: Any) -> None:
+    network.layers[0].self_attn.o_proj.__class__ = type("LoraLinear", (nn.Linear,), {})
+
+
+def hook_layer(network: Any) -> None:
+    network.layers[0].register_forward_hook(lambda *args: None)
+
+
+def hook_product(network: Any) -> None:
+    network.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda *args: None)
+
+
+@pytest.mark.parametrize("change", [add_bias, subclass_product, hook_layer, hook_product])
+def test_a_layer_with_another_product_or_a_hook_is_kept(change: Callable[[Any], None]) -> None:
+    network: Any = build("llama")
+    change(network)
+    found = find_layers(network)
+    assert [layer for layer in network.layers if layer in found] == list(network.layers[1:])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("granite", {"residual_multiplier": 0.22}),
+        ("gemma3_text", {}),
+        ("olmo2", {}),
+        ("phi3", {"bos_token_id": 1, "eos_token_id": 2}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"output_hidden_states": True}),
+    ],
+)
+def test_layers_that_compute_something_else_are_kept(model_type: str, options: dict[str, Any]) -> None:
+    assert find_layers(build(model_type, **options)) == {}
+
+
+def load(folder: Path, kind: str, *, device: str = "cuda", **options: Any) -> TorchBackend:
+    path = KINDS[kind].save(folder)
+    args = EngineArgs(model_name_or_path=str(path), device=device, max_batch_tokens=512, **options)
+    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
+    assert isinstance(backend, TorchBackend)
+    return backend
+
+
+def count_fused(backend: TorchBackend) -> int:
+    return sum(isinstance(module, FusedLayer) for module in backend.torch_model.model.modules())
+
+
+def make_batch(*lengths: int) -> list[Encoded]:
+    generator = np.random.default_rng(sum(lengths))
+    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
+
+
+def score(rows: Any) -> Scores:
+    return Scores(compare_texts(list(rows)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["embedder: qwen3", "embedder: modernbert", "pooling: cls, modernbert",
+     "reranker: modernbert of four layers"],
+)  # fmt: skip
+def test_on_cuda_two_products_a_layer_add_the_residual(kind: str, tmp_path: Path) -> None:
+    batch = make_batch(9, 30, 4)
+    with emulate_cuda():
+        fused = load(tmp_path / "fused", kind)
+        plain = load(tmp_path / "plain", kind, model_warmup=False)
+        outputs: list[Any] = []
+        kernels: list[list[str]] = []
+        for backend in (fused, plain):
+            with record() as log:
+                in_flight = backend.launch(batch)
+            outputs.append(np.asarray(in_flight.result()["dense"]))
+            kernels.append([each.name for each in log.launches])
+        exact = np.asarray(plain.launch(batch, full_precision=True).result()["dense"])
+    network: Any = fused.torch_model.model[0]
+    num_layers = network.model.config.num_hidden_layers
+    assert count_fused(fused) == num_layers
+    assert kernels[0].count("addmm_") == 2 * num_layers
+    assert kernels[1].count("linear") - kernels[0].count("linear") == 2 * num_layers
+    assert kernels[1].count("add") - kernels[0].count("add") >= 2 * num_layers
+    errors = [np.abs(each - exact).max() for each in outputs]
+    assert errors[0] <= 1.5 * errors[1] + 1e-3
+
+
+def test_layers_on_a_cpu_are_kept(tmp_path: Path) -> None:
+    assert count_fused(load(tmp_path, "embedder: qwen3", device="cpu")) == 0
+
+
+def test_fused_layers_that_change_decisions_are_taken_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = load(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
+    batch = make_batch(3, 20, 9, 14, 5, 31, 7, 12)
+    expected = backend.launch(batch).result()["dense"]
+    add = fused_residuals._add_product
+    monkeypatch.setattr(
+        fused_residuals, "_add_product", lambda *args, **options: add(*args, **options).flip(-1)
+    )
+    assert not fuse_residuals(backend, [batch], score)
+    assert "residuals are not added within products, because the output" in caplog.text
+    assert count_fused(backend) == 0
+    assert np.array_equal(backend.launch(batch).result()["dense"], expected)
+
+
+def test_kernels_of_the_operator_for_compiled_layers_add_in_place() -> None:
+    residual, hidden, weight = torch.randn(1, 5, 8), torch.randn(1, 5, 3), torch.randn(8, 3)
+    expected = residual + hidden @ weight.t()
+    with emulate_cuda(), torch.inference_mode():
+        moved = [each.to("cuda:0") for each in (residual, hidden, weight)]
+        with record() as log:
+            fused_residuals.add_product_as_operator(*moved)
+        changed = moved[0].cpu()
+    launches: list[Launch] = log.launches
+    assert [each.name for each in launches] == ["add_product"]
+    assert torch.allclose(changed, expected, atol=1e-6)
