@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import CNN, LSTM
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from infinity_emb.backends.torch import last_layer, packed_attention, packed_heads
+from infinity_emb.backends.torch import last_layer, packed_attention, packed_heads, post_norm_layers
 from infinity_emb.backends.torch.device import Choice, has_varlen_kernel
 from infinity_emb.backends.torch.forward import TorchModel
 from infinity_emb.backends.torch.input_layout import HeadReads, InputLayout, get_first_position
@@ -112,6 +112,8 @@ def install_packing(
     """
     packed_attention.register()
     transformer.model.set_attn_implementation(kernel)
+    if kernel == packed_attention.GROUPED:
+        post_norm_layers.install(transformer.model)
     if layout.pooled_token is not None:
         last_layer.install(transformer.model, is_checked=is_checked)
     for network in transformer.model.modules():
@@ -138,6 +140,7 @@ def _temporary_packing(transformer: Transformer, kernel: str, layout: InputLayou
     finally:
         packed_heads.unwrap_base(network)
         last_layer.uninstall(network)
+        post_norm_layers.uninstall(network)
         network.set_attn_implementation(attention)
         transformer.model_forward_params = forward_params
 

@@ -45,14 +45,17 @@ def encode(model: LoadedModel, kind: str, **options: Any) -> list[Encoded]:
 
 
 def watch_last_layer(model: LoadedModel) -> list[int]:
-    """Return the numbers of tokens whose feed-forward part the last layer computes."""
+    """Return the numbers of tokens for which the last layer computes an output."""
     (transformer,) = find_transformers(get_backend(model).torch_model.model)
     layer = last_layer._find_last_layer(transformer.model)
     assert layer is not None
     widths: list[int] = []
-    names = ("intermediate", "ffn", "mlp")
-    part: Any = next(getattr(layer, name) for name in names if hasattr(layer, name))
-    part.register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        widths.append(hidden.shape[1])
+
+    layer.register_forward_hook(note)
     return widths
 
 
