@@ -17,6 +17,7 @@ Four rules, each checked by a property-based test:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow, FlowItem, Tagged
@@ -67,19 +68,22 @@ class BatchQueue(FairQueue[ItemT]):
         """Return how many tokens a short batch has; infinity until a batch was measured."""
         return max(MIN_SHARED_TOKENS, SHORT_BATCH_S * self._tokens_per_s)
 
-    def take_batch(self, *, num_idle_replicas: int = 1, num_concurrent_tokens: int = 0) -> list[ItemT]:
+    def take_batch(self, *, num_idle_replicas: int = 1, concurrent_tokens: Sequence[int] = ()) -> list[ItemT]:
         """Remove and return the next batch; [] when no item is worth computing now.
 
         num_idle_replicas: how many replicas could start a batch now, including this one. They share the
         queued tokens, so that one does not take what two could compute at the same time.
-        num_concurrent_tokens: how many tokens another replica computes on the same device now. A few items
-        would slow that batch down more than they gain, so they wait until it ends or more have come.
+        concurrent_tokens: how many tokens each other replica computes on the same device now. A few items
+            would slow those batches down more than they gain, so they wait until one ends or more have come.
+            Nor does a batch take more than an equal share of all tokens, queued or being computed: the other
+            replicas would find too few when they end.
         """
-        num_queued = self.num_tokens
-        if num_queued < min(MIN_SHARED_TOKENS, num_concurrent_tokens):
+        num_queued, num_concurrent = self.num_tokens, sum(concurrent_tokens)
+        if num_queued < min(MIN_SHARED_TOKENS, num_concurrent):
             return []
         self._num_short_batches -= 1
-        budget = self._shared_budget(num_queued, num_idle_replicas)
+        num_sharing = max(1, num_idle_replicas) + len(concurrent_tokens)
+        budget = self._limit_to_share(math.ceil((num_queued + num_concurrent) / num_sharing))
         max_limited_tokens = self.short_batch_tokens
         batch: list[ItemT] = []
         passed_over: list[Tagged[ItemT]] = []
@@ -135,6 +139,5 @@ class BatchQueue(FairQueue[ItemT]):
         self._num_short_batches = NUM_SHORT_BATCHES
         return False
 
-    def _shared_budget(self, num_queued: int, num_idle_replicas: int) -> int:
-        fair_share = math.ceil(num_queued / max(1, num_idle_replicas))
+    def _limit_to_share(self, fair_share: int) -> int:
         return min(self.max_batch_tokens, max(fair_share, MIN_SHARED_TOKENS))

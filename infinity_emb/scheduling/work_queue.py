@@ -101,9 +101,7 @@ class WorkQueue(BatchQueue[Item]):
                 while self._failure is None:
                     batch = self.take_batch(
                         num_idle_replicas=self.num_idle_replicas,
-                        num_concurrent_tokens=_count_other_tokens(self._held, replica)
-                        if shares_device
-                        else 0,
+                        concurrent_tokens=_count_other_tokens(self._held, replica) if shares_device else (),
                     )
                     if batch or in_flight or not self._is_open:
                         self._held[replica] = in_flight + batch
@@ -148,7 +146,11 @@ class WorkQueue(BatchQueue[Item]):
         return EngineNotReady("the engine is not started or is shutting down")
 
 
-def _count_other_tokens(held: Mapping[Hashable, list[Item]], replica: Hashable) -> int:
-    """Count the tokens that other replicas compute. Call under the lock."""
-    others = (items for holder, items in held.items() if holder is not replica)
-    return sum(item.num_tokens for items in others for item in items if not item.is_done)
+def _count_other_tokens(held: Mapping[Hashable, list[Item]], replica: Hashable) -> list[int]:
+    """Count the tokens of each other replica that computes some. Call under the lock."""
+    counts = (
+        sum(item.num_tokens for item in items if not item.is_done)
+        for holder, items in held.items()
+        if holder is not replica
+    )
+    return [count for count in counts if count]

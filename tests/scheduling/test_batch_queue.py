@@ -167,8 +167,28 @@ def test_a_few_tokens_wait_for_a_larger_batch_on_the_same_device(
 ) -> None:
     queue = make_queue(make_texts(num_queued), tokens=10_000)
 
-    assert bool(queue.take_batch(num_concurrent_tokens=num_concurrent)) == leaves
+    concurrent = [num_concurrent] if num_concurrent else []
+    assert bool(queue.take_batch(concurrent_tokens=concurrent)) == leaves
     assert len(queue) == (0 if leaves else 1)
+
+
+@no_deadline
+@given(SIZES, TOKENS, st.lists(st.integers(1, 2000), max_size=4))
+def test_a_batch_takes_no_more_than_its_share_of_what_is_queued_and_computed(
+    sizes: list[int], tokens: int, concurrent: list[int]
+) -> None:
+    queue = make_queue(make_texts(*sizes), tokens=tokens)
+    share = max(-(-(queue.num_tokens + sum(concurrent)) // (1 + len(concurrent))), MIN_SHARED_TOKENS)
+    batch = queue.take_batch(concurrent_tokens=concurrent)
+    assert len(batch) <= 1 or sum(get_sizes(batch)) <= min(share, tokens)
+
+
+def test_a_replica_leaves_work_for_one_that_computes_a_small_batch() -> None:
+    """It took all, and the other waited until it had ended: too few texts had come meanwhile."""
+    queue = make_queue(make_texts(*[20] * 26), tokens=10_000)
+
+    assert len(queue.take_batch(concurrent_tokens=[160])) == 17  # (520 + 160) / 2 tokens
+    assert len(queue) == 9
 
 
 def test_a_small_queue_is_not_shared() -> None:
