@@ -144,7 +144,8 @@ def uninstall(network: nn.Module) -> None:
     """Undo `install`."""
     for layer in network.modules():
         if isinstance(layer, FusedLayer):
-            layer.__class__ = layer.original  # type: ignore[assignment]  # a layer, too
+            fused: Any = layer
+            fused.__class__ = layer.original
 
 
 def _fuse(layer: nn.Module, parts: _Parts) -> None:
