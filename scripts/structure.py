@@ -32,7 +32,7 @@ class Limit(NamedTuple):
 # Package lines grow with every feature: raise that limit for one, and not for the same thing told twice.
 LIMITS: Mapping[str, Limit] = {
     "top-level entries": Limit(enforced=31, aim=31),
-    "package lines": Limit(enforced=48_300, aim=22_500),
+    "package lines": Limit(enforced=48_900, aim=22_500),
     "longest file": Limit(enforced=300, aim=300),
     "longest function": Limit(enforced=50, aim=50),
     "longest class": Limit(enforced=200, aim=200),
@@ -44,8 +44,9 @@ LIMITS: Mapping[str, Limit] = {
     '"Knows nothing"': Limit(enforced=0, aim=0),
     "oblique docstrings": Limit(enforced=0, aim=0),
     "docstrings without a verb": Limit(enforced=0, aim=0),
-    "main-line functions": Limit(enforced=22, aim=22),
-    "main-line files": Limit(enforced=17, aim=30),
+    # One function and file replace a dozen frames of transformers, which are not counted.
+    "main-line functions": Limit(enforced=23, aim=22),
+    "main-line files": Limit(enforced=18, aim=30),
     "object crossings": Limit(enforced=8, aim=7),
     "files touched": Limit(enforced=None, aim=None),
 }

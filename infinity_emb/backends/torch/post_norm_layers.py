@@ -2,8 +2,7 @@
 
 A short text spends as much time between the matrix products of such a layer as in them: on calls of modules,
 copies of biases, sums, and activations that are written to new memory. Here each residual is part of the
-product before it, and the activation is computed in place. Names of modules tell a layer's kind, and one
-layer of each structure is compared.
+product before it, and the activation is computed in place.
 """
 
 from __future__ import annotations
@@ -18,54 +17,38 @@ from transformers.activations import GELUActivation
 
 from infinity_emb.backends.torch.device import is_cpu
 from infinity_emb.backends.torch.packed_attention import grouped_attention
-from infinity_emb.backends.torch.packed_layout import PackedLayout, Run
-
-_NUM_PROBES = 6
-_TOLERANCE = 1e-5  # of the largest value
 
 
-class _Kind(NamedTuple):
-    """Name the parts of a layer.
+class _Names(NamedTuple):
+    """Names of a layer's parts.
 
     attention: the module that knows the size of heads and the scale.
-    products: queries, keys, values, output of attention, and the two of the feed-forward part.
+    products: to queries, keys and values, of attention's output, and the two of the feed-forward part.
     norms: after either residual.
     """
 
     attention: str
-    products: tuple[str, str, str, str, str, str]
-    norms: tuple[str, str]
+    products: list[str]
+    norms: list[str]
     activation: str
 
 
-_KINDS = (
-    _Kind(  # BERT, RoBERTa, XLM-RoBERTa, ELECTRA, ERNIE
-        "attention.self",
-        (
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-            "attention.output.dense",
-            "intermediate.dense",
-            "output.dense",
-        ),
-        ("attention.output.LayerNorm", "output.LayerNorm"),
-        "intermediate.intermediate_act_fn",
-    ),
-    _Kind(  # DistilBERT
-        "attention",
-        (
-            "attention.q_lin",
-            "attention.k_lin",
-            "attention.v_lin",
-            "attention.out_lin",
-            "ffn.lin1",
-            "ffn.lin2",
-        ),
-        ("sa_layer_norm", "output_layer_norm"),
-        "ffn.activation",
-    ),
+_BERT = _Names(
+    "attention.self",
+    [f"attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+    + ["intermediate.dense", "output.dense"],
+    ["attention.output.LayerNorm", "output.LayerNorm"],
+    "intermediate.intermediate_act_fn",
 )
+_DISTILBERT = _Names(
+    "attention",
+    [f"attention.{name}" for name in ("q_lin", "k_lin", "v_lin", "out_lin")] + ["ffn.lin1", "ffn.lin2"],
+    ["sa_layer_norm", "output_layer_norm"],
+    "ffn.activation",
+)
+_FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "Ernie", "Data2VecText")
+# By class of transformers.
+_LAYERS = dict.fromkeys([f"{name}Layer" for name in _FAMILIES], _BERT) | {"TransformerBlock": _DISTILBERT}
 
 
 class _Parts(NamedTuple):
@@ -130,14 +113,20 @@ def _activate(hidden: Tensor, activation: Any) -> Tensor:
 
 
 def install(network: nn.Module) -> None:
-    """Fuse the layers that compute the same then; the network must be on its grouped attention."""
-    found = [(layer, parts) for layer in network.modules() if (parts := _find_parts(layer)) is not None]
-    # Layers of equal structure differ only in their weights.
-    by_structure = {_list_types(layer): (layer, parts) for layer, parts in found}
-    same = {types for types, (layer, parts) in by_structure.items() if _computes_the_same(layer, parts)}
-    for layer, parts in found:
-        if _list_types(layer) in same:
-            _fuse(layer, parts)
+    """Fuse the layers of known classes in float32 on a CPU; the network must be on its grouped attention."""
+    for layer in network.modules():
+        names = _LAYERS.get(type(layer).__name__)
+        if names is not None and _is_plain(layer, names):
+            modules: dict[str, Any] = dict(layer.named_modules())
+            query, key, value, attended, widened, narrowed = (modules[name] for name in names.products)
+            norms = [modules[name] for name in names.norms]
+            projections, activation = [query, key, value], modules[names.activation]
+            attention = modules[names.attention]
+            parts = _Parts(attention, projections, attended, widened, narrowed, norms, activation)
+            layer.__dict__["fused_parts"] = parts  # not as modules, so that the names of weights stay
+            # The class rather than `forward`, which a copy of the layer would share with it.
+            original: Any = type(layer)
+            layer.__class__ = _derive(original)
 
 
 def uninstall(network: nn.Module) -> None:
@@ -148,62 +137,17 @@ def uninstall(network: nn.Module) -> None:
             fused.__class__ = layer.original
 
 
-def _fuse(layer: nn.Module, parts: _Parts) -> None:
-    # The class rather than `forward`, which a copy of the layer would share with it.
-    original: Any = type(layer)
-    layer.__class__ = _derive(original)
-    layer.__dict__["fused_parts"] = parts  # not as modules, so that the names of weights stay
-
-
 @functools.cache
 def _derive(original: type[nn.Module]) -> type[nn.Module]:
     return type(f"Fused{original.__name__}", (FusedLayer, original), {"original": original})
 
 
-def _list_types(layer: nn.Module) -> tuple[type[nn.Module], ...]:
-    return tuple(type(module) for module in layer.modules())
-
-
-def _find_parts(layer: nn.Module) -> _Parts | None:
-    """Return the parts of a layer of a known kind in float32 on a CPU that is not fused yet."""
-    if isinstance(layer, FusedLayer):
-        return None
-    modules: dict[str, Any] = dict(layer.named_modules())
-    for kind in _KINDS:
-        products: list[Any] = [modules.get(name) for name in kind.products]
-        norms: list[Any] = [modules.get(name) for name in kind.norms]
-        if (
-            all(type(each) is nn.Linear and each.bias is not None for each in products)  # not int8, not LoRA
-            and all(type(each) is nn.LayerNorm for each in norms)
-            and all(each.dtype == torch.float32 and is_cpu(each.device) for each in layer.parameters())
-            and not any(each._forward_hooks for each in modules.values())
-        ):
-            attended, widened, narrowed = products[3:]
-            return _Parts(
-                modules[kind.attention],
-                products[:3],
-                attended,
-                widened,
-                narrowed,
-                norms,
-                modules[kind.activation],
-            )
-    return None
-
-
-def _computes_the_same(layer: nn.Module, parts: _Parts) -> bool:
-    """Compare the layer before and after it is fused."""
-    starts = torch.tensor([0, _NUM_PROBES], dtype=torch.int32)
-    layout = PackedLayout([Run(0, _NUM_PROBES, 1)], starts, _NUM_PROBES)
-    width = parts.attended.out_features
-    hidden = torch.randn(1, _NUM_PROBES, width, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.inference_mode():
-            expected = layer.forward(hidden, None, packed_layout=layout)
-            _fuse(layer, parts)
-            found = layer.forward(hidden, None, packed_layout=layout)
-            return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
-    except Exception:  # noqa: BLE001 - a layer of another kind may raise anything
-        return False
-    finally:
-        uninstall(layer)
+def _is_plain(layer: nn.Module, names: _Names) -> bool:
+    """Return whether it is of transformers, without hooks, and its products are neither int8 nor LoRA."""
+    modules = dict(layer.named_modules())
+    return (
+        type(layer).__module__.startswith("transformers.")
+        and all(type(modules[name]) is nn.Linear for name in names.products)
+        and not any(each._forward_hooks for each in modules.values())
+        and all(each.dtype == torch.float32 and is_cpu(each.device) for each in layer.parameters())
+    )
