@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.gpu.emulated_cuda import DEVICE, EmulatedTensor, Launch, Log, emulate_cuda, record
 from benchmarks.gpu.fused_layers import ATTENTION, PRODUCTS, FusingCompiler
 from benchmarks.gpu.models import make_tokenizer
-from infinity_emb.backends.torch import fused_norms, fused_residuals, last_layer, packed_attention
+from infinity_emb.backends.torch import fused_norms, fused_products, last_layer, packed_attention
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.compiled_layers import CompiledLayers
 from infinity_emb.backends.torch.eager_outputs import set_classes
@@ -113,7 +113,8 @@ def choose_ways(backend: TorchBackend) -> Iterator[tuple[str, int]]:
     network: Any = backend.torch_model.model[0].model
     # Norms are compared with their fused form, which takes weights; there are none here.
     with mock.patch.object(fused_norms, fused_norms._is_plain.__name__, return_value=True):
-        classes = fused_norms.find_norms(network) | fused_residuals.find_layers(network)
+        classes = fused_norms.find_norms(network) | fused_products.find_layers(network)
+    classes |= fused_products.find_activations(network)
     if classes:
         yield "not fused", 0
         set_classes(classes)
@@ -147,7 +148,7 @@ def price(launched: Launch, lengths: list[int]) -> tuple[str, float, float]:
     numbers = sum(each.numel() * each.element_size() for each in {id(t): t for t in launched.inputs}.values())
     written = sum(each.numel() * each.element_size() for each in launched.outputs)
     if launched.name in PRODUCTS:
-        adds = launched.name.startswith("add")
+        adds = launched.name.lstrip("_").startswith("add")
         summed = launched.inputs[1 if adds else 0].shape[-1]
         return "products", 2.0 * launched.outputs[0].numel() * summed, numbers + written
     if launched.name == ATTENTION:

@@ -311,7 +311,7 @@ def _run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hosts = {id(each.host): each for each in emulated}
     host_args = _unwrap(args)
     host_kwargs = {key: _unwrap(value) for key, value in kwargs.items()}
-    compute = emulated_attention.attend if name == "_varlen_attn" else operator
+    compute = _EMULATED.get(name, operator)
     outputs = compute(*host_args, **host_kwargs)
     tensors = [leaf for leaf in _flatten(outputs) if isinstance(leaf, Tensor)]
     host_tensors = [leaf for leaf in _flatten((host_args, *host_kwargs.values())) if isinstance(leaf, Tensor)]
@@ -326,6 +326,19 @@ def _run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return hosts.get(id(leaf)) if id(leaf) in hosts else EmulatedTensor(leaf)
 
     return _map(wrap, outputs)
+
+
+def _add_product_with_gelu(bias: Tensor, rows: Tensor, weight: Tensor, *, use_gelu: bool) -> Tensor:
+    """Compute GELU as the library for CUDA does: by tanh, before the product is rounded."""
+    assert use_gelu
+    added = torch.addmm(bias.float(), rows.float(), weight.float())
+    return torch.nn.functional.gelu(added, approximate="tanh").to(rows.dtype)
+
+
+_EMULATED: dict[str, Callable[..., Any]] = {
+    "_varlen_attn": emulated_attention.attend,
+    "_addmm_activation": _add_product_with_gelu,
+}
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

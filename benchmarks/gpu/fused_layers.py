@@ -24,7 +24,7 @@ from benchmarks.gpu.emulated_cuda import DEVICE, EmulatedTensor, Launch, add_lau
 
 Sizes = dict[Any, int]  # by the symbols of Inductor
 
-PRODUCTS = ("linear", "addmm", "mm", "bmm", "matmul", "addmm_", "add_product")
+PRODUCTS = ("linear", "addmm", "mm", "bmm", "matmul", "addmm_", "_addmm_activation", "add_product")
 ATTENTION = "_varlen_attn"
 _LIMITS = {"regs_per_multiprocessor": 65_536, "max_threads_per_multi_processor": 2048, "warp_size": 32}
 _H200 = DeviceProperties(type="cuda", index=0, multi_processor_count=132, cc=90, major=9, **_LIMITS)

@@ -33,12 +33,13 @@ def test_compiled_layers_of_bert_move_less_and_multiply_the_same(monkeypatch: py
     monkeypatch.setitem(roofline.MODELS, "small", ("bert", SIZES, "mean"))
     with emulate_cuda(has_numbers=False):
         backend = roofline.build_backend("small")
-        eager, compiled = (
+        not_fused, eager, compiled = (
             roofline.estimate(roofline.launch(backend, LENGTHS), LENGTHS, num_compiled)
             for _, num_compiled in roofline.choose_ways(backend)
         )
+    assert not_fused["launches"] - eager["launches"] == NUM_LAYERS, "GELU within products"
     assert eager["launches"] - compiled["launches"] == 2 * NUM_LAYERS
-    assert compiled["TFLOP"] == eager["TFLOP"]
+    assert compiled["TFLOP"] == eager["TFLOP"] == not_fused["TFLOP"]
     saved_bytes = round((eager["GB"] - compiled["GB"]) * 1e9)
     assert saved_bytes == 2 * NUM_LAYERS * 2 * 2 * TOKENS * HIDDEN
 
@@ -49,14 +50,14 @@ def test_a_compiled_layer_that_adds_within_products_copies_nothing(
 ) -> None:
     """Of seven passes over hidden states after products, those of a norm remain."""
     from benchmarks import roofline
-    from infinity_emb.backends.torch import fused_residuals
+    from infinity_emb.backends.torch import fused_products
 
     sizes = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
     monkeypatch.setitem(roofline.MODELS, "small", (model_type, sizes, "mean"))
     rows: list[dict[str, float]] = []
     for is_fused in (False, True):
         if not is_fused:
-            monkeypatch.setattr(fused_residuals, "find_layers", lambda network: {})
+            monkeypatch.setattr(fused_products, "find_layers", lambda network: {})
         with emulate_cuda(has_numbers=False):
             backend = roofline.build_backend("small")
             *_, compiled = (

@@ -12,7 +12,7 @@ from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import count_bytes_for_graphs, has_fused_norm, is_cpu
 from infinity_emb.backends.torch.eager_outputs import Score
 from infinity_emb.backends.torch.fused_norms import fuse_norms
-from infinity_emb.backends.torch.fused_residuals import fuse_residuals
+from infinity_emb.backends.torch.fused_products import fuse_products
 from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.layer_compilation import compile_layers
 from infinity_emb.backends.torch.prepared_model import PreparedModel
@@ -42,7 +42,7 @@ def accelerate(
     samples = _list_samples(prepared, kind, output)
     for replica in replicas if may_fuse else ():
         fuse_norms(replica, samples, score)
-        fuse_residuals(replica, samples, score)
+        fuse_products(replica, samples, score)
     if may_compile:
         with preserve_num_threads():
             # Replicas on a CPU share the layers.

@@ -19,6 +19,7 @@ from infinity_emb.items import Encoded, Float32Array, SparseVector
 
 Score: TypeAlias = Callable[[Outputs], Scores]
 Classes: TypeAlias = dict[nn.Module, type[nn.Module]]
+Find: TypeAlias = Callable[[nn.Module], Classes]
 Entries: TypeAlias = list[Float32Array | SparseVector]
 
 logger = logging.getLogger("infinity_emb")
@@ -72,20 +73,14 @@ class EagerOutputs:
 
 
 def replace_classes(
-    backend: TorchBackend,
-    samples: Sequence[Sequence[Encoded]],
-    score: Score,
-    *,
-    find: Callable[[nn.Module], Classes],
-    refusal: str,
+    backend: TorchBackend, samples: Sequence[Sequence[Encoded]], score: Score, *, find: Find, refusal: str
 ) -> bool:
     """Replace classes that `find` names unless that changes a decision; return whether any are replaced.
 
     samples: texts for each spec that texts have.
     """
-    classes: Classes = {}
-    for transformer in find_transformers(backend.torch_model.model):
-        classes |= find(transformer.model)
+    networks = [transformer.model for transformer in find_transformers(backend.torch_model.model)]
+    classes = {module: each for network in networks for module, each in find(network).items()}
     if not classes or not samples:
         return False
     backend.prepare_thread()

@@ -38,7 +38,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
     monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
     monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
-    monkeypatch.setattr(acceleration, "fuse_residuals", lambda *args: False)
+    monkeypatch.setattr(acceleration, "fuse_products", lambda *args: False)
     with cpu_threads.one_core():
         yield
 

@@ -1,7 +1,7 @@
-"""Add residuals within the products before them, in place, instead of in kernels after them.
+"""Add residuals and compute GELU within the products before them instead of in kernels after them.
 
-For layers of transformers that normalize first and whose last products have no bias: nothing else reads their
-input any more. The sum is rounded once instead of twice.
+Residuals are added in place in layers that normalize first: nothing else reads their input any more. On CUDA
+GELU is by tanh, but of values not yet rounded: nearer to float32 than the exact GELU of bfloat16.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear
+from transformers.activations import GELUActivation
 
 from infinity_emb.backends.torch.eager_outputs import Classes, replace_classes
 
 # Of each class, the norm before attention, attention and its last product; the same of the MLP.
 _ATTENTION = ("input_layernorm", "self_attn", "self_attn.o_proj")
 _MLP = ("post_attention_layernorm", "mlp", "mlp.down_proj")
-_NAMES = [f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3")]
-_PARTS = dict.fromkeys(_NAMES, _ATTENTION + _MLP)
+_PARTS = {f"{name}DecoderLayer": _ATTENTION + _MLP for name in ("Llama", "Mistral", "Qwen2", "Qwen3")}
 _PARTS["ModernBertEncoderLayer"] = ("attn_norm", "attn", "attn.Wo", "mlp_norm", "mlp", "mlp.Wo")
 
 
 class DeferredLinear(nn.Linear):
     """Return the input; the layer multiplies it by the weight and adds the residual."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return (..., K) as it is."""
-        return hidden
+    forward = nn.Identity.forward
 
 
 class FusedLayer(nn.Module):
@@ -61,8 +59,18 @@ def add_product_as_operator(residual: Tensor, hidden: Tensor, weight: Tensor) ->
     residual[0].addmm_(hidden[0], weight.t())
 
 
-@add_product_as_operator.register_fake
-def _describe_nothing(residual: Tensor, hidden: Tensor, weight: Tensor) -> None: ...
+add_product_as_operator.register_fake(lambda residual, hidden, weight: None)
+
+
+class GeluLinear(nn.Linear):
+    """Multiply, add the bias and apply GELU, in bfloat16 in one kernel; copies may have another dtype."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (..., N)."""
+        if hidden.dtype != torch.bfloat16:
+            return gelu(linear(hidden, self.weight, self.bias))
+        rows = torch._addmm_activation(self.bias, hidden.flatten(0, -2), self.weight.t(), use_gelu=True)
+        return rows.view(*hidden.shape[:-1], -1)
 
 
 def find_layers(network: nn.Module) -> Classes:
@@ -75,8 +83,23 @@ def find_layers(network: nn.Module) -> Classes:
     return {layer: fused[type(layer)] for layer in layers} | dict.fromkeys(products, DeferredLinear)
 
 
-fuse_residuals = functools.partial(
-    replace_classes, find=find_layers, refusal="residuals are not added within products"
+def find_activations(network: nn.Module) -> Classes:
+    """Return plain linear layers in bfloat16 and the GELU that alone reads their output, with classes."""
+    classes: Classes = {}
+    for part in network.modules():
+        product, act = part._modules.get("dense"), part._modules.get("intermediate_act_fn")
+        if type(act) is not GELUActivation or act.act is not gelu or type(product) is not nn.Linear:
+            continue
+        is_half = product.weight.dtype == torch.bfloat16
+        if is_half and product._parameters["bias"] is not None and not product._forward_hooks:
+            classes |= {product: GeluLinear, act: nn.Identity}
+    return classes
+
+
+fuse_products = functools.partial(
+    replace_classes,
+    find=lambda network: find_layers(network) | find_activations(network),
+    refusal="nothing is computed within products",
 )
 
 
@@ -85,10 +108,8 @@ def _is_plain(layer: nn.Module) -> bool:
     parts = _list_parts(layer)
     products = parts[2::3]
     are_linear = all(type(each) is nn.Linear and each._parameters["bias"] is None for each in products)
-    are_hooked = any(each._forward_hooks for each in (layer, *parts)) or any(
-        each._forward_pre_hooks for each in products
-    )
-    return type(layer).__module__.startswith("transformers.") and are_linear and not are_hooked
+    hooks = [each._forward_hooks for each in (layer, *parts)] + [each._forward_pre_hooks for each in products]
+    return type(layer).__module__.startswith("transformers.") and are_linear and not any(hooks)
 
 
 def _list_parts(layer: nn.Module) -> list[Any]:

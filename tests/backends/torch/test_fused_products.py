@@ -1,4 +1,4 @@
-"""Layers that add residuals within products compute the same, in place for packed batches only."""
+"""Products that add residuals or compute GELU compute the same; only packed batches change in place."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from benchmarks.gpu.emulated_cuda import Launch, emulate_cuda, record
 from infinity_emb.backends.closeness import Scores, compare_texts
-from infinity_emb.backends.torch import acceleration, cpu_threads, fused_residuals, packed_attention
+from infinity_emb.backends.torch import acceleration, cpu_threads, fused_products, packed_attention
 from infinity_emb.backends.torch.backend import TorchBackend
-from infinity_emb.backends.torch.eager_outputs import set_classes
-from infinity_emb.backends.torch.fused_residuals import FusedLayer, find_layers, fuse_residuals
+from infinity_emb.backends.torch.eager_outputs import EagerOutputs, set_classes
+from infinity_emb.backends.torch.fused_products import (
+    FusedLayer,
+    GeluLinear,
+    find_activations,
+    find_layers,
+    fuse_products,
+)
 from infinity_emb.backends.torch.load import load_model
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 from infinity_emb.config.engine_args import EngineArgs
@@ -213,6 +220,73 @@ def test_on_cuda_two_products_a_layer_add_the_residual(kind: str, tmp_path: Path
     assert errors[0] <= 1.5 * errors[1] + 1e-3
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_gelu_within_a_product_is_nearer_to_float64_than_of_rounded_values(scale: float) -> None:
+    torch.manual_seed(0)
+    product = nn.Linear(256, 128).to(torch.bfloat16)
+    nn.init.normal_(product.weight, std=scale / 16)
+    hidden = torch.randn(1, 500, 256).to(torch.bfloat16)
+    exact = gelu(linear(hidden.double(), product.weight.double(), product.bias.double()))
+    with emulate_cuda(), torch.inference_mode():
+        moved = copy.deepcopy(product).to("cuda:0")
+        before = gelu(moved(hidden.to("cuda:0"))).cpu()
+        moved.__class__ = GeluLinear
+        after = moved(hidden.to("cuda:0")).cpu()
+    errors = [float((each.double() - exact).pow(2).mean().sqrt()) for each in (before, after)]
+    assert after.shape == before.shape
+    assert after.dtype == before.dtype
+    assert 0 < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "electra", "mpnet"])
+def test_a_float32_copy_of_a_network_with_fused_activations_is_exact(model_type: str) -> None:
+    network: Any = build(model_type, torch.bfloat16)
+    part = network.encoder.layer[0].intermediate
+    hidden = torch.randn(1, 7, 64)
+    expected = copy.deepcopy(part).float()(hidden)
+    replaced = set_classes(find_activations(network))
+    assert sum(isinstance(module, GeluLinear) for module in replaced) == 3
+    assert torch.equal(copy.deepcopy(part).float()(hidden), expected)
+    set_classes(replaced)
+    assert len(find_activations(network)) == 6
+
+
+def test_other_dtypes_and_activations_are_kept() -> None:
+    assert find_activations(build("bert", torch.float16)) == {}
+    assert find_activations(build("bert")) == {}
+    assert find_activations(build("bert", torch.bfloat16, hidden_act="relu")) == {}
+    assert find_activations(build("bert", torch.bfloat16, hidden_act="gelu_new")) == {}
+    network: Any = build("bert", torch.bfloat16)
+    network.encoder.layer[0].intermediate.dense.__class__ = type("LoraLinear", (nn.Linear,), {})
+    assert len(find_activations(network)) == 4
+
+
+def test_on_cuda_each_layer_of_bert_has_a_kernel_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of random weights are so similar that rounding changes their order."""
+    monkeypatch.setattr(EagerOutputs, "find_objection", lambda *args: "")
+    batch = make_batch(9, 30, 4)
+    with emulate_cuda():
+        fused = load(tmp_path / "fused", "embedder: bert", dtype="bfloat16")
+        plain = load(tmp_path / "plain", "embedder: bert", dtype="bfloat16", model_warmup=False)
+        outputs: list[Any] = []
+        kernels: list[list[str]] = []
+        for backend in (fused, plain):
+            with record() as log:
+                in_flight = backend.launch(batch)
+            outputs.append(np.asarray(in_flight.result()["dense"]))
+            kernels.append([each.name for each in log.launches])
+        exact = np.asarray(plain.launch(batch, full_precision=True).result()["dense"])
+    network: Any = fused.torch_model.model[0]
+    num_layers = network.model.config.num_hidden_layers
+    assert kernels[0].count("_addmm_activation") == num_layers
+    assert "gelu" not in kernels[0]
+    assert len(kernels[1]) - len(kernels[0]) == num_layers
+    errors = [np.abs(each - exact).max() for each in outputs]
+    assert errors[0] <= 1.5 * errors[1]
+
+
 def test_layers_on_a_cpu_are_kept(tmp_path: Path) -> None:
     assert count_fused(load(tmp_path, "embedder: qwen3", device="cpu")) == 0
 
@@ -223,12 +297,12 @@ def test_fused_layers_that_change_decisions_are_taken_out_again(
     backend = load(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
     batch = make_batch(3, 20, 9, 14, 5, 31, 7, 12)
     expected = backend.launch(batch).result()["dense"]
-    add = fused_residuals._add_product
+    add = fused_products._add_product
     monkeypatch.setattr(
-        fused_residuals, "_add_product", lambda *args, **options: add(*args, **options).flip(-1)
+        fused_products, "_add_product", lambda *args, **options: add(*args, **options).flip(-1)
     )
-    assert not fuse_residuals(backend, [batch], score)
-    assert "residuals are not added within products, because the output" in caplog.text
+    assert not fuse_products(backend, [batch], score)
+    assert "nothing is computed within products, because the output" in caplog.text
     assert count_fused(backend) == 0
     assert np.array_equal(backend.launch(batch).result()["dense"], expected)
 
@@ -239,7 +313,7 @@ def test_kernels_of_the_operator_for_compiled_layers_add_in_place() -> None:
     with emulate_cuda(), torch.inference_mode():
         moved = [each.to("cuda:0") for each in (residual, hidden, weight)]
         with record() as log:
-            fused_residuals.add_product_as_operator(*moved)
+            fused_products.add_product_as_operator(*moved)
         changed = moved[0].cpu()
     launches: list[Launch] = log.launches
     assert [each.name for each in launches] == ["add_product"]
