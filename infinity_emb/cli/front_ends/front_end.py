@@ -51,6 +51,8 @@ def run_front_end(
         RemoteEngine(engine, client, number, num_front_ends=num_front_ends)
         for number, engine in enumerate(engines)
     ]
+    for engine in engines:
+        engine.slot.model = None  # freed when it is unloaded
     registry = SummingRegistry(lambda: ())
     array = AsyncEngineArray(remote)
     models = LocalModels(array)

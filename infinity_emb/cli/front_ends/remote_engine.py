@@ -86,6 +86,7 @@ class RemoteEngine(AsyncEmbeddingEngine):
         self._number = number
         self._load_parts = partial(_assemble, engine.slot.model)
         super().__init__(_divide_cache(engine.engine_args, num_front_ends))
+        del self._load_parts  # refers to the model
         self.host.pool = RemotePool(client, number)
         self.gate.hold_elsewhere = self._hold
 

@@ -6,12 +6,15 @@ these. Requests for a model that was loaded later, or whose files have changed, 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.hub.version import model_version
+
+_DRAIN_TIMEOUT_S = 86_400.0  # the deadline is that of the engine process, where requests end
 
 
 class SharedModels:
@@ -57,15 +60,23 @@ class LocalModels:
         self.are_all = True
         self._array = array
         self._engines = tuple(array)
+        self._frees: list[asyncio.Task[None]] = []
 
     def update(self, numbers: Iterable[int], *, are_all: bool) -> None:
-        """Stop to serve models that the engine process does not share any more."""
+        """Stop to serve models that the engine process does not share any more, and free them."""
         kept = {id(self._engines[number]) for number in numbers}
         for engine in list(self._array):
             if id(engine) not in kept:
                 self._array.remove(engine)
+                self._frees.append(asyncio.ensure_future(_free(engine)))
         self.are_all = are_all
 
     def has_name(self, name: object) -> bool:
         """Return true for a name or alias of a model, exactly as it is served."""
         return any(name in engine.engine_args.list_names() for engine in self._array)
+
+
+async def _free(engine: AsyncEmbeddingEngine) -> None:
+    """Free a model without a collection of garbage, which would copy the memory that processes share."""
+    await engine.slot.stop(_DRAIN_TIMEOUT_S)
+    engine.slot.model = None
