@@ -1,6 +1,6 @@
 """The rules that form the next batch from the queued items. Pure: no threads, no clock.
 
-Four rules, each checked by a property-based test:
+Five rules, each checked by a property-based test:
 
 1. The first item always leaves with the next batch, whatever its size. So an item waits for at most as many
    batches as there are items before it, and an oversize item blocks no other.
@@ -10,6 +10,8 @@ Four rules, each checked by a property-based test:
 4. While another flow has little to compute, bulk items and those of a flow with more than a batch of work
    fill only a short batch, which takes about SHORT_BATCH_S. So a text neither waits for a long batch of
    passages nor shares one.
+5. Replicas that compute on one device share the queued items, and a batch leaves none or enough for another
+   batch. So a replica that ends does not stay idle beside queued items.
 
 `fair_queue` decides the order of the items.
 """
@@ -27,7 +29,7 @@ MAX_PASSED_OVER = 64
 # Full batches after which a token budget that shrank to almost nothing is back at its configured value.
 RECOVERY_STEPS = 64
 # Batches are not made smaller than this in order to compute two at a time, or to make them short.
-MIN_SHARED_TOKENS = 192
+MIN_SHARED_TOKENS = 128
 # The duration of a short batch. On a GPU the largest batch takes less, and nothing changes.
 SHORT_BATCH_S = 0.1
 # Batches that stay short after the last item of a flow with little to compute.
@@ -75,15 +77,14 @@ class BatchQueue(FairQueue[ItemT]):
         queued tokens, so that one does not take what two could compute at the same time.
         concurrent_tokens: how many tokens each other replica computes on the same device now. A few items
             would slow those batches down more than they gain, so they wait until one ends or more have come.
-            Nor does a batch take more than an equal share of all tokens, queued or being computed: the other
-            replicas would find too few when they end.
+            Nor does a batch take more than an equal share of all tokens, queued or being computed: else the
+            other replicas would find too few for a batch when they end.
         """
         num_queued, num_concurrent = self.num_tokens, sum(concurrent_tokens)
         if num_queued < min(MIN_SHARED_TOKENS, num_concurrent):
             return []
         self._num_short_batches -= 1
-        num_sharing = max(1, num_idle_replicas) + len(concurrent_tokens)
-        budget = self._limit_to_share(math.ceil((num_queued + num_concurrent) / num_sharing))
+        budget = self._share_tokens(num_concurrent, max(1, num_idle_replicas) + len(concurrent_tokens))
         max_limited_tokens = self.short_batch_tokens
         batch: list[ItemT] = []
         passed_over: list[Tagged[ItemT]] = []
@@ -139,5 +140,13 @@ class BatchQueue(FairQueue[ItemT]):
         self._num_short_batches = NUM_SHORT_BATCHES
         return False
 
-    def _limit_to_share(self, fair_share: int) -> int:
-        return min(self.max_batch_tokens, max(fair_share, MIN_SHARED_TOKENS))
+    def _share_tokens(self, num_concurrent: int, num_sharing: int) -> int:
+        """Return the token budget of a batch that shares all tokens with others."""
+        num_queued = self.num_tokens
+        fair_share = math.ceil((num_queued + num_concurrent) / num_sharing)
+        budget = min(self.max_batch_tokens, max(fair_share, MIN_SHARED_TOKENS))
+        if num_sharing == 1 or not 0 < num_queued - budget < MIN_SHARED_TOKENS:
+            return budget
+        if num_queued <= self.max_batch_tokens:
+            return num_queued
+        return max(num_queued - MIN_SHARED_TOKENS, min(budget, MIN_SHARED_TOKENS))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -137,12 +138,12 @@ def test_the_token_counter_is_the_sum_of_the_queued_items(
 @no_deadline
 @given(SIZES, TOKENS, st.integers(1, 5))
 def test_idle_replicas_share_the_queued_items(sizes: list[int], tokens: int, replicas: int) -> None:
-    """Each takes at most its share, unless the share is too small to be worth it."""
+    """Each takes at most its share, unless that or the rest is too small to be worth a batch."""
     queue = make_queue(make_texts(*sizes), tokens=tokens)
     for num_idle in range(replicas, 0, -1):
         share = max(-(-queue.num_tokens // num_idle), MIN_SHARED_TOKENS)
         batch = queue.take_batch(num_idle_replicas=num_idle)
-        assert len(batch) <= 1 or sum(get_sizes(batch)) <= min(share, tokens)
+        assert len(batch) <= 1 or sum(get_sizes(batch)) <= min(share + MIN_SHARED_TOKENS, tokens)
 
 
 def test_two_idle_replicas_get_half_each() -> None:
@@ -177,10 +178,32 @@ def test_a_few_tokens_wait_for_a_larger_batch_on_the_same_device(
 def test_a_batch_takes_no_more_than_its_share_of_what_is_queued_and_computed(
     sizes: list[int], tokens: int, concurrent: list[int]
 ) -> None:
+    """But what it would leave may be too little for another batch."""
     queue = make_queue(make_texts(*sizes), tokens=tokens)
     share = max(-(-(queue.num_tokens + sum(concurrent)) // (1 + len(concurrent))), MIN_SHARED_TOKENS)
     batch = queue.take_batch(concurrent_tokens=concurrent)
-    assert len(batch) <= 1 or sum(get_sizes(batch)) <= min(share, tokens)
+    assert len(batch) <= 1 or sum(get_sizes(batch)) <= min(share + MIN_SHARED_TOKENS, tokens)
+
+
+@no_deadline
+@given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    st.lists(st.integers(1, 500), min_size=1, max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_a_replica_that_ends_never_idles_beside_queued_items(
+    sizes: list[int], computing: list[int], random: Random
+) -> None:
+    """Replicas end in any order, and nothing else arrives."""
+    queue = make_queue(make_texts(*sizes), tokens=1000)
+    if queue.num_tokens < MIN_SHARED_TOKENS:
+        return
+    running = list(computing)
+    while len(queue):
+        batch = queue.take_batch(concurrent_tokens=running)
+        assert batch
+        running.append(sum(get_sizes(batch)))
+        running.pop(random.randrange(len(running)))
 
 
 def test_a_replica_leaves_work_for_one_that_computes_a_small_batch() -> None:
@@ -188,7 +211,13 @@ def test_a_replica_leaves_work_for_one_that_computes_a_small_batch() -> None:
     queue = make_queue(make_texts(*[20] * 26), tokens=10_000)
 
     assert len(queue.take_batch(concurrent_tokens=[160])) == 17  # (520 + 160) / 2 tokens
-    assert len(queue) == 9
+    assert len(queue.take_batch(concurrent_tokens=[340])) == 9
+
+
+def test_a_batch_takes_what_would_be_too_little_for_another() -> None:
+    queue = make_queue(make_texts(150, 50), tokens=10_000)
+
+    assert len(queue.take_batch(concurrent_tokens=[40])) == 2
 
 
 def test_a_small_queue_is_not_shared() -> None:
