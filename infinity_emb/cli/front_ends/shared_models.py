@@ -60,15 +60,17 @@ class LocalModels:
         self.are_all = True
         self._array = array
         self._engines = tuple(array)
-        self._frees: list[asyncio.Task[None]] = []
+        self._frees: set[asyncio.Task[None]] = set()
 
     def update(self, numbers: Iterable[int], *, are_all: bool) -> None:
-        """Stop to serve models that the engine process does not share any more, and free them."""
+        """Stop serving models that the engine process no longer shares, and free them."""
         kept = {id(self._engines[number]) for number in numbers}
         for engine in list(self._array):
             if id(engine) not in kept:
                 self._array.remove(engine)
-                self._frees.append(asyncio.ensure_future(_free(engine)))
+                task = asyncio.ensure_future(_free(engine))
+                self._frees.add(task)
+                task.add_done_callback(self._frees.discard)
         self.are_all = are_all
 
     def has_name(self, name: object) -> bool:

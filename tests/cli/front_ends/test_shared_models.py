@@ -10,8 +10,9 @@ import pytest
 
 from infinity_emb.cli.front_ends.client import EngineClient
 from infinity_emb.cli.front_ends.engine_service import EngineService
-from infinity_emb.cli.front_ends.remote_engine import RemoteEngine, keep_preprocessing
+from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
 from infinity_emb.cli.front_ends.shared_models import LocalModels
+from infinity_emb.cli.front_ends.supervisor import _drop_weights
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.array import AsyncEngineArray
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
@@ -72,8 +73,7 @@ def test_what_front_ends_keep_of_the_bundled_model_does_not_refer_to_its_weights
     backend = engine.slot.model.replicas[0]
     assert isinstance(backend, TorchBackend)
     weights = weakref.ref(backend.torch_model.model)
-    engine.slot.model = keep_preprocessing(engine.slot.model)
     del backend
-    gc.collect()
+    _drop_weights(AsyncEngineArray([engine]), has_unloads=True)
     assert weights() is None
     assert engine.slot.model.vocabulary is not None
