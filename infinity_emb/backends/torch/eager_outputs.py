@@ -15,6 +15,7 @@ from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.layout_check import find_dtype_name
 from infinity_emb.backends.torch.st_introspection import find_transformers
+from infinity_emb.errors import one_line
 from infinity_emb.items import Encoded, Float32Array, SparseVector
 
 Score: TypeAlias = Callable[[Outputs], Scores]
@@ -86,12 +87,15 @@ def replace_classes(
     backend.prepare_thread()
     before = [EagerOutputs(backend, items, score) for items in samples]
     replaced = set_classes(classes)
-    for eager, items in zip(before, samples, strict=True):
-        if objection := eager.find_objection(compute_entries(backend, items, len(items))):
-            set_classes(replaced)
-            logger.warning("%s, because the output %s", refusal, objection)
-            return False
-    return True
+    try:
+        founds = (compute_entries(backend, items, len(items)) for items in samples)
+        objections = [eager.find_objection(found) for eager, found in zip(before, founds, strict=True)]
+    except (RuntimeError, AttributeError, TypeError) as exc:  # a kernel that this device or torch lacks
+        objections = [f"cannot be computed: {one_line(exc, 200)}"]
+    if any(objections):
+        set_classes(replaced)
+        logger.warning("%s, because the output %s", refusal, next(filter(None, objections)))
+    return not any(objections)
 
 
 def set_classes(classes: Classes) -> Classes:

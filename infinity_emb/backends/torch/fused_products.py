@@ -1,7 +1,8 @@
 """Add residuals and compute GELU within the products before them instead of in kernels after them.
 
 Residuals are added in place in layers that normalize first: nothing else reads their input any more. On CUDA
-GELU is by tanh, but of values not yet rounded: nearer to float32 than the exact GELU of bfloat16.
+GELU uses the tanh approximation, of values that are not rounded before: in an emulation of that kernel it is
+nearer to float32 than the exact GELU of bfloat16. No GPU has run it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DeferredLinear(nn.Linear):
     forward = nn.Identity.forward
 
 
-class FusedLayer(nn.Module):
+class PreNormLayer(nn.Module):
     """Compute what a layer computes whose last products are deferred; a base of classes with its name."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -78,20 +79,28 @@ def find_layers(network: nn.Module) -> Classes:
     if getattr(getattr(network, "config", None), "output_hidden_states", False):
         return {}  # the outputs of all layers are kept
     layers = [each for each in network.modules() if type(each).__name__ in _PARTS and _is_plain(each)]
-    fused = {each: type(each.__name__, (FusedLayer, each), {}) for each in {type(layer) for layer in layers}}
+    fused = {
+        each: type(each.__name__, (PreNormLayer, each), {}) for each in {type(layer) for layer in layers}
+    }
     products = [product for layer in layers for product in _list_parts(layer)[2::3]]
     return {layer: fused[type(layer)] for layer in layers} | dict.fromkeys(products, DeferredLinear)
 
 
 def find_activations(network: nn.Module) -> Classes:
-    """Return plain linear layers in bfloat16 and the GELU that alone reads their output, with classes."""
+    """Return plain linear layers in bfloat16 and the GELU that alone reads their output, with classes.
+
+    None in a network with several towers: only outputs of texts are compared.
+    """
     classes: Classes = {}
+    if getattr(getattr(network, "config", None), "sub_configs", None):
+        return classes
     for part in network.modules():
         product, act = part._modules.get("dense"), part._modules.get("intermediate_act_fn")
         if type(act) is not GELUActivation or act.act is not gelu or type(product) is not nn.Linear:
             continue
         is_half = product.weight.dtype == torch.bfloat16
-        if is_half and product._parameters["bias"] is not None and not product._forward_hooks:
+        is_known = type(part).__module__.startswith("transformers.")
+        if is_known and is_half and product._parameters["bias"] is not None and not product._forward_hooks:
             classes |= {product: GeluLinear, act: nn.Identity}
     return classes
 

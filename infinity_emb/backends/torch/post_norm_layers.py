@@ -66,7 +66,7 @@ class _Parts(NamedTuple):
     activation: nn.Module
 
 
-class FusedLayer(nn.Module):
+class PostNormLayer(nn.Module):
     """Compute packed batches with fewer operators, and padded ones as the original layer does."""
 
     original: type[nn.Module]
@@ -88,13 +88,13 @@ class FusedLayer(nn.Module):
         attended, _ = grouped_attention(
             parts.attention, query, key, value, None, scaling=parts.attention.scaling, **kwargs
         )  # (1, T, H, D)
-        hidden = _norm(_add_product(hidden, attended.flatten(2)[0], parts.attended), parts.norms[0])
+        hidden = _norm(_multiply_and_add(hidden, attended.flatten(2)[0], parts.attended), parts.norms[0])
         wide = linear(hidden, parts.widened.weight, parts.widened.bias)  # (T, I)
-        hidden = _add_product(hidden, _activate(wide, parts.activation), parts.narrowed)
+        hidden = _multiply_and_add(hidden, _activate(wide, parts.activation), parts.narrowed)
         return _norm(hidden, parts.norms[1]).unsqueeze(0)
 
 
-def _add_product(residual: Tensor, hidden: Tensor, product: nn.Linear) -> Tensor:
+def _multiply_and_add(residual: Tensor, hidden: Tensor, product: nn.Linear) -> Tensor:
     """Return residual (T, H) + product(hidden), (T, K) → (T, H)."""
     return (residual + product.bias).addmm_(hidden, product.weight.t())
 
@@ -132,14 +132,14 @@ def install(network: nn.Module) -> None:
 def uninstall(network: nn.Module) -> None:
     """Undo `install`."""
     for layer in network.modules():
-        if isinstance(layer, FusedLayer):
+        if isinstance(layer, PostNormLayer):
             fused: Any = layer
             fused.__class__ = layer.original
 
 
 @functools.cache
 def _derive(original: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Fused{original.__name__}", (FusedLayer, original), {"original": original})
+    return type(f"Fused{original.__name__}", (PostNormLayer, original), {"original": original})
 
 
 def _is_plain(layer: nn.Module, names: _Names) -> bool:

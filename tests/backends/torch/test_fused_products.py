@@ -21,8 +21,8 @@ from infinity_emb.backends.torch import acceleration, cpu_threads, fused_product
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.eager_outputs import EagerOutputs, set_classes
 from infinity_emb.backends.torch.fused_products import (
-    FusedLayer,
     GeluLinear,
+    PreNormLayer,
     find_activations,
     find_layers,
     fuse_products,
@@ -87,11 +87,11 @@ def test_fused_layers_compute_the_same(model_type: str) -> None:
     network = build(model_type)
     expected = compute(network)
     replaced = set_classes(find_layers(network))
-    assert sum(isinstance(module, FusedLayer) for module in replaced) == 3
+    assert sum(isinstance(module, PreNormLayer) for module in replaced) == 3
     assert (compute(network) - expected).abs().max() <= 1e-6 * expected.abs().max()
     set_classes(replaced)
     assert torch.equal(compute(network), expected)
-    assert not any(isinstance(module, FusedLayer) for module in network.modules())
+    assert not any(isinstance(module, PreNormLayer) for module in network.modules())
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "modernbert"])
@@ -180,7 +180,7 @@ def load(folder: Path, kind: str, *, device: str = "cuda", **options: Any) -> To
 
 
 def count_fused(backend: TorchBackend) -> int:
-    return sum(isinstance(module, FusedLayer) for module in backend.torch_model.model.modules())
+    return sum(isinstance(module, PreNormLayer) for module in backend.torch_model.model.modules())
 
 
 def make_batch(*lengths: int) -> list[Encoded]:
@@ -261,6 +261,14 @@ def test_other_dtypes_and_activations_are_kept() -> None:
     assert len(find_activations(network)) == 4
 
 
+def test_networks_with_several_towers_keep_their_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only outputs of texts are compared, not those of images or audio."""
+    network: Any = build("bert", torch.bfloat16)
+    assert find_activations(network)
+    monkeypatch.setattr(type(network.config), "sub_configs", {"audio_config": object}, raising=False)
+    assert find_activations(network) == {}
+
+
 def test_on_cuda_each_layer_of_bert_has_a_kernel_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +312,21 @@ def test_fused_layers_that_change_decisions_are_taken_out_again(
     assert not fuse_products(backend, [batch], score)
     assert "nothing is computed within products, because the output" in caplog.text
     assert count_fused(backend) == 0
+    assert np.array_equal(backend.launch(batch).result()["dense"], expected)
+
+
+def test_fused_layers_that_cannot_be_computed_are_taken_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **options: Any) -> Tensor:
+        raise NotImplementedError("no such kernel")
+
+    backend = load(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
+    batch = make_batch(3, 20, 9)
+    expected = backend.launch(batch).result()["dense"]
+    monkeypatch.setattr(fused_products, "_add_product", fail)
+    assert not fuse_products(backend, [batch], score)
+    assert "cannot be computed: no such kernel" in caplog.text
     assert np.array_equal(backend.launch(batch).result()["dense"], expected)
 
 

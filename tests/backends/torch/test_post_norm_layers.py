@@ -15,7 +15,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from infinity_emb.backends.torch import packed_attention, post_norm_layers
 from infinity_emb.backends.torch.input_layout import get_first_position
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
-from infinity_emb.backends.torch.post_norm_layers import FusedLayer
+from infinity_emb.backends.torch.post_norm_layers import PostNormLayer
 
 SIZES = {
     "hidden_size": 32,
@@ -40,9 +40,9 @@ def make_network(model_type: str, **options: Any) -> Any:
     return network
 
 
-def fuse(network: nn.Module) -> list[FusedLayer]:
+def fuse(network: nn.Module) -> list[PostNormLayer]:
     post_norm_layers.install(network)
-    return [layer for layer in network.modules() if isinstance(layer, FusedLayer)]
+    return [layer for layer in network.modules() if isinstance(layer, PostNormLayer)]
 
 
 def make_ids() -> list[Tensor]:
