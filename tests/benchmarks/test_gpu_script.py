@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import shapes, speeds, subjects
-from infinity_emb.backends.torch import packed_attention
+from infinity_emb.backends.torch import packed_attention, post_norm_layers
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 
 pytestmark = pytest.mark.model
@@ -147,7 +147,8 @@ def test_a_kernel_that_mixes_texts_ends_with_code_1(monkeypatch: pytest.MonkeyPa
         one_text = PackedLayout(find_equal_runs([num_tokens]), starts, num_tokens)
         return right(*args, packed_layout=one_text, **kwargs)
 
-    monkeypatch.setattr(packed_attention, "grouped_attention", without_borders)
+    for module in (packed_attention, post_norm_layers):
+        monkeypatch.setattr(module, "grouped_attention", without_borders)
 
     code, lines = _run("--models", "bert-small", "--json-only")
 

@@ -147,7 +147,8 @@ def _is_plain(layer: nn.Module, names: _Names) -> bool:
     modules = dict(layer.named_modules())
     return (
         type(layer).__module__.startswith("transformers.")
-        and all(type(modules[name]) is nn.Linear for name in names.products)
+        and all(type(modules.get(name)) is nn.Linear for name in names.products)
+        and all(type(modules.get(name)) is nn.LayerNorm for name in names.norms)
         and not any(each._forward_hooks for each in modules.values())
         and all(each.dtype == torch.float32 and is_cpu(each.device) for each in layer.parameters())
     )
