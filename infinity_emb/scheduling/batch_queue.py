@@ -74,7 +74,7 @@ class BatchQueue(FairQueue[ItemT]):
         """Remove and return the next batch; [] when no item is worth computing now.
 
         num_idle_replicas: how many replicas could start a batch now, including this one. They share the
-        queued tokens, so that one does not take what two could compute at the same time.
+            queued tokens, so that one does not take what two could compute at the same time.
         concurrent_tokens: how many tokens each other replica computes on the same device now. A few items
             would slow those batches down more than they gain, so they wait until one ends or more have come.
             Nor does a batch take more than an equal share of all tokens, queued or being computed: else the
