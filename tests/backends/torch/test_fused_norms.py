@@ -15,55 +15,22 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from benchmarks.gpu.emulated_cuda import emulate_cuda, record
-from infinity_emb.backends.closeness import Scores, compare_texts
+from benchmarks.gpu.emulated_cuda import emulate_cuda
 from infinity_emb.backends.torch import acceleration, cpu_threads, fused_norms
-from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.eager_outputs import set_classes
 from infinity_emb.backends.torch.fused_norms import FusedNorm, find_norms, fuse_norms
-from infinity_emb.backends.torch.load import load_model
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
-from infinity_emb.items import Encoded
-from tests.support.model_kinds import TEXTS, list_kinds
+from tests.support.fused_models import count_modules, load_backend, make_batch, run, score, shorten_start
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
-
-KINDS = list_kinds()
 
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Read few texts at start, fuse only norms and capture no graphs."""
-    monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
-    monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
-    monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
+    shorten_start(monkeypatch)
     monkeypatch.setattr(acceleration, "fuse_products", lambda *args: False)
     with cpu_threads.one_core():
         yield
-
-
-def load(
-    folder: Path, *, kind: str = "embedder: qwen3", device: str = "cuda", **options: Any
-) -> TorchBackend:
-    path = KINDS[kind].save(folder)
-    args = EngineArgs(model_name_or_path=str(path), device=device, max_batch_tokens=512, **options)
-    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
-    assert isinstance(backend, TorchBackend)
-    return backend
-
-
-def count_fused(backend: TorchBackend) -> int:
-    return sum(isinstance(module, FusedNorm) for module in backend.torch_model.model.modules())
-
-
-def make_batch(*lengths: int) -> list[Encoded]:
-    generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
-
-
-def score(rows: Any) -> Scores:
-    return Scores(compare_texts(list(rows)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -106,17 +73,12 @@ def test_a_norm_that_computes_something_else_is_not_fused(norm_class: Any) -> No
 def test_norms_on_cuda_take_two_kernels_and_compute_the_same(tmp_path: Path) -> None:
     batch = make_batch(9, 30, 4)
     with emulate_cuda():
-        fused = load(tmp_path / "fused")
-        plain = load(tmp_path / "plain", model_warmup=False)
-        outputs, kernels = [], []
-        for backend in (fused, plain):
-            with record() as log:
-                in_flight = backend.launch(batch)
-            outputs.append(in_flight.result()["dense"])
-            kernels.append([each.name for each in log.launches])
-    num_norms = count_fused(fused)
+        fused = load_backend(tmp_path / "fused", "embedder: qwen3")
+        plain = load_backend(tmp_path / "plain", "embedder: qwen3", model_warmup=False)
+        outputs, kernels = zip(*(run(each, batch) for each in (fused, plain)), strict=True)
+    num_norms = count_modules(fused, FusedNorm)
     assert num_norms == 13
-    assert count_fused(plain) == 0
+    assert count_modules(plain, FusedNorm) == 0
     # Two norms of the last layer are computed twice: for the keys of all tokens, and for the pooled ones.
     assert kernels[0].count("rms_norm") == num_norms + 2
     assert len(kernels[1]) - len(kernels[0]) == 6 * (num_norms + 2)
@@ -124,7 +86,7 @@ def test_norms_on_cuda_take_two_kernels_and_compute_the_same(tmp_path: Path) -> 
 
 
 def test_norms_on_a_cpu_are_kept(tmp_path: Path) -> None:
-    assert count_fused(load(tmp_path, device="cpu")) == 0
+    assert count_modules(load_backend(tmp_path, "embedder: qwen3", device="cpu"), FusedNorm) == 0
 
 
 def test_fused_norms_that_change_decisions_are_taken_out_again(
@@ -135,12 +97,12 @@ def test_fused_norms_that_change_decisions_are_taken_out_again(
     def differ(norm: FusedNorm, hidden: Tensor) -> Tensor:
         return forward(norm, hidden) + hidden.flip(-1)
 
-    backend = load(tmp_path, device="cpu", model_warmup=False)
+    backend = load_backend(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
     batch = make_batch(3, 20, 9, 14, 5, 31, 7, 12)
     expected = backend.launch(batch).result()["dense"]
     monkeypatch.setattr(fused_norms, "_is_plain", lambda norm: True)
     monkeypatch.setattr(FusedNorm, "forward", differ)
     assert not fuse_norms(backend, [batch], score)
     assert "norms are not fused, because the output" in caplog.text
-    assert count_fused(backend) == 0
+    assert count_modules(backend, FusedNorm) == 0
     assert np.array_equal(backend.launch(batch).result()["dense"], expected)

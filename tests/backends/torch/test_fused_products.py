@@ -16,9 +16,7 @@ from torch.nn.functional import gelu, linear
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from benchmarks.gpu.emulated_cuda import Launch, emulate_cuda, record
-from infinity_emb.backends.closeness import Scores, compare_texts
-from infinity_emb.backends.torch import acceleration, cpu_threads, fused_products, packed_attention
-from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch import cpu_threads, fused_products, packed_attention
 from infinity_emb.backends.torch.eager_outputs import EagerOutputs, set_classes
 from infinity_emb.backends.torch.fused_products import (
     GeluLinear,
@@ -27,16 +25,11 @@ from infinity_emb.backends.torch.fused_products import (
     find_layers,
     fuse_products,
 )
-from infinity_emb.backends.torch.load import load_model
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
-from infinity_emb.items import Encoded
-from tests.support.model_kinds import TEXTS, list_kinds
+from tests.support.fused_models import count_modules, load_backend, make_batch, run, score, shorten_start
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 
-KINDS = list_kinds()
 from_config: Any = AutoModel.from_config  # it has no annotation
 LENGTHS = [4, 4, 10]
 
@@ -44,9 +37,7 @@ LENGTHS = [4, 4, 10]
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Read few texts at start, and capture no graphs."""
-    monkeypatch.setattr(acceleration, "short_texts", lambda: TEXTS)
-    monkeypatch.setattr(acceleration, "passages", lambda: [TEXTS[0] * 2])
-    monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
+    shorten_start(monkeypatch)
     with cpu_threads.one_core():
         yield
 
@@ -171,27 +162,6 @@ def test_layers_that_compute_something_else_are_kept(model_type: str, options: d
     assert find_layers(build(model_type, **options)) == {}
 
 
-def load(folder: Path, kind: str, *, device: str = "cuda", **options: Any) -> TorchBackend:
-    path = KINDS[kind].save(folder)
-    args = EngineArgs(model_name_or_path=str(path), device=device, max_batch_tokens=512, **options)
-    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
-    assert isinstance(backend, TorchBackend)
-    return backend
-
-
-def count_fused(backend: TorchBackend) -> int:
-    return sum(isinstance(module, PreNormLayer) for module in backend.torch_model.model.modules())
-
-
-def make_batch(*lengths: int) -> list[Encoded]:
-    generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
-
-
-def score(rows: Any) -> Scores:
-    return Scores(compare_texts(list(rows)))
-
-
 @pytest.mark.parametrize(
     "kind",
     ["embedder: qwen3", "embedder: modernbert", "pooling: cls, modernbert",
@@ -200,19 +170,13 @@ def score(rows: Any) -> Scores:
 def test_on_cuda_two_products_a_layer_add_the_residual(kind: str, tmp_path: Path) -> None:
     batch = make_batch(9, 30, 4)
     with emulate_cuda():
-        fused = load(tmp_path / "fused", kind)
-        plain = load(tmp_path / "plain", kind, model_warmup=False)
-        outputs: list[Any] = []
-        kernels: list[list[str]] = []
-        for backend in (fused, plain):
-            with record() as log:
-                in_flight = backend.launch(batch)
-            outputs.append(np.asarray(in_flight.result()["dense"]))
-            kernels.append([each.name for each in log.launches])
+        fused = load_backend(tmp_path / "fused", kind)
+        plain = load_backend(tmp_path / "plain", kind, model_warmup=False)
+        outputs, kernels = zip(*(run(each, batch) for each in (fused, plain)), strict=True)
         exact = np.asarray(plain.launch(batch, full_precision=True).result()["dense"])
     network: Any = fused.torch_model.model[0]
     num_layers = network.model.config.num_hidden_layers
-    assert count_fused(fused) == num_layers
+    assert count_modules(fused, PreNormLayer) == num_layers
     assert kernels[0].count("addmm_") == 2 * num_layers
     assert kernels[1].count("linear") - kernels[0].count("linear") == 2 * num_layers
     assert kernels[1].count("add") - kernels[0].count("add") >= 2 * num_layers
@@ -276,15 +240,9 @@ def test_on_cuda_each_layer_of_bert_has_a_kernel_less(
     monkeypatch.setattr(EagerOutputs, "find_objection", lambda *args: "")
     batch = make_batch(9, 30, 4)
     with emulate_cuda():
-        fused = load(tmp_path / "fused", "embedder: bert", dtype="bfloat16")
-        plain = load(tmp_path / "plain", "embedder: bert", dtype="bfloat16", model_warmup=False)
-        outputs: list[Any] = []
-        kernels: list[list[str]] = []
-        for backend in (fused, plain):
-            with record() as log:
-                in_flight = backend.launch(batch)
-            outputs.append(np.asarray(in_flight.result()["dense"]))
-            kernels.append([each.name for each in log.launches])
+        fused = load_backend(tmp_path / "fused", "embedder: bert", dtype="bfloat16")
+        plain = load_backend(tmp_path / "plain", "embedder: bert", dtype="bfloat16", model_warmup=False)
+        outputs, kernels = zip(*(run(each, batch) for each in (fused, plain)), strict=True)
         exact = np.asarray(plain.launch(batch, full_precision=True).result()["dense"])
     network: Any = fused.torch_model.model[0]
     num_layers = network.model.config.num_hidden_layers
@@ -296,13 +254,13 @@ def test_on_cuda_each_layer_of_bert_has_a_kernel_less(
 
 
 def test_layers_on_a_cpu_are_kept(tmp_path: Path) -> None:
-    assert count_fused(load(tmp_path, "embedder: qwen3", device="cpu")) == 0
+    assert count_modules(load_backend(tmp_path, "embedder: qwen3", device="cpu"), PreNormLayer) == 0
 
 
 def test_fused_layers_that_change_decisions_are_taken_out_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = load(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
+    backend = load_backend(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
     batch = make_batch(3, 20, 9, 14, 5, 31, 7, 12)
     expected = backend.launch(batch).result()["dense"]
     add = fused_products._add_product
@@ -311,7 +269,7 @@ def test_fused_layers_that_change_decisions_are_taken_out_again(
     )
     assert not fuse_products(backend, [batch], score)
     assert "nothing is computed within products, because the output" in caplog.text
-    assert count_fused(backend) == 0
+    assert count_modules(backend, PreNormLayer) == 0
     assert np.array_equal(backend.launch(batch).result()["dense"], expected)
 
 
@@ -321,7 +279,7 @@ def test_fused_layers_that_cannot_be_computed_are_taken_out_again(
     def fail(*args: Any, **options: Any) -> Tensor:
         raise NotImplementedError("no such kernel")
 
-    backend = load(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
+    backend = load_backend(tmp_path, "embedder: qwen3", device="cpu", model_warmup=False)
     batch = make_batch(3, 20, 9)
     expected = backend.launch(batch).result()["dense"]
     monkeypatch.setattr(fused_products, "_add_product", fail)
