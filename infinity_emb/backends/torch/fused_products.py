@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, linear
 from transformers.activations import GELUActivation
 
 from infinity_emb.backends.torch.eager_outputs import Classes, replace_classes
+from infinity_emb.backends.torch.st_introspection import is_of_transformers
 
 # Of each class, the norm before attention, attention and its last product; the same of the MLP.
 _ATTENTION = ("input_layernorm", "self_attn", "self_attn.o_proj")
@@ -99,8 +100,8 @@ def find_activations(network: nn.Module) -> Classes:
         if type(act) is not GELUActivation or act.act is not gelu or type(product) is not nn.Linear:
             continue
         is_half = product.weight.dtype == torch.bfloat16
-        is_known = type(part).__module__.startswith("transformers.")
-        if is_known and is_half and product._parameters["bias"] is not None and not product._forward_hooks:
+        has_bias = product._parameters["bias"] is not None
+        if is_of_transformers(part) and is_half and has_bias and not product._forward_hooks:
             classes |= {product: GeluLinear, act: nn.Identity}
     return classes
 
@@ -118,7 +119,7 @@ def _is_plain(layer: nn.Module) -> bool:
     products = parts[2::3]
     are_linear = all(type(each) is nn.Linear and each._parameters["bias"] is None for each in products)
     hooks = [each._forward_hooks for each in (layer, *parts)] + [each._forward_pre_hooks for each in products]
-    return type(layer).__module__.startswith("transformers.") and are_linear and not any(hooks)
+    return is_of_transformers(layer) and are_linear and not any(hooks)
 
 
 def _list_parts(layer: nn.Module) -> list[Any]:

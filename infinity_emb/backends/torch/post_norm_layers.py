@@ -17,6 +17,7 @@ from transformers.activations import GELUActivation
 
 from infinity_emb.backends.torch.device import is_cpu
 from infinity_emb.backends.torch.packed_attention import grouped_attention
+from infinity_emb.backends.torch.st_introspection import is_of_transformers
 
 
 class _Names(NamedTuple):
@@ -116,17 +117,21 @@ def install(network: nn.Module) -> None:
     """Fuse the layers of known classes in float32 on a CPU; the network must be on its grouped attention."""
     for layer in network.modules():
         names = _LAYERS.get(type(layer).__name__)
-        if names is not None and _is_plain(layer, names):
+        if names is not None and is_of_transformers(layer):
             modules: dict[str, Any] = dict(layer.named_modules())
-            query, key, value, attended, widened, narrowed = (modules[name] for name in names.products)
-            norms = [modules[name] for name in names.norms]
-            projections, activation = [query, key, value], modules[names.activation]
-            attention = modules[names.attention]
-            parts = _Parts(attention, projections, attended, widened, narrowed, norms, activation)
-            layer.__dict__["fused_parts"] = parts  # not as modules, so that the names of weights stay
-            # The class rather than `forward`, which a copy of the layer would share with it.
-            original: Any = type(layer)
-            layer.__class__ = _derive(original)
+            if _is_plain(modules, names):
+                # Not as modules, so that the names of weights stay.
+                layer.__dict__["fused_parts"] = _find_parts(modules, names)
+                # The class rather than `forward`, which a copy of the layer would share with it.
+                original: Any = type(layer)
+                layer.__class__ = _derive(original)
+
+
+def _find_parts(modules: dict[str, Any], names: _Names) -> _Parts:
+    query, key, value, attended, widened, narrowed = (modules[name] for name in names.products)
+    norms = [modules[name] for name in names.norms]
+    projections, activation = [query, key, value], modules[names.activation]
+    return _Parts(modules[names.attention], projections, attended, widened, narrowed, norms, activation)
 
 
 def uninstall(network: nn.Module) -> None:
@@ -142,13 +147,11 @@ def _derive(original: type[nn.Module]) -> type[nn.Module]:
     return type(f"Fused{original.__name__}", (PostNormLayer, original), {"original": original})
 
 
-def _is_plain(layer: nn.Module, names: _Names) -> bool:
-    """Return whether it is of transformers, without hooks, and its products are neither int8 nor LoRA."""
-    modules = dict(layer.named_modules())
+def _is_plain(modules: dict[str, Any], names: _Names) -> bool:
+    """Return whether a layer has no hooks, is in float32 on a CPU, and its products are not int8 or LoRA."""
     return (
-        type(layer).__module__.startswith("transformers.")
-        and all(type(modules.get(name)) is nn.Linear for name in names.products)
+        all(type(modules.get(name)) is nn.Linear for name in names.products)
         and all(type(modules.get(name)) is nn.LayerNorm for name in names.norms)
         and not any(each._forward_hooks for each in modules.values())
-        and all(each.dtype == torch.float32 and is_cpu(each.device) for each in layer.parameters())
+        and all(each.dtype == torch.float32 and is_cpu(each.device) for each in modules[""].parameters())
     )

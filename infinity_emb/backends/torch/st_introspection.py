@@ -47,6 +47,11 @@ def find_transformers(model: BaseModel) -> list[Transformer]:
     return [module for module in model.modules() if isinstance(module, Transformer)]
 
 
+def is_of_transformers(module: object) -> bool:
+    """Return whether a module's class is one of transformers, not of a repository's own code."""
+    return type(module).__module__.startswith("transformers.")
+
+
 def depends_on_task(model: BaseModel) -> bool:
     """Return whether outputs depend on the task, beyond the prompt and the length."""
     return any(
