@@ -33,8 +33,8 @@ from benchmarks.gpu.models import make_tokenizer
 from infinity_emb.backends.torch import fused_norms, fused_products, last_layer, packed_attention
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.compiled_layers import CompiledLayers
-from infinity_emb.backends.torch.eager_outputs import set_classes
 from infinity_emb.backends.torch.forward import TorchModel
+from infinity_emb.backends.torch.module_classes import set_classes
 from infinity_emb.backends.torch.packing import get_padded_layout, install_packing
 from infinity_emb.items import Encoded
 

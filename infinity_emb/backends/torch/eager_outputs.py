@@ -14,12 +14,12 @@ from infinity_emb.backends.closeness import Outputs, Scores, find_objection
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.layout_check import find_dtype_name
+from infinity_emb.backends.torch.module_classes import Classes, set_classes
 from infinity_emb.backends.torch.st_introspection import find_transformers
 from infinity_emb.errors import one_line
 from infinity_emb.items import Encoded, Float32Array, SparseVector
 
 Score: TypeAlias = Callable[[Outputs], Scores]
-Classes: TypeAlias = dict[nn.Module, type[nn.Module]]
 Find: TypeAlias = Callable[[nn.Module], Classes]
 Entries: TypeAlias = list[Float32Array | SparseVector]
 
@@ -96,14 +96,6 @@ def replace_classes(
         set_classes(replaced)
         logger.warning("%s, because the output %s", refusal, next(filter(None, objections)))
     return not any(objections)
-
-
-def set_classes(classes: Classes) -> Classes:
-    """Set the classes of modules, and return those before. A copy of a module shares no method with it."""
-    before = {module: type(module) for module in classes}
-    for module, each in classes.items():
-        module.__class__ = each
-    return before
 
 
 def compute_entries(

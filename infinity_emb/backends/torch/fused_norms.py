@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from infinity_emb.backends.torch.eager_outputs import Classes, replace_classes, set_classes
+from infinity_emb.backends.torch.eager_outputs import replace_classes
+from infinity_emb.backends.torch.module_classes import Classes, set_classes
 
 _NUM_PROBES = 8
 # Of the values of probes. Norms that round once, after the weight, differ in many of them.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from transformers.activations import GELUActivation
 
-from infinity_emb.backends.torch.eager_outputs import Classes, replace_classes
+from infinity_emb.backends.torch.eager_outputs import replace_classes
+from infinity_emb.backends.torch.module_classes import Classes
 from infinity_emb.backends.torch.st_introspection import is_of_transformers
 
 # Of each class, the norm before attention, attention and its last product; the same of the MLP.
