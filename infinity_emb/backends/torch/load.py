@@ -37,6 +37,7 @@ from infinity_emb.backends.torch.forward import TorchModel
 from infinity_emb.backends.torch.half_precision import keep_half_if_faster
 from infinity_emb.backends.torch.int8.quantize import quantize
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
+from infinity_emb.backends.torch.onednn_products import use_onednn
 from infinity_emb.backends.torch.prepared_model import PreparedModel, prepare_model
 from infinity_emb.backends.torch.st_introspection import (
     describe_pooling,
@@ -139,6 +140,7 @@ def _load_on(args: LoadOptions, files: ModelFiles, devices: list[torch.device]) 
     if args.dtype in (Dtype.int8, Dtype.fp8):
         dtype = quantize(model, kind, args.dtype, dtype)
     store_input_major(model)
+    use_onednn(model)
     return open_model(args, files, devices, ModelOnDevice(model, kind, dtype, str(devices[0])))
 
 

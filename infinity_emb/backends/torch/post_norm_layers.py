@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm
 from transformers.activations import GELUActivation
 
 from infinity_emb.backends.torch.device import is_cpu
+from infinity_emb.backends.torch.onednn_products import OneDnnLinear, multiply_and_add
 from infinity_emb.backends.torch.packed_attention import grouped_attention
 from infinity_emb.backends.torch.st_introspection import is_of_transformers
 
@@ -83,21 +84,15 @@ class PostNormLayer(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         hidden = hidden_states[0]  # (T, H)
         shape = (1, len(hidden), -1, parts.attention.attention_head_size)
-        query, key, value = (
-            linear(hidden, each.weight, each.bias).view(shape).transpose(1, 2) for each in parts.projections
-        )
+        # `forward` rather than a call of the module, which takes longer and looks for hooks.
+        query, key, value = (each.forward(hidden).view(shape).transpose(1, 2) for each in parts.projections)
         attended, _ = grouped_attention(
             parts.attention, query, key, value, None, scaling=parts.attention.scaling, **kwargs
         )  # (1, T, H, D)
-        hidden = _norm(_multiply_and_add(hidden, attended.flatten(2)[0], parts.attended), parts.norms[0])
-        wide = linear(hidden, parts.widened.weight, parts.widened.bias)  # (T, I)
-        hidden = _multiply_and_add(hidden, _activate(wide, parts.activation), parts.narrowed)
+        hidden = _norm(multiply_and_add(hidden, attended.flatten(2)[0], parts.attended), parts.norms[0])
+        wide = parts.widened.forward(hidden)  # (T, I)
+        hidden = multiply_and_add(hidden, _activate(wide, parts.activation), parts.narrowed)
         return _norm(hidden, parts.norms[1]).unsqueeze(0)
-
-
-def _multiply_and_add(residual: Tensor, hidden: Tensor, product: nn.Linear) -> Tensor:
-    """Return residual (T, H) + product(hidden), (T, K) → (T, H)."""
-    return (residual + product.bias).addmm_(hidden, product.weight.t())
 
 
 def _norm(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -150,7 +145,7 @@ def _derive(original: type[nn.Module]) -> type[nn.Module]:
 def _is_plain(modules: dict[str, Any], names: _Names) -> bool:
     """Return whether a layer has no hooks, is in float32 on a CPU, and its products are not int8 or LoRA."""
     return (
-        all(type(modules.get(name)) is nn.Linear for name in names.products)
+        all(type(modules.get(name)) in (nn.Linear, OneDnnLinear) for name in names.products)
         and all(type(modules.get(name)) is nn.LayerNorm for name in names.norms)
         and not any(each._forward_hooks for each in modules.values())
         and all(each.dtype == torch.float32 and is_cpu(each.device) for each in modules[""].parameters())

@@ -16,8 +16,8 @@ from torch.nn.functional import gelu, linear
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from benchmarks.gpu.emulated_cuda import Launch, emulate_cuda, record
-from infinity_emb.backends.torch import cpu_threads, fused_products, packed_attention
-from infinity_emb.backends.torch.eager_outputs import EagerOutputs, set_classes
+from infinity_emb.backends.torch import cpu_threads, fused_products, onednn_products, packed_attention
+from infinity_emb.backends.torch.eager_outputs import EagerOutputs
 from infinity_emb.backends.torch.fused_products import (
     GeluLinear,
     PreNormLayer,
@@ -25,6 +25,7 @@ from infinity_emb.backends.torch.fused_products import (
     find_layers,
     fuse_products,
 )
+from infinity_emb.backends.torch.module_classes import set_classes
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
 from tests.support.fused_models import count_modules, load_backend, make_batch, run, score, shorten_start
 
@@ -36,8 +37,9 @@ LENGTHS = [4, 4, 10]
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Read few texts at start, and capture no graphs."""
+    """Read few texts at start, capture no graphs, and keep the classes of products on a CPU."""
     shorten_start(monkeypatch)
+    monkeypatch.setattr(onednn_products, "is_faster", lambda: False)
     with cpu_threads.one_core():
         yield
 

@@ -27,6 +27,7 @@ from infinity_emb.backends.torch.cpu_threads import one_core
 from infinity_emb.backends.torch.device import Choice, is_cpu
 from infinity_emb.backends.torch.int8.linear import Int8Linear, LastRows, RowCoder, measure_rounding_error
 from infinity_emb.backends.torch.int8.smoothquant import list_inner_linears, record_inputs
+from infinity_emb.backends.torch.onednn_products import fastest_products
 from infinity_emb.backends.torch.reference import Reference
 from infinity_emb.backends.torch.st_introspection import find_transformers, get_activation
 from infinity_emb.errors import StartupError, one_line
@@ -124,7 +125,7 @@ def measure_answer_s(model: BaseModel) -> float:
         compute(inputs, show_progress_bar=False)
         return 1 / (clock() - started_s)
 
-    with one_core():
+    with one_core(), fastest_products(model):
         (rate,) = measure_rates({"model": measure}, max_rounds=_NUM_TIMED).values()
     return 1 / rate
 

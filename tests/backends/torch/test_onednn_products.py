@@ -1,0 +1,221 @@
+"""Products by oneDNN equal those of torch, and are used only where they are faster and may be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from infinity_emb.backends.torch import onednn_products
+from infinity_emb.backends.torch.backend import TorchBackend
+from infinity_emb.backends.torch.cpu_weights import to_input_major
+from infinity_emb.backends.torch.load import load_model
+from infinity_emb.backends.torch.onednn_products import (
+    MIN_ROWS,
+    OneDnnLinear,
+    fastest_products,
+    is_faster,
+    multiply,
+    multiply_and_add,
+    use_onednn,
+)
+from infinity_emb.backends.torch.reference import Reference
+from infinity_emb.config.engine_args import EngineArgs
+from infinity_emb.hub.resolve import resolve_model_files
+from infinity_emb.items import InputOptions, number_inputs
+from tests.support.fused_models import count_modules
+from tests.support.model_kinds import TEXTS, list_kinds
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"),
+]
+
+NUM_INPUTS, NUM_OUTPUTS = 24, 40
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {"as in files": torch.clone, "by input": to_input_major}
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN is faster", "oneDNN is slower"])
+def faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(onednn_products, "is_faster", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.fixture
+def is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_products, "is_faster", lambda: True)
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """Forget the measurement of this process, before and after."""
+    is_faster.cache_clear()
+    yield
+    is_faster.cache_clear()
+
+
+def make_layer(*, bias: bool = True, order: str = "by input") -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=bias)
+    layer.weight.data = ORDERS[order](layer.weight.data)
+    return layer
+
+
+def compute_exactly(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """Return the product in float64."""
+    exact = copy.deepcopy(layer).double()
+    return linear(hidden.double(), exact.weight, exact.bias)
+
+
+def assert_close(found: Tensor, exact: Tensor) -> None:
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (MIN_ROWS,), (33,), (2, 5), (0,), (3, 0)])
+def test_rows_of_any_shape_are_multiplied(shape: tuple[int, ...], bias: bool, order: str) -> None:
+    layer = make_layer(bias=bias, order=order)
+    hidden = torch.randn(*shape, NUM_INPUTS)
+    with torch.inference_mode():
+        assert_close(multiply(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        torch.randn(NUM_INPUTS, 9).t(),
+        torch.randn(9, 3 * NUM_INPUTS)[:, NUM_INPUTS : 2 * NUM_INPUTS],
+        torch.randn(1, NUM_INPUTS).expand(9, NUM_INPUTS),
+    ],
+    ids=["transposed", "columns of a wider matrix", "expanded"],
+)
+def test_rows_of_any_strides_are_multiplied(hidden: Tensor) -> None:
+    layer = make_layer()
+    with torch.inference_mode():
+        assert_close(multiply(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
+
+
+@pytest.mark.parametrize("layer_class", [nn.Linear, OneDnnLinear])
+@pytest.mark.parametrize("num_rows", [1, MIN_ROWS, 33])
+def test_a_residual_is_added_and_stays_as_it_was(num_rows: int, layer_class: type[nn.Linear]) -> None:
+    layer = make_layer()
+    hidden, residual = torch.randn(num_rows, NUM_INPUTS), torch.randn(num_rows, NUM_OUTPUTS)
+    exact, before = compute_exactly(hidden, layer) + residual.double(), residual.clone()
+    layer.__class__ = layer_class
+    with torch.inference_mode():
+        assert_close(multiply_and_add(residual, hidden, layer), exact)
+    assert torch.equal(residual, before)
+
+
+def test_few_rows_gradients_and_other_dtypes_are_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, is_fast: None
+) -> None:
+    layer = make_layer()
+    use_onednn(model := nn.Sequential(layer))
+    calls: list[int] = []
+
+    def record_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(len(hidden))
+        return linear(hidden, weight, bias)
+
+    monkeypatch.setattr(onednn_products, "multiply", record_rows)
+    with torch.inference_mode():
+        model(torch.randn(MIN_ROWS - 1, NUM_INPUTS))
+        model(torch.randn(MIN_ROWS, NUM_INPUTS))
+        copy.deepcopy(model).double()(torch.randn(MIN_ROWS, NUM_INPUTS).double())
+    model(torch.randn(MIN_ROWS, NUM_INPUTS)).sum().backward()
+    assert calls == [MIN_ROWS]
+    assert layer.weight.grad is not None
+
+
+def test_only_plain_layers_in_float32_change(is_fast: None) -> None:
+    class Weight(Tensor):
+        """A weight of another library, such as one of int8."""
+
+    own = make_layer()
+    own.weight = nn.Parameter(own.weight.data.as_subclass(Weight), requires_grad=False)
+    half, attention = make_layer().to(torch.bfloat16), nn.MultiheadAttention(8, 2)
+    model = nn.ModuleList([make_layer(), half, own, attention])
+    use_onednn(model)
+    changed = [module for module in model.modules() if isinstance(module, OneDnnLinear)]
+    assert changed == [model[0]]
+
+
+def test_layers_change_only_where_that_is_faster(faster: bool) -> None:
+    model = nn.Sequential(make_layer())
+    use_onednn(model)
+    assert (type(model[0]) is OneDnnLinear) == faster
+
+
+def test_layers_change_for_a_block_only(is_fast: None) -> None:
+    model = nn.Sequential(make_layer())
+    with fastest_products(model):
+        assert type(model[0]) is OneDnnLinear
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(RuntimeError), fastest_products(model):
+        model(torch.randn(1))
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(("gains", "expected"), [((2.0, 1.5), True), ((2.0, 1.05), False), ((0.5, 2), False)])
+def test_it_has_to_be_faster_for_few_rows_and_for_many(
+    gains: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch, unmeasured: None
+) -> None:
+    remaining = iter(gains)
+    monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: next(remaining))
+    assert [is_faster(), is_faster()] == [expected, expected]
+
+
+def test_the_gain_is_measured_on_one_core() -> None:
+    before = torch.get_num_threads()
+    assert 0.05 < onednn_products._measure_gain(16) < 50
+    assert torch.get_num_threads() == before
+
+
+def test_a_torch_without_onednn_measures_nothing(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
+    monkeypatch.setattr(onednn_products, "_has_onednn", lambda: False)
+    monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: 1 / 0)
+    assert not is_faster()
+
+
+def test_compiled_code_calls_the_product_as_one_operator(is_fast: None) -> None:
+    model = nn.Sequential(make_layer(), nn.ReLU())
+    use_onednn(model)
+    graphs: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=keep, dynamic=True)
+    with torch.inference_mode():
+        for num_rows in (9, 12):
+            hidden = torch.randn(num_rows, NUM_INPUTS)
+            torch.testing.assert_close(compiled(hidden), model(hidden), rtol=0, atol=1e-6)
+    assert len(graphs) == 1
+    assert torch.ops.infinity_emb.multiply.default in [node.target for node in graphs[0].graph.nodes]
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "qwen3", "t5"])
+def test_served_vectors_are_those_of_sentence_transformers(kind: str, faster: bool, tmp_path: Path) -> None:
+    path = str(list_kinds()[f"embedder: {kind}"].save(tmp_path))
+    args = EngineArgs(model_name_or_path=path, device="cpu", model_warmup=False)
+    served = load_model(args, resolve_model_files(path))
+    backend = served.replicas[0]
+    assert isinstance(backend, TorchBackend)
+    assert bool(count_modules(backend, OneDnnLinear)) == faster
+    found = backend.launch(served.encode(number_inputs(TEXTS), InputOptions())).result()["dense"]
+    reference = Reference(SentenceTransformer(path, device="cpu"))
+    expected = [reference.embed(text) for text in TEXTS]
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=1e-5)
