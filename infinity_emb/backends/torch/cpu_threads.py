@@ -2,28 +2,45 @@
 
 Two batches in parallel on one core each are faster than one after the other on both cores, since threads need
 not wait for each other after every operator. A single batch should use all cores, so they are divided for
-each batch, by the number of batches that are being computed.
+each batch, by the number of batches that are being computed. A small batch stays on one core: each operator
+wakes the threads of the others, which takes longer than a short operator does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from infinity_emb.backends.base import Backend
+from infinity_emb.backends.probes import measure_rates, measure_tokens_per_s
+from infinity_emb.items import Encoded
+
 # With fewer tokens per core, waking the core costs more than it gains.
 MIN_TOKENS_PER_CORE = 32
-# Even a short query reads all weights, which takes two cores little more than half the time of one.
+# Until it is measured: even a short query reads all weights, which two cores may do faster than one.
 MIN_TOKENS_FOR_TWO_CORES = 4
+# Numbers of short texts for which one and two cores are compared at start, in ascending order.
+_COMPARED_TEXTS = (1, 2, 4, 8)
+_MAX_ROUNDS, _MIN_DURATION_S, _DEADLINE_S = 3, 0.02, 1.0
 
 
 class SharedCores:
-    """The cores that the replicas of one model share."""
+    """The cores that the replicas of one model share.
+
+    min_tokens_for_two: smaller batches are computed on one core.
+    """
 
     def __init__(self, num_cores: int) -> None:
-        self._num_cores = num_cores
+        self.min_tokens_for_two = MIN_TOKENS_FOR_TWO_CORES
+        self.num_cores = num_cores
         self._num_computing = 0
         self._lock = threading.Lock()
 
@@ -48,9 +65,40 @@ class SharedCores:
 
         num_computing: batches that are being computed, this one included.
         """
-        fair_share = self._num_cores // num_computing
-        smallest = 2 if num_tokens >= MIN_TOKENS_FOR_TWO_CORES else 1
-        return max(1, min(fair_share, max(smallest, num_tokens // MIN_TOKENS_PER_CORE)))
+        if num_tokens < self.min_tokens_for_two:
+            return 1
+        fair_share = self.num_cores // num_computing
+        tokens_per_core = max(MIN_TOKENS_PER_CORE, self.min_tokens_for_two // 2)
+        return max(1, min(fair_share, max(2, num_tokens // tokens_per_core)))
+
+
+def choose_min_tokens(cores: SharedCores, replicas: Sequence[Backend], samples: Sequence[Encoded]) -> None:
+    """Find the smallest batch that two cores compute faster than one; let smaller ones use one core.
+
+    Measures on threads that have all used two cores, as when serving: OpenMP lets threads that wait for work
+    sleep at once when there are more of them than cores, and then takes longer to wake them.
+    """
+    if cores.num_cores == 1:
+        return
+    deadline_s = time.monotonic() + _DEADLINE_S
+    shortest = min(samples, key=lambda sample: sample.num_tokens)
+
+    def measure_gain(num_texts: int) -> float:
+        def measure(min_tokens: int) -> float:
+            cores.min_tokens_for_two = min_tokens
+            return measure_tokens_per_s(replicas[0], [shortest] * num_texts, min_duration_s=_MIN_DURATION_S)
+
+        candidates = {each: functools.partial(measure, each) for each in (0, sys.maxsize)}
+        rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)
+        return rates[0] / rates[sys.maxsize]
+
+    with ThreadPoolExecutor(len(replicas)) as threads:
+        list(threads.map(lambda replica: replica.launch([shortest]), replicas))
+        gains = (threads.submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
+        slower = list(itertools.takewhile(lambda gain: gain <= 1, gains))
+    # A single text may have fewer tokens than the sample has.
+    compared = [shortest.num_tokens * num_texts for num_texts in _COMPARED_TEXTS]
+    cores.min_tokens_for_two = [MIN_TOKENS_FOR_TWO_CORES, *compared[1:], 2 * compared[-1]][len(slower)]
 
 
 def use_one_thread() -> None:

@@ -11,7 +11,7 @@ import functools
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from infinity_emb.backends.closeness import make_scores
 from infinity_emb.backends.out_of_memory import is_out_of_memory
 from infinity_emb.backends.torch.acceleration import accelerate, preserve_num_threads
 from infinity_emb.backends.torch.backend import TorchBackend
-from infinity_emb.backends.torch.cpu_threads import SharedCores
+from infinity_emb.backends.torch.cpu_threads import SharedCores, choose_min_tokens
 from infinity_emb.backends.torch.cpu_weights import store_input_major
 from infinity_emb.backends.torch.device import (
     Choice,
@@ -65,7 +65,7 @@ from infinity_emb.hardware import num_tokenizer_threads, num_usable_cpus
 from infinity_emb.hub.detect import choose_kind
 from infinity_emb.hub.file_selection import count_weight_bytes
 from infinity_emb.hub.resolve import ModelFiles
-from infinity_emb.items import InputOptions
+from infinity_emb.items import Encoded, InputOptions
 from infinity_emb.types import Dtype, ModelInfo, ModelKind
 
 logger = logging.getLogger("infinity_emb")
@@ -168,16 +168,21 @@ def open_model(
     model, kind = placed.model, placed.kind
     prepared = _prepare(args.model_name_or_path, model, kind)
     info = _describe(placed, files, prepared)
-    replicas = _make_replicas(prepared.torch_model, devices, args.threads)
+    cores = SharedCores(args.threads or num_usable_cpus()) if is_cpu(devices[0]) else None
+    replicas = _make_replicas(prepared.torch_model, devices, cores)
     activation, activate = get_activation(model, kind)
     if args.model_warmup:
         score = functools.partial(make_scores, kind=kind, activate=activate)
         accelerate(replicas, prepared, kind, score, may_compile=args.compile)
+    samples = _encode_samples(prepared, kind) if args.model_warmup and prepared.text_encoders else []
+    if cores and samples and _has_torch_network(model):
+        choose_min_tokens(cores, replicas, samples)
     return LoadedModel(
         info=replace(info, activation=activation),
         replicas=list(replicas),
         encode=refuse_unknown_tokens(model, prepared.encode),
-        max_batch_tokens=_choose_batch_tokens(args, prepared, placed, replicas[0]),
+        max_batch_tokens=args.max_batch_tokens
+        or _choose_batch_tokens(prepared, placed, replicas[0], samples),
         num_tokenizer_threads=num_tokenizer_threads(args.tokenizer_threads),
         activate=activate,
         split=prepared.fast_tokenizer.split if prepared.fast_tokenizer else None,
@@ -208,18 +213,25 @@ def _prepare(name: str, model: BaseModel, kind: ModelKind) -> PreparedModel:
         ) from exc
 
 
+def _has_torch_network(model: BaseModel) -> bool:
+    """Return whether torch computes a network; one of another library has no parameters here."""
+    networks = [transformer.model for transformer in find_transformers(model)]
+    return any(next(network.parameters(), None) is not None for network in networks)
+
+
+def _encode_samples(prepared: PreparedModel, kind: ModelKind) -> list[Encoded]:
+    outputs = get_outputs(prepared.torch_model.model, kind)[:1] or ("dense",)
+    options = InputOptions(task=next(iter(prepared.text_encoders)), outputs=outputs)
+    return encode_samples(prepared.encode, options, is_pair=kind is ModelKind.reranker)
+
+
 def _choose_batch_tokens(
-    args: LoadOptions, prepared: PreparedModel, placed: ModelOnDevice, replica: TorchBackend
+    prepared: PreparedModel, placed: ModelOnDevice, replica: TorchBackend, samples: Sequence[Encoded]
 ) -> int:
-    if args.max_batch_tokens:
-        return args.max_batch_tokens
+    """Return the size of batches. samples: to measure it with; without any it is the device's default."""
     kind, device_kind = placed.kind, get_device_kind(placed.device_name)
     max_tokens = DEFAULT_BATCH_TOKENS[device_kind]
-    if args.model_warmup and prepared.text_encoders:
-        outputs = get_outputs(prepared.torch_model.model, kind)[:1] or ("dense",)
-        is_pair = kind is ModelKind.reranker
-        options = InputOptions(task=next(iter(prepared.text_encoders)), outputs=outputs)
-        samples = encode_samples(prepared.encode, options, is_pair=is_pair)
+    if samples:
         with preserve_num_threads():
             max_tokens = find_batch_tokens(replica, samples, device_kind=device_kind)
     transformers = find_transformers(prepared.torch_model.model)
@@ -230,10 +242,9 @@ def _choose_batch_tokens(
 
 
 def _make_replicas(
-    torch_model: TorchModel, devices: list[torch.device], num_threads: int
+    torch_model: TorchModel, devices: list[torch.device], cores: SharedCores | None
 ) -> list[TorchBackend]:
     """Create one backend per device; replicas on the CPU share the weights and the cores."""
-    cores = SharedCores(num_threads or num_usable_cpus()) if is_cpu(devices[0]) else None
     torch_models = [torch_model]
     for device in devices[1:]:
         is_shared = is_cpu(device)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from infinity_emb.backends.torch.cpu_threads import MIN_TOKENS_PER_CORE, SharedCores, one_core
+from infinity_emb.backends.base import FinishedBatch
+from infinity_emb.backends.torch import cpu_threads
+from infinity_emb.backends.torch.cpu_threads import (
+    MIN_TOKENS_FOR_TWO_CORES,
+    MIN_TOKENS_PER_CORE,
+    SharedCores,
+    choose_min_tokens,
+    one_core,
+)
+from infinity_emb.items import Encoded
 
 pytestmark = pytest.mark.model
 
@@ -82,3 +94,61 @@ def test_one_core_is_used_inside_the_block_and_as_many_as_before_after_it() -> N
     with one_core():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+class TimedBackend:
+    """Take a number of virtual seconds for a batch, by its tokens and the cores of the calling thread."""
+
+    num_in_flight = 1
+    shares_device = True
+
+    def __init__(self, cores: SharedCores, num_tokens_for_two: int) -> None:
+        self._cores = cores
+        self._num_tokens_for_two = num_tokens_for_two
+        self.launched: list[int] = []
+
+    def prepare_thread(self) -> None:
+        """Need nothing."""
+
+    def free_memory(self) -> None:
+        """Have none."""
+
+    def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FinishedBatch:
+        num_tokens = sum(item.num_tokens for item in batch)
+        self.launched.append(num_tokens)
+        with self._cores.share(num_tokens):
+            self.is_faster = (torch.get_num_threads() > 1) == (num_tokens >= self._num_tokens_for_two)
+        return FinishedBatch({})
+
+
+@pytest.fixture
+def virtual_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(backend: TimedBackend, batch: Sequence[Encoded], **options: Any) -> float:
+        backend.launch(batch).result()
+        return 2.0 if backend.is_faster else 1.0
+
+    monkeypatch.setattr(cpu_threads, "measure_tokens_per_s", measure)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens_for_two", "expected"),
+    [(1, MIN_TOKENS_FOR_TWO_CORES), (11, 20), (40, 40), (80, 80), (81, 160)],
+)
+def test_the_smallest_batch_for_two_cores_is_measured(
+    num_tokens_for_two: int, expected: int, virtual_rates: None
+) -> None:
+    cores = SharedCores(8)
+    replicas = [TimedBackend(cores, num_tokens_for_two) for _ in range(2)]
+    samples = [Encoded(np.full(length, 5, dtype=np.int32)) for length in (30, 10)]
+    choose_min_tokens(cores, replicas, samples)
+    assert cores.min_tokens_for_two == expected
+    assert replicas[1].launched == [10]
+    assert [cores.count_threads(num, num_computing=1) for num in (expected - 1, expected)] == [1, 2]
+    assert cores.count_threads(10_000, num_computing=1) == 8
+
+
+def test_nothing_is_measured_for_one_core() -> None:
+    cores = SharedCores(1)
+    backend = TimedBackend(cores, 40)
+    choose_min_tokens(cores, [backend], [Encoded(np.full(10, 5, dtype=np.int32))])
+    assert not backend.launched
