@@ -97,9 +97,14 @@ def _describe_output(query: Tensor, key: Tensor, value: Tensor, *_: object) -> T
 
 def _view_sequences(states: Tensor, run: Run) -> Tensor:
     """Return the run's sequences of (1, H, T, D) as a view, (num_sequences, H, length, D)."""
-    num_heads, head_dim = states.shape[1], states.shape[3]
-    sequences = states[0, :, run.start : run.start + run.length * run.num_sequences]
-    return sequences.view(num_heads, run.num_sequences, run.length, head_dim).transpose(0, 1)
+    _, num_heads, _, head_dim = states.shape
+    _, head_stride, token_stride, stride = states.stride()
+    # One operator rather than four: each gives up the interpreter lock, which a busy event loop then keeps.
+    return states.as_strided(
+        (run.num_sequences, num_heads, run.length, head_dim),
+        (run.length * token_stride, head_stride, token_stride, stride),
+        states.storage_offset() + run.start * token_stride,
+    )
 
 
 def make_band_mask(
