@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import linear
 
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import wait_for
+from infinity_emb.backends.torch.onednn_products import OneDnnLinear
 from infinity_emb.backends.torch.st_introspection import find_transformers
 
 _NUM_RUNS = 8  # of each product; the best counts
@@ -40,7 +42,7 @@ class TorchNetworkTimer:
         self._model = backend.torch_model.model
         self._transformers = find_transformers(self._model)
         self._products: Counter[_Product] = Counter()
-        self._weights: dict[_Product, torch.Tensor] = {}
+        self._layers: dict[_Product, nn.Linear] = {}
 
     @contextmanager
     def timing(self) -> Iterator[None]:
@@ -66,23 +68,26 @@ class TorchNetworkTimer:
         if not self._products:
             return None
         return sum(
-            number * self._time_product(product, self._weights[product])
+            number * self._time_product(product, self._layers[product])
             for product, number in self._products.items()
         )
 
-    def _record(self, layer: Any, args: Any, _: object) -> None:
+    def _record(self, layer: nn.Linear, args: Any, _: object) -> None:
         num_rows = args[0].numel() // args[0].shape[-1]
         product = _Product(num_rows, layer.in_features, layer.out_features)
         self._products[product] += 1
-        self._weights[product] = layer.weight
+        self._layers[product] = layer
 
-    def _time_product(self, product: _Product, weight: torch.Tensor) -> float:
+    def _time_product(self, product: _Product, layer: nn.Linear) -> float:
+        weight = layer.weight
+        # Layers of other classes may leave the product to another module, or apply an activation as well.
+        compute = layer.forward if isinstance(layer, OneDnnLinear) else partial(linear, weight=weight)
         rows = torch.randn(product.rows, product.inputs, device=weight.device).to(weight.dtype)
         best_s, deadline_s = float("inf"), time.monotonic() + _MAX_RUNS_S
         with torch.inference_mode():
             for _ in range(_NUM_RUNS):
                 started_s = self._read_clock()
-                linear(rows, weight)
+                compute(rows)
                 best_s = min(best_s, self._read_clock() - started_s)
                 if time.monotonic() > deadline_s:
                     break
