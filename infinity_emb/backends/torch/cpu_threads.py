@@ -92,9 +92,11 @@ def choose_min_tokens(cores: SharedCores, replicas: Sequence[Backend], samples: 
         rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)
         return rates[0] / rates[sys.maxsize]
 
-    with ThreadPoolExecutor(len(replicas)) as threads:
-        list(threads.map(lambda replica: replica.launch([shortest]), replicas))
-        gains = (threads.submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
+    with contextlib.ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in replicas]
+        for thread, replica in zip(threads, replicas, strict=True):
+            thread.submit(replica.launch, [shortest]).result()
+        gains = (threads[0].submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
         slower = list(itertools.takewhile(lambda gain: gain <= 1, gains))
     # A single text may have fewer tokens than the sample has.
     compared = [shortest.num_tokens * num_texts for num_texts in _COMPARED_TEXTS]

@@ -183,6 +183,11 @@ def test_the_gain_is_measured_on_one_core() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
+    monkeypatch.setattr(onednn_products, "multiply", lambda hidden, weight, bias: linear(hidden, weight))
+    assert not is_faster()
+
+
 def test_a_torch_without_onednn_measures_nothing(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
     monkeypatch.setattr(onednn_products, "_has_onednn", lambda: False)
     monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: 1 / 0)
