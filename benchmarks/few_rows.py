@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from benchmarks.rounds import Row, report
 from infinity_emb.backends.torch.cpu_weights import to_input_major
-from infinity_emb.backends.torch.onednn_products import multiply
+from infinity_emb.backends.torch.onednn_products import onednn_linear
 
 NUM_TOKENS = (6, 17, 32, 64, 256, 1024)
 _AS_IN_FILES = "weights as in files"
@@ -38,7 +38,7 @@ class FewRows:
         self._ways: dict[str, tuple[list[Tensor], Callable[..., Tensor]]] = {
             _AS_IN_FILES: (as_in_files, linear),
             "weights by input": (by_input, linear),
-            "oneDNN": (by_input, multiply),
+            "oneDNN": (by_input, onednn_linear),
         }
         self._num_cores = torch.get_num_threads()
         self._cases = [(way, num_cores) for way in self._ways for num_cores in (1, self._num_cores)][1:]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
+import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,12 @@ MIN_TOKENS_PER_CORE = 32
 MIN_TOKENS_FOR_TWO_CORES = 4
 # Numbers of short texts for which one and two cores are compared at start, in ascending order.
 _COMPARED_TEXTS = (1, 2, 4, 8)
+# At most: an image counts as 256 tokens.
+_MAX_MIN_TOKENS = 256
+_MIN_GAIN = 1.05
 _MAX_ROUNDS, _MIN_DURATION_S, _DEADLINE_S = 3, 0.02, 1.0
+
+logger = logging.getLogger("infinity_emb")
 
 
 class SharedCores:
@@ -68,39 +74,48 @@ class SharedCores:
         if num_tokens < self.min_tokens_for_two:
             return 1
         fair_share = self.num_cores // num_computing
-        tokens_per_core = max(MIN_TOKENS_PER_CORE, self.min_tokens_for_two // 2)
-        return max(1, min(fair_share, max(2, num_tokens // tokens_per_core)))
+        return max(1, min(fair_share, max(2, num_tokens // MIN_TOKENS_PER_CORE)))
 
 
 def choose_min_tokens(cores: SharedCores, replicas: Sequence[Backend], samples: Sequence[Encoded]) -> None:
     """Find the smallest batch that two cores compute faster than one; let smaller ones use one core.
 
-    Measures on threads that have all used two cores, as when serving: OpenMP lets threads that wait for work
-    sleep at once when there are more of them than cores, and then takes longer to wake them.
+    Measures on threads that have all used several cores, as when serving: OpenMP lets threads that wait for
+    work sleep at once when there are more of them than cores, and then takes longer to wake them.
     """
-    if cores.num_cores == 1:
+    num_cores = cores.num_cores
+    if num_cores == 1:
         return
     deadline_s = time.monotonic() + _DEADLINE_S
     shortest = min(samples, key=lambda sample: sample.num_tokens)
 
     def measure_gain(num_texts: int) -> float:
-        def measure(min_tokens: int) -> float:
-            cores.min_tokens_for_two = min_tokens
+        if time.monotonic() > deadline_s:
+            return math.inf  # not measured: the last size that was slower counts
+
+        def measure(used_cores: int) -> float:
+            cores.num_cores = used_cores
             return measure_tokens_per_s(replicas[0], [shortest] * num_texts, min_duration_s=_MIN_DURATION_S)
 
-        candidates = {each: functools.partial(measure, each) for each in (0, sys.maxsize)}
+        candidates = {each: functools.partial(measure, each) for each in (1, 2)}
         rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)
-        return rates[0] / rates[sys.maxsize]
+        return rates[2] / rates[1]
 
-    with contextlib.ExitStack() as stack:
-        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in replicas]
-        for thread, replica in zip(threads, replicas, strict=True):
-            thread.submit(replica.launch, [shortest]).result()
-        gains = (threads[0].submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
-        slower = list(itertools.takewhile(lambda gain: gain <= 1, gains))
+    cores.min_tokens_for_two = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in replicas]
+            for thread, replica in zip(threads, replicas, strict=True):
+                thread.submit(replica.launch, [shortest]).result()
+            gains = (threads[0].submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
+            slower = list(itertools.takewhile(lambda gain: gain < _MIN_GAIN, gains))
+    finally:
+        cores.num_cores = num_cores
     # A single text may have fewer tokens than the sample has.
     compared = [shortest.num_tokens * num_texts for num_texts in _COMPARED_TEXTS]
-    cores.min_tokens_for_two = [MIN_TOKENS_FOR_TWO_CORES, *compared[1:], 2 * compared[-1]][len(slower)]
+    found = [MIN_TOKENS_FOR_TWO_CORES, *compared[1:], 2 * compared[-1]][len(slower)]
+    cores.min_tokens_for_two = min(found, _MAX_MIN_TOKENS)
+    logger.info("batches of fewer than %d tokens are computed on one core", cores.min_tokens_for_two)
 
 
 def use_one_thread() -> None:

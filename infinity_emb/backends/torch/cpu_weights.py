@@ -22,9 +22,9 @@ def to_input_major(weight: Tensor) -> Tensor:
 def store_input_major(model: BaseModel) -> None:
     """Store each (N, K) float32 weight of the networks' linear layers on a CPU as (K, N).
 
-    Values and shapes stay, only strides change. MKL and oneDNN multiply the few rows of a short text by such
-    a weight up to 1.3 times as fast, and many rows as fast as before (`make bench-few_rows`). A weight that
-    is shared with an embedding keeps its order, since a lookup reads its rows.
+    Values and shapes stay, only strides change. MKL multiplies the few rows of a short text by such a weight
+    up to 1.3 times as fast, and many rows as fast as before (`make bench-few_rows`). A weight that is shared
+    with an embedding keeps its order, since a lookup reads its rows.
 
     All weights are copied, so that none refers to the mapping of its file any more, which would stay in
     memory beside the copies.

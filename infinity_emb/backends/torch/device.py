@@ -209,7 +209,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
     if dtype is not Dtype.auto:
         return Choice(dtype.value, "requested")
     if device.type != "cuda":
-        return Choice("float32", "exact; other dtypes round more")
+        return Choice("float32", "the most exact dtype")
     if _has_bfloat16(device):
         return Choice("bfloat16", "this GPU computes it natively")
     return Choice("float16", "this GPU has no bfloat16")

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.functional import linear
 
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import wait_for
-from infinity_emb.backends.torch.onednn_products import OneDnnLinear
+from infinity_emb.backends.torch.onednn_products import OneDnnLinear, onednn_linear
 from infinity_emb.backends.torch.st_introspection import find_transformers
 
 _NUM_RUNS = 8  # of each product; the best counts
@@ -80,14 +79,15 @@ class TorchNetworkTimer:
 
     def _time_product(self, product: _Product, layer: nn.Linear) -> float:
         weight = layer.weight
-        # Layers of other classes may leave the product to another module, or apply an activation as well.
-        compute = layer.forward if isinstance(layer, OneDnnLinear) else partial(linear, weight=weight)
+        compute: Callable[..., torch.Tensor] = linear
         rows = torch.randn(product.rows, product.inputs, device=weight.device).to(weight.dtype)
         best_s, deadline_s = float("inf"), time.monotonic() + _MAX_RUNS_S
         with torch.inference_mode():
+            if isinstance(layer, OneDnnLinear) and layer.suits_onednn(rows):
+                compute = onednn_linear
             for _ in range(_NUM_RUNS):
                 started_s = self._read_clock()
-                compute(rows)
+                compute(rows, weight, None)
                 best_s = min(best_s, self._read_clock() - started_s)
                 if time.monotonic() > deadline_s:
                     break

@@ -1,8 +1,9 @@
 """Multiply by float32 weights with oneDNN on CPUs where it is faster than MKL, which torch uses.
 
 MKL leaves AVX-512 unused on CPUs that are not Intel's. oneDNN, which torch has for other dtypes, uses it: on
-AMD's Zen 5, products take less than half the time (`make bench-few_rows`). Weights are stored as before; only
-the order of sums differs, so outputs differ by rounding.
+AMD's Zen 5 it is 1.6 to 2.3 times as fast as MKL on one core (`make bench-few_rows`). Weights are stored as
+before. Sums are added in another order; rounding errors are up to three times those of MKL, as measured for
+3,072 summands.
 """
 
 from __future__ import annotations
@@ -20,63 +21,68 @@ from torch.nn.functional import linear
 
 from infinity_emb.backends.probes import measure_rates
 from infinity_emb.backends.torch.cpu_threads import one_core
+from infinity_emb.backends.torch.cpu_weights import to_input_major
 from infinity_emb.backends.torch.device import is_cpu
 from infinity_emb.backends.torch.module_classes import Classes, set_classes
-
-_has_onednn: Callable[[], bool] = torch.backends.mkldnn.is_available
-# Read by oneDNN and by torch at the first product. For each number of rows oneDNN makes code of 0.6 MB, and
-# keeps it 1,024 times, and torch as often again in each thread. Making it takes 0.1 to 0.2 ms.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
+from infinity_emb.errors import one_line
 
 logger = logging.getLogger("infinity_emb")
 
-# Calling oneDNN takes about 10 µs longer than calling MKL, which fewer rows do not make up for.
+# A call of oneDNN takes about 10 µs longer than one of MKL, which smaller products do not make up for.
 MIN_ROWS = 4
-_MIN_GAIN = 1.1
+MIN_WEIGHTS = 2**14
+# The measurement repeats products of the same size. Each new number of rows costs oneDNN as much as the
+# product of a short text.
+_MIN_GAIN = 1.4
 _MEASURED_SHAPE = (1536, 384)
 _MEASURED_ROWS = (32, 256)
-_NUM_ROUNDS = 5
+_NUM_ROUNDS, _MIN_DURATION_S = 5, 0.003
 _TOLERANCE = 1e-4  # of sums of 384 products of numbers around 1
+
+# oneDNN generates code for each number of rows, 0.6 MB, and caches it. Its own cache has room for 1,024, and
+# that of ideep, which torch calls it through, for as many again in each thread.
+_CACHE_SIZES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "1"}
+_OLD_NAME = "DNNL_PRIMITIVE_CACHE_CAPACITY"  # which oneDNN reads as well
 
 
 class OneDnnLinear(nn.Linear):
-    """Multiply by oneDNN; the class of plain linear layers in float32 on a CPU."""
+    """Multiply with oneDNN; the class of plain linear layers in float32 on a CPU."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (..., N) for (..., K)."""
         if torch.compiler.is_compiling():
             product: Tensor = multiply_as_operator(hidden, self.weight, self.bias)
             return product
-        compute = multiply if self.is_supported(hidden) else linear
+        compute = onednn_linear if self.suits_onednn(hidden) else linear
         return compute(hidden, self.weight, self.bias)
 
-    def is_supported(self, hidden: Tensor) -> bool:
-        """Return whether oneDNN multiplies this, without gradients, and faster; a copy has any dtype."""
-        is_large = hidden.numel() >= MIN_ROWS * self.in_features
-        return is_large and hidden.dtype == torch.float32 and not torch.is_grad_enabled()
+    def suits_onednn(self, hidden: Tensor) -> bool:
+        """Return whether oneDNN may multiply this input: it computes no gradients, and gains from rows."""
+        has_rows = hidden.numel() >= MIN_ROWS * self.in_features
+        # A copy of the model may have another dtype.
+        return has_rows and hidden.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
-def multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return (..., N) for hidden (..., K), weight (N, K) and bias (N,), without gradients."""
+def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (..., N) for hidden (..., K), weight (N, K) and a contiguous bias (N,), without gradients."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(hidden, weight, bias, "none", [], "")
     return product
 
 
-def multiply_and_add(residual: Tensor, hidden: Tensor, product: nn.Linear) -> Tensor:
-    """Return residual (T, N) + product(hidden), (T, K) → (T, N)."""
-    if isinstance(product, OneDnnLinear) and product.is_supported(hidden):
+def multiply_and_add(residual: Tensor, hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """Return residual (T, N) + layer(hidden), (T, K) → (T, N)."""
+    if isinstance(layer, OneDnnLinear) and layer.suits_onednn(hidden):
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            hidden, residual, product.weight, product.bias, "add"
+            hidden, residual, layer.weight, layer.bias, "add"
         )
         return total
-    return (residual + product.bias).addmm_(hidden, product.weight.t())
+    return (residual + layer.bias).addmm_(hidden, layer.weight.t())
 
 
 @torch.library.custom_op("infinity_emb::multiply", mutates_args=())
 def multiply_as_operator(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return (..., N), in a form that Inductor leaves alone; it would copy the weight for each batch."""
-    return multiply(hidden, weight, bias)
+    return onednn_linear(hidden, weight, bias)
 
 
 multiply_as_operator.register_fake(
@@ -85,13 +91,13 @@ multiply_as_operator.register_fake(
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let all plain linear layers in float32 on a CPU multiply by oneDNN, if that is faster here."""
+    """Let plain linear layers in float32 on a CPU multiply with oneDNN, if that is faster here."""
     set_classes(_find_layers(model))
 
 
 @contextlib.contextmanager
 def fastest_products(model: nn.Module) -> Iterator[None]:
-    """Do what `use_onednn` does until the end of the block, as when float32 is compared with other dtypes."""
+    """Do what `use_onednn` does until the end of the block; for measuring a model that is not yet served."""
     before = set_classes(_find_layers(model))
     try:
         yield
@@ -100,39 +106,63 @@ def fastest_products(model: nn.Module) -> Iterator[None]:
 
 
 def _find_layers(model: nn.Module) -> Classes:
-    layers = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module.weight)]
-    return dict.fromkeys(layers, OneDnnLinear) if layers and is_faster() else {}
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)]
+    return dict.fromkeys(layers, OneDnnLinear) if layers and is_onednn_faster() else {}
 
 
-def _is_plain(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor
+def _is_plain(layer: nn.Linear) -> bool:
+    weight, bias = layer.weight, layer._parameters["bias"]
+    is_float32 = weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor
+    # oneDNN reads a bias without its strides.
+    return is_float32 and weight.numel() >= MIN_WEIGHTS and (bias is None or bias.is_contiguous())
 
 
 @functools.cache
-def is_faster() -> bool:
-    """Return whether oneDNN multiplies faster than torch does by itself, few rows and many; measured once."""
+def is_onednn_faster() -> bool:
+    """Return whether oneDNN multiplies both few and many rows faster than torch does by itself.
+
+    Measured once per process.
+    """
     if not _has_onednn():
         return False
-    gain = min(map(_measure_gain, _MEASURED_ROWS))
-    if gain >= _MIN_GAIN:
-        logger.info("products in float32: oneDNN, measured %.1fx as fast as MKL on this CPU", gain)
-    return gain >= _MIN_GAIN
+    for name, size in _CACHE_SIZES.items():  # read at the first product
+        if name not in os.environ and not (name.startswith("ONEDNN_") and _OLD_NAME in os.environ):
+            os.environ[name] = size
+    try:
+        gain = min(map(_measure_gain, _MEASURED_ROWS))
+    except (RuntimeError, AttributeError) as exc:  # an operator that this build of torch lacks
+        logger.warning("oneDNN is not used: its product cannot be computed: %s", one_line(exc, 200))
+        return False
+    is_faster = gain >= _MIN_GAIN
+    found = "used" if is_faster else "not used"
+    logger.info("oneDNN is %s for float32: measured %.1fx as fast as torch's own product", found, gain)
+    return is_faster
+
+
+def _has_onednn() -> bool:
+    is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
+    return is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _measure_gain(num_rows: int) -> float:
     """Return how many times as fast oneDNN is as torch by itself, on one core; 0 if its product differs."""
-    weight, bias = torch.randn(_MEASURED_SHAPE), torch.randn(_MEASURED_SHAPE[0])
-    hidden = torch.randn(num_rows, _MEASURED_SHAPE[1])
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    make: Callable[..., Tensor] = functools.partial(torch.randn, **options)
+    weight, bias = to_input_major(make(_MEASURED_SHAPE)), make(_MEASURED_SHAPE[0])
+    hidden = make(num_rows, _MEASURED_SHAPE[1])
 
     def measure(compute: Callable[..., Tensor]) -> float:
-        started_s = time.thread_time()
-        compute(hidden, weight, bias)
-        return 1 / (time.thread_time() - started_s)
+        started_s, num_products = time.perf_counter(), 0
+        while (elapsed_s := time.perf_counter() - started_s) < _MIN_DURATION_S:
+            compute(hidden, weight, bias)
+            num_products += 1
+        return num_products / elapsed_s
 
     with torch.inference_mode(), one_core():
-        found, expected = (compute(hidden, weight, bias) for compute in (multiply, linear))
+        found, expected = (compute(hidden, weight, bias) for compute in (onednn_linear, linear))
         if not torch.allclose(found, expected, atol=_TOLERANCE):
             return 0.0
-        candidates = {each: functools.partial(measure, each) for each in (linear, multiply)}
+        candidates = {each: functools.partial(measure, each) for each in (onednn_linear, linear)}
         rates = measure_rates(candidates, max_rounds=_NUM_ROUNDS)
-    return rates[multiply] / rates[linear]
+    return rates[onednn_linear] / rates[linear]

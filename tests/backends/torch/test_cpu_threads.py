@@ -97,7 +97,7 @@ def test_one_core_is_used_inside_the_block_and_as_many_as_before_after_it() -> N
 
 
 class TimedBackend:
-    """Take a number of virtual seconds for a batch, by its tokens and the cores of the calling thread."""
+    """Compute batches of at least so many tokens faster on two cores, and others on one."""
 
     num_in_flight = 1
     shares_device = True
@@ -105,7 +105,9 @@ class TimedBackend:
     def __init__(self, cores: SharedCores, num_tokens_for_two: int) -> None:
         self._cores = cores
         self._num_tokens_for_two = num_tokens_for_two
-        self.launched: list[int] = []
+        self.launched: list[tuple[int, int]] = []  # tokens and cores
+        self.threads: set[int] = set()
+        self.is_faster = False
 
     def prepare_thread(self) -> None:
         """Need nothing."""
@@ -115,9 +117,11 @@ class TimedBackend:
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FinishedBatch:
         num_tokens = sum(item.num_tokens for item in batch)
-        self.launched.append(num_tokens)
         with self._cores.share(num_tokens):
-            self.is_faster = (torch.get_num_threads() > 1) == (num_tokens >= self._num_tokens_for_two)
+            num_cores = torch.get_num_threads()
+        self.launched.append((num_tokens, num_cores))
+        self.threads.add(threading.get_ident())
+        self.is_faster = (num_cores > 1) == (num_tokens >= self._num_tokens_for_two)
         return FinishedBatch({})
 
 
@@ -139,16 +143,50 @@ def test_the_smallest_batch_for_two_cores_is_measured(
 ) -> None:
     cores = SharedCores(8)
     replicas = [TimedBackend(cores, num_tokens_for_two) for _ in range(2)]
-    samples = [Encoded(np.full(length, 5, dtype=np.int32)) for length in (30, 10)]
-    choose_min_tokens(cores, replicas, samples)
+    choose_min_tokens(cores, replicas, make_samples(30, 10))
     assert cores.min_tokens_for_two == expected
-    assert replicas[1].launched == [10]
-    assert [cores.count_threads(num, num_computing=1) for num in (expected - 1, expected)] == [1, 2]
+    assert {num_cores for _, num_cores in replicas[0].launched} == {1, 2}
+    assert replicas[1].launched == [(10, 2)]
+    assert not replicas[0].threads & replicas[1].threads
+    assert [cores.count_threads(num, num_computing=1) for num in (expected - 1, expected)] == [
+        1,
+        max(2, expected // MIN_TOKENS_PER_CORE),
+    ]
     assert cores.count_threads(10_000, num_computing=1) == 8
+
+
+def test_an_image_never_stays_on_one_core(virtual_rates: None) -> None:
+    cores = SharedCores(8)
+    choose_min_tokens(cores, [TimedBackend(cores, 10_000)], make_samples(100))
+    assert cores.min_tokens_for_two == 256  # which an image counts as
+
+
+def test_after_the_deadline_the_next_larger_size_uses_two_cores(
+    virtual_rates: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_threads, "_DEADLINE_S", -1.0)
+    cores = SharedCores(8)
+    backend = TimedBackend(cores, 40)
+    choose_min_tokens(cores, [backend], make_samples(10))
+    assert cores.min_tokens_for_two == MIN_TOKENS_FOR_TWO_CORES
+    assert backend.launched == [(10, 2)]
+
+
+def test_a_batch_that_fails_leaves_all_cores(virtual_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = SharedCores(8)
+    backend = TimedBackend(cores, 40)
+    monkeypatch.setattr(cpu_threads, "measure_tokens_per_s", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        choose_min_tokens(cores, [backend], make_samples(10))
+    assert cores.num_cores == 8
 
 
 def test_nothing_is_measured_for_one_core() -> None:
     cores = SharedCores(1)
     backend = TimedBackend(cores, 40)
-    choose_min_tokens(cores, [backend], [Encoded(np.full(10, 5, dtype=np.int32))])
+    choose_min_tokens(cores, [backend], make_samples(10))
     assert not backend.launched
+
+
+def make_samples(*lengths: int) -> list[Encoded]:
+    return [Encoded(np.full(length, 5, dtype=np.int32)) for length in lengths]

@@ -39,7 +39,7 @@ LENGTHS = [4, 4, 10]
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Read few texts at start, capture no graphs, and keep the classes of products on a CPU."""
     shorten_start(monkeypatch)
-    monkeypatch.setattr(onednn_products, "is_faster", lambda: False)
+    monkeypatch.setattr(onednn_products, "is_onednn_faster", lambda: False)
     with cpu_threads.one_core():
         yield
 

@@ -11,13 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 from infinity_emb.backends.torch import half_precision
 from infinity_emb.backends.torch.device import MAX_CPU_REPLICAS, Choice, choose_devices, choose_dtype
 from infinity_emb.errors import StartupError
 from infinity_emb.types import Dtype
-from tests.support.small_models import MAX_LENGTH, random_texts, save_small_classifier, save_small_model
+from tests.support.small_models import (
+    MAX_LENGTH,
+    make_tokenizer,
+    random_texts,
+    save_pipeline,
+    save_small_classifier,
+    save_small_model,
+)
 
 pytestmark = pytest.mark.model
 
@@ -258,3 +266,23 @@ def test_an_architecture_that_fails_the_comparison_is_padded(
 def test_warm_up_finds_a_batch_size(bert: Path) -> None:
     assert load(bert, model_warmup=True).max_batch_tokens in (512, 1024, 2048)
     assert load(bert, model_warmup=True, max_batch_tokens=77).max_batch_tokens == 77
+
+
+@pytest.mark.parametrize(("options", "num_measured"), [({"model_warmup": True}, 2), ({}, 0)])
+def test_warm_up_measures_from_how_many_tokens_on_two_cores_are_faster(
+    bert: Path, options: dict[str, Any], num_measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(
+        "infinity_emb.backends.torch.load.choose_min_tokens",
+        lambda cores, replicas, samples: measured.extend(replicas),
+    )
+    load(bert, device_id=(0, 1), threads=2, **options)
+    assert len(measured) == num_measured
+
+
+def test_a_model_without_a_network_measures_no_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infinity_emb.backends.torch.load.choose_min_tokens", lambda *args: 1 / 0)
+    static = StaticEmbedding(make_tokenizer("bert").backend_tokenizer, embedding_dim=8)
+    pipeline = save_pipeline(tmp_path / "static", [static])
+    load(pipeline, model_warmup=True, engine="torch", device_id=(0, 1), threads=2)

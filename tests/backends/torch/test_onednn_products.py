@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from infinity_emb.backends.torch.onednn_products import (
     MIN_ROWS,
     OneDnnLinear,
     fastest_products,
-    is_faster,
-    multiply,
+    is_onednn_faster,
     multiply_and_add,
+    onednn_linear,
     use_onednn,
 )
 from infinity_emb.backends.torch.reference import Reference
@@ -44,23 +45,29 @@ NUM_INPUTS, NUM_OUTPUTS = 24, 40
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {"as in files": torch.clone, "by input": to_input_major}
 
 
-@pytest.fixture(params=[True, False], ids=["oneDNN is faster", "oneDNN is slower"])
-def faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(onednn_products, "is_faster", lambda: request.param)
-    return bool(request.param)
+@pytest.fixture(autouse=True)
+def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let layers of any size multiply with oneDNN."""
+    monkeypatch.setattr(onednn_products, "MIN_WEIGHTS", 0)
 
 
 @pytest.fixture
-def is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_products, "is_faster", lambda: True)
+def always_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_products, "is_onednn_faster", lambda: True)
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN is faster", "oneDNN is slower"])
+def is_used(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(onednn_products, "is_onednn_faster", lambda: request.param)
+    return bool(request.param)
 
 
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
     """Forget the measurement of this process, before and after."""
-    is_faster.cache_clear()
+    is_onednn_faster.cache_clear()
     yield
-    is_faster.cache_clear()
+    is_onednn_faster.cache_clear()
 
 
 def make_layer(*, bias: bool = True, order: str = "by input") -> nn.Linear:
@@ -88,7 +95,7 @@ def test_rows_of_any_shape_are_multiplied(shape: tuple[int, ...], bias: bool, or
     layer = make_layer(bias=bias, order=order)
     hidden = torch.randn(*shape, NUM_INPUTS)
     with torch.inference_mode():
-        assert_close(multiply(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
+        assert_close(onednn_linear(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,21 @@ def test_rows_of_any_shape_are_multiplied(shape: tuple[int, ...], bias: bool, or
 def test_rows_of_any_strides_are_multiplied(hidden: Tensor) -> None:
     layer = make_layer()
     with torch.inference_mode():
-        assert_close(multiply(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
+        assert_close(onednn_linear(hidden, layer.weight, layer.bias), compute_exactly(hidden, layer))
+
+
+def test_a_layer_whose_bias_has_strides_stays_as_it_is(always_used: None) -> None:
+    layer = make_layer()
+    layer.bias = nn.Parameter(torch.randn(2 * NUM_OUTPUTS)[::2], requires_grad=False)
+    use_onednn(model := nn.Sequential(layer))
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_small_layer_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, always_used: None) -> None:
+    monkeypatch.setattr(onednn_products, "MIN_WEIGHTS", NUM_INPUTS * NUM_OUTPUTS)
+    model = nn.Sequential(make_layer(), nn.Linear(NUM_OUTPUTS, NUM_INPUTS - 1))
+    use_onednn(model)
+    assert [type(layer) for layer in model] == [OneDnnLinear, nn.Linear]
 
 
 @pytest.mark.parametrize("layer_class", [nn.Linear, OneDnnLinear])
@@ -119,7 +140,7 @@ def test_a_residual_is_added_and_stays_as_it_was(num_rows: int, layer_class: typ
 
 
 def test_few_rows_gradients_and_other_dtypes_are_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch, is_fast: None
+    monkeypatch: pytest.MonkeyPatch, always_used: None
 ) -> None:
     layer = make_layer()
     use_onednn(model := nn.Sequential(layer))
@@ -129,7 +150,7 @@ def test_few_rows_gradients_and_other_dtypes_are_left_to_torch(
         calls.append(len(hidden))
         return linear(hidden, weight, bias)
 
-    monkeypatch.setattr(onednn_products, "multiply", record_rows)
+    monkeypatch.setattr(onednn_products, "onednn_linear", record_rows)
     with torch.inference_mode():
         model(torch.randn(MIN_ROWS - 1, NUM_INPUTS))
         model(torch.randn(MIN_ROWS, NUM_INPUTS))
@@ -139,7 +160,7 @@ def test_few_rows_gradients_and_other_dtypes_are_left_to_torch(
     assert layer.weight.grad is not None
 
 
-def test_only_plain_layers_in_float32_change(is_fast: None) -> None:
+def test_only_plain_layers_in_float32_change(always_used: None) -> None:
     class Weight(Tensor):
         """A weight of another library, such as one of int8."""
 
@@ -152,13 +173,13 @@ def test_only_plain_layers_in_float32_change(is_fast: None) -> None:
     assert changed == [model[0]]
 
 
-def test_layers_change_only_where_that_is_faster(faster: bool) -> None:
+def test_layers_change_only_where_that_is_faster(is_used: bool) -> None:
     model = nn.Sequential(make_layer())
     use_onednn(model)
-    assert (type(model[0]) is OneDnnLinear) == faster
+    assert (type(model[0]) is OneDnnLinear) == is_used
 
 
-def test_layers_change_for_a_block_only(is_fast: None) -> None:
+def test_layers_change_for_a_block_only(always_used: None) -> None:
     model = nn.Sequential(make_layer())
     with fastest_products(model):
         assert type(model[0]) is OneDnnLinear
@@ -168,33 +189,89 @@ def test_layers_change_for_a_block_only(is_fast: None) -> None:
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize(("gains", "expected"), [((2.0, 1.5), True), ((2.0, 1.05), False), ((0.5, 2), False)])
+@pytest.mark.parametrize(("gains", "expected"), [((2.0, 1.5), True), ((2.0, 1.3), False), ((0.5, 2), False)])
 def test_it_has_to_be_faster_for_few_rows_and_for_many(
     gains: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch, unmeasured: None
 ) -> None:
     remaining = iter(gains)
     monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: next(remaining))
-    assert [is_faster(), is_faster()] == [expected, expected]
+    assert [is_onednn_faster(), is_onednn_faster()] == [expected, expected]
 
 
-def test_the_gain_is_measured_on_one_core() -> None:
-    before = torch.get_num_threads()
-    assert 0.05 < onednn_products._measure_gain(16) < 50
-    assert torch.get_num_threads() == before
+def test_the_gain_is_measured_on_one_core_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[int, torch.dtype]] = set()
+
+    def record(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.add((torch.get_num_threads(), hidden.dtype))
+        return linear(hidden, weight, bias)
+
+    monkeypatch.setattr(onednn_products, "onednn_linear", record)
+    num_threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        gain = onednn_products._measure_gain(16)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(num_threads)
+    assert seen == {(1, torch.float32)}
+    assert gain > 0
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_product_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
-    monkeypatch.setattr(onednn_products, "multiply", lambda hidden, weight, bias: linear(hidden, weight))
-    assert not is_faster()
+def test_a_product_that_differs_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_products, "onednn_linear", lambda hidden, weight, bias: linear(hidden, weight))
+    assert onednn_products._measure_gain(16) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such kernel"), AttributeError("no such operator")])
+def test_a_product_that_cannot_be_computed_is_not_used(
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    unmeasured: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(onednn_products, "onednn_linear", fail)
+    assert not is_onednn_faster()
+    assert str(error) in caplog.text
 
 
 def test_a_torch_without_onednn_measures_nothing(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
     monkeypatch.setattr(onednn_products, "_has_onednn", lambda: False)
     monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: 1 / 0)
-    assert not is_faster()
+    assert not is_onednn_faster()
 
 
-def test_compiled_code_calls_the_product_as_one_operator(is_fast: None) -> None:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "1"}),
+        ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "9"}, {"LRU_CACHE_CAPACITY": "1"}),
+        (
+            {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "LRU_CACHE_CAPACITY": "8"},
+            {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "LRU_CACHE_CAPACITY": "8"},
+        ),
+    ],
+)
+def test_caches_are_limited_unless_the_environment_says_otherwise(
+    given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, unmeasured: None
+) -> None:
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, size in given.items():
+        monkeypatch.setenv(name, size)
+    monkeypatch.setattr(onednn_products, "_measure_gain", lambda num_rows: 1.0)
+    assert not is_onednn_faster()
+    assert {name: os.environ[name] for name in names if name in os.environ} == given | expected
+
+
+def test_compiled_code_calls_the_product_as_one_operator(always_used: None) -> None:
     model = nn.Sequential(make_layer(), nn.ReLU())
     use_onednn(model)
     graphs: list[Any] = []
@@ -213,13 +290,13 @@ def test_compiled_code_calls_the_product_as_one_operator(is_fast: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "qwen3", "t5"])
-def test_served_vectors_are_those_of_sentence_transformers(kind: str, faster: bool, tmp_path: Path) -> None:
+def test_served_vectors_are_those_of_sentence_transformers(kind: str, is_used: bool, tmp_path: Path) -> None:
     path = str(list_kinds()[f"embedder: {kind}"].save(tmp_path))
     args = EngineArgs(model_name_or_path=path, device="cpu", model_warmup=False)
     served = load_model(args, resolve_model_files(path))
     backend = served.replicas[0]
     assert isinstance(backend, TorchBackend)
-    assert bool(count_modules(backend, OneDnnLinear)) == faster
+    assert bool(count_modules(backend, OneDnnLinear)) == is_used
     found = backend.launch(served.encode(number_inputs(TEXTS), InputOptions())).result()["dense"]
     reference = Reference(SentenceTransformer(path, device="cpu"))
     expected = [reference.embed(text) for text in TEXTS]
