@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from infinity_emb.backends.base import Backend
-from infinity_emb.backends.probes import measure_rates, measure_tokens_per_s
+from infinity_emb.backends.probes import measure_rates
 from infinity_emb.items import Encoded
 
 # With fewer tokens per core, waking the core costs more than it gains.
@@ -34,6 +34,8 @@ _COMPARED_TEXTS = (1, 2, 4, 8)
 _MAX_MIN_TOKENS = 256
 _MIN_GAIN = 1.05
 _MAX_ROUNDS, _MIN_DURATION_S, _DEADLINE_S = 3, 0.02, 1.0
+# In case the clock of threads does not advance.
+_MAX_BATCHES, _SMALLEST_S = 100, 1e-9
 
 logger = logging.getLogger("infinity_emb")
 
@@ -95,7 +97,14 @@ def choose_min_tokens(cores: SharedCores, replicas: Sequence[Backend], samples: 
 
         def measure(used_cores: int) -> float:
             cores.num_cores = used_cores
-            return measure_tokens_per_s(replicas[0], [shortest] * num_texts, min_duration_s=_MIN_DURATION_S)
+            # On a busy machine two threads get more of the cores than one, so one is timed by its own work.
+            read_clock = time.thread_time if used_cores == 1 else time.perf_counter
+            started_s, elapsed_s, num_batches = read_clock(), 0.0, 0
+            while elapsed_s < _MIN_DURATION_S and num_batches < _MAX_BATCHES:
+                replicas[0].launch([shortest] * num_texts)
+                num_batches += 1
+                elapsed_s = read_clock() - started_s
+            return num_batches / max(elapsed_s, _SMALLEST_S)
 
         candidates = {each: functools.partial(measure, each) for each in (1, 2)}
         rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)

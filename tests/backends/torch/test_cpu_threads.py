@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,18 +95,26 @@ def test_one_core_is_used_inside_the_block_and_as_many_as_before_after_it() -> N
     assert torch.get_num_threads() == before
 
 
+class VirtualClock:
+    """Replace the module `time`; only batches take time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.perf_counter = self.thread_time = self.monotonic = lambda: self.now_s
+
+
 class TimedBackend:
     """Compute batches of at least so many tokens faster on two cores, and others on one."""
 
     num_in_flight = 1
     shares_device = True
 
-    def __init__(self, cores: SharedCores, num_tokens_for_two: int) -> None:
+    def __init__(self, cores: SharedCores, num_tokens_for_two: int, clock: VirtualClock) -> None:
         self._cores = cores
+        self._clock = clock
         self._num_tokens_for_two = num_tokens_for_two
         self.launched: list[tuple[int, int]] = []  # tokens and cores
         self.threads: set[int] = set()
-        self.is_faster = False
 
     def prepare_thread(self) -> None:
         """Need nothing."""
@@ -121,17 +128,16 @@ class TimedBackend:
             num_cores = torch.get_num_threads()
         self.launched.append((num_tokens, num_cores))
         self.threads.add(threading.get_ident())
-        self.is_faster = (num_cores > 1) == (num_tokens >= self._num_tokens_for_two)
+        is_faster = (num_cores > 1) == (num_tokens >= self._num_tokens_for_two)
+        self._clock.now_s += 0.001 if is_faster else 0.002
         return FinishedBatch({})
 
 
 @pytest.fixture
-def virtual_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(backend: TimedBackend, batch: Sequence[Encoded], **options: Any) -> float:
-        backend.launch(batch).result()
-        return 2.0 if backend.is_faster else 1.0
-
-    monkeypatch.setattr(cpu_threads, "measure_tokens_per_s", measure)
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    clock = VirtualClock()
+    monkeypatch.setattr(cpu_threads, "time", clock)
+    return clock
 
 
 @pytest.mark.parametrize(
@@ -139,10 +145,10 @@ def virtual_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     [(1, MIN_TOKENS_FOR_TWO_CORES), (11, 20), (40, 40), (80, 80), (81, 160)],
 )
 def test_the_smallest_batch_for_two_cores_is_measured(
-    num_tokens_for_two: int, expected: int, virtual_rates: None
+    num_tokens_for_two: int, expected: int, clock: VirtualClock
 ) -> None:
     cores = SharedCores(8)
-    replicas = [TimedBackend(cores, num_tokens_for_two) for _ in range(2)]
+    replicas = [TimedBackend(cores, num_tokens_for_two, clock) for _ in range(2)]
     choose_min_tokens(cores, replicas, make_samples(30, 10))
     assert cores.min_tokens_for_two == expected
     assert {num_cores for _, num_cores in replicas[0].launched} == {1, 2}
@@ -155,35 +161,44 @@ def test_the_smallest_batch_for_two_cores_is_measured(
     assert cores.count_threads(10_000, num_computing=1) == 8
 
 
-def test_an_image_never_stays_on_one_core(virtual_rates: None) -> None:
+def test_an_image_never_stays_on_one_core(clock: VirtualClock) -> None:
     cores = SharedCores(8)
-    choose_min_tokens(cores, [TimedBackend(cores, 10_000)], make_samples(100))
+    choose_min_tokens(cores, [TimedBackend(cores, 10_000, clock)], make_samples(100))
     assert cores.min_tokens_for_two == 256  # which an image counts as
 
 
 def test_after_the_deadline_the_next_larger_size_uses_two_cores(
-    virtual_rates: None, monkeypatch: pytest.MonkeyPatch
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_threads, "_DEADLINE_S", -1.0)
     cores = SharedCores(8)
-    backend = TimedBackend(cores, 40)
+    backend = TimedBackend(cores, 40, clock)
     choose_min_tokens(cores, [backend], make_samples(10))
     assert cores.min_tokens_for_two == MIN_TOKENS_FOR_TWO_CORES
     assert backend.launched == [(10, 2)]
 
 
-def test_a_batch_that_fails_leaves_all_cores(virtual_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_leaves_all_cores(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     cores = SharedCores(8)
-    backend = TimedBackend(cores, 40)
-    monkeypatch.setattr(cpu_threads, "measure_tokens_per_s", lambda *args, **options: 1 / 0)
+    backend = TimedBackend(cores, 40, clock)
+    monkeypatch.setattr(clock, "thread_time", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         choose_min_tokens(cores, [backend], make_samples(10))
     assert cores.num_cores == 8
 
 
-def test_nothing_is_measured_for_one_core() -> None:
+def test_a_clock_that_does_not_advance_ends_the_measurement(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "thread_time", lambda: 0.0)
+    cores = SharedCores(8)
+    choose_min_tokens(cores, [TimedBackend(cores, 1, clock)], make_samples(10))
+    assert cores.min_tokens_for_two == 160  # one core seems to take no time
+
+
+def test_nothing_is_measured_for_one_core(clock: VirtualClock) -> None:
     cores = SharedCores(1)
-    backend = TimedBackend(cores, 40)
+    backend = TimedBackend(cores, 40, clock)
     choose_min_tokens(cores, [backend], make_samples(10))
     assert not backend.launched
 
