@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,21 @@ _TOLERANCE = 1e-4  # of sums of 384 products of numbers around 1
 
 # oneDNN generates code for each number of rows, 0.6 MB, and caches it. Its own cache has room for 1,024, and
 # that of ideep, which torch calls it through, for as many again in each thread.
-_CACHE_SIZES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "1"}
-_OLD_NAME = "DNNL_PRIMITIVE_CACHE_CAPACITY"  # which oneDNN reads as well
+# By name of the variable, and an older name of it.
+_CACHE_SIZES = {
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"): "256",
+    ("LRU_CACHE_CAPACITY",): "1",
+}
+
+
+def limit_caches(environ: MutableMapping[str, str]) -> None:
+    """Limit oneDNN's caches unless the environment does; they read it at the first product."""
+    for names, size in _CACHE_SIZES.items():
+        if environ.keys().isdisjoint(names):
+            environ[names[0]] = size
+
+
+limit_caches(os.environ)  # products in bfloat16 use oneDNN as well, wherever they are computed
 
 
 class OneDnnLinear(nn.Linear):
@@ -125,9 +138,6 @@ def is_onednn_faster() -> bool:
     """
     if not _has_onednn():
         return False
-    for name, size in _CACHE_SIZES.items():  # read at the first product
-        if name not in os.environ and not (name.startswith("ONEDNN_") and _OLD_NAME in os.environ):
-            os.environ[name] = size
     try:
         gain = min(map(_measure_gain, _MEASURED_ROWS))
     except (RuntimeError, AttributeError) as exc:  # an operator that this build of torch lacks
