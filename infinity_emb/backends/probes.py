@@ -24,6 +24,7 @@ _WORDS = ("the", "river", "carries", "small", "boats", "past", "3", "old", "mill
 _NUM_SHORT_TEXTS = 48
 # The number of sample texts in each passage, of about 25 tokens each.
 _TEXTS_PER_PASSAGE = (6, 14, 3, 10, 5, 12, 8, 4)
+_MAX_CALLS, _SMALLEST_S = 100, 1e-9
 _QUERY = "Which of these texts is about rivers, trains or money?"
 
 
@@ -83,6 +84,25 @@ def measure_tokens_per_s(
         launched.result()
     num_tokens = num_batches * sum(item.num_tokens for item in batch)
     return num_tokens / (time.perf_counter() - started_s)
+
+
+def measure_calls_per_s(
+    call: Callable[[], object],
+    *,
+    min_duration_s: float,
+    read_clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Call over and over and return the rate.
+
+    min_duration_s: least time to measure, by the clock; it ends earlier after _MAX_CALLS, in case the clock
+    does not advance, as that of a thread may.
+    """
+    started_s, elapsed_s, num_calls = read_clock(), 0.0, 0
+    while elapsed_s < min_duration_s and num_calls < _MAX_CALLS:
+        call()
+        num_calls += 1
+        elapsed_s = read_clock() - started_s
+    return num_calls / max(elapsed_s, _SMALLEST_S)
 
 
 def measure_rates(

@@ -12,6 +12,7 @@ from infinity_emb.backends.probes import (
     PARITY_TEXTS,
     as_inputs,
     fill_batch,
+    measure_calls_per_s,
     measure_rates,
     mixed_texts,
     passages,
@@ -82,3 +83,19 @@ def test_no_round_starts_after_the_deadline_once_there_were_enough(
     scripted = Scripted(a=[1.0] * 9)
     measure_rates(scripted.candidates(), max_rounds=9, min_rounds=min_rounds, deadline_s=2)
     assert len(scripted.turns) == num_rounds
+
+
+def test_calls_are_counted_for_a_duration_by_the_given_clock() -> None:
+    clock = SimpleNamespace(now_s=0.0)
+
+    def call() -> None:
+        clock.now_s += 0.25
+
+    assert measure_calls_per_s(call, min_duration_s=1.0, read_clock=lambda: clock.now_s) == 4
+    assert clock.now_s == 1
+
+
+def test_a_clock_that_does_not_advance_ends_the_measurement() -> None:
+    calls: list[None] = []
+    assert measure_calls_per_s(lambda: calls.append(None), min_duration_s=1.0, read_clock=lambda: 0.0) > 1e6
+    assert len(calls) == 100

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from infinity_emb.backends.base import Backend
-from infinity_emb.backends.probes import measure_rates
+from infinity_emb.backends.probes import measure_calls_per_s, measure_rates
 from infinity_emb.items import Encoded
 
 # With fewer tokens per core, waking the core costs more than it gains.
@@ -34,8 +32,6 @@ _COMPARED_TEXTS = (1, 2, 4, 8)
 _MAX_MIN_TOKENS = 256
 _MIN_GAIN = 1.05
 _MAX_ROUNDS, _MIN_DURATION_S, _DEADLINE_S = 3, 0.02, 1.0
-# In case the clock of threads does not advance.
-_MAX_BATCHES, _SMALLEST_S = 100, 1e-9
 
 logger = logging.getLogger("infinity_emb")
 
@@ -90,41 +86,43 @@ def choose_min_tokens(cores: SharedCores, replicas: Sequence[Backend], samples: 
         return
     deadline_s = time.monotonic() + _DEADLINE_S
     shortest = min(samples, key=lambda sample: sample.num_tokens)
-
-    def measure_gain(num_texts: int) -> float:
-        if time.monotonic() > deadline_s:
-            return math.inf  # not measured: the last size that was slower counts
-
-        def measure(used_cores: int) -> float:
-            cores.num_cores = used_cores
-            # On a busy machine two threads get more of the cores than one, so one is timed by its own work.
-            read_clock = time.thread_time if used_cores == 1 else time.perf_counter
-            started_s, elapsed_s, num_batches = read_clock(), 0.0, 0
-            while elapsed_s < _MIN_DURATION_S and num_batches < _MAX_BATCHES:
-                replicas[0].launch([shortest] * num_texts)
-                num_batches += 1
-                elapsed_s = read_clock() - started_s
-            return num_batches / max(elapsed_s, _SMALLEST_S)
-
-        candidates = {each: functools.partial(measure, each) for each in (1, 2)}
-        rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)
-        return rates[2] / rates[1]
-
+    num_slower = 0
     cores.min_tokens_for_two = 0
     try:
         with contextlib.ExitStack() as stack:
             threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in replicas]
             for thread, replica in zip(threads, replicas, strict=True):
                 thread.submit(replica.launch, [shortest]).result()
-            gains = (threads[0].submit(measure_gain, num_texts).result() for num_texts in _COMPARED_TEXTS)
-            slower = list(itertools.takewhile(lambda gain: gain < _MIN_GAIN, gains))
+            for num_texts in _COMPARED_TEXTS:
+                if time.monotonic() > deadline_s:
+                    break
+                batch = [shortest] * num_texts
+                measured = threads[0].submit(_measure_gain, cores, replicas[0], batch, deadline_s)
+                if measured.result() >= _MIN_GAIN:
+                    break
+                num_slower += 1
     finally:
         cores.num_cores = num_cores
     # A single text may have fewer tokens than the sample has.
     compared = [shortest.num_tokens * num_texts for num_texts in _COMPARED_TEXTS]
-    found = [MIN_TOKENS_FOR_TWO_CORES, *compared[1:], 2 * compared[-1]][len(slower)]
+    found = [MIN_TOKENS_FOR_TWO_CORES, *compared[1:], 2 * compared[-1]][num_slower]
     cores.min_tokens_for_two = min(found, _MAX_MIN_TOKENS)
     logger.info("batches of fewer than %d tokens are computed on one core", cores.min_tokens_for_two)
+
+
+def _measure_gain(cores: SharedCores, replica: Backend, batch: Sequence[Encoded], deadline_s: float) -> float:
+    """Return how many times as fast two cores compute a batch as one, and leave their number changed."""
+
+    def measure(num_cores: int) -> float:
+        cores.num_cores = num_cores
+        launch = functools.partial(replica.launch, batch)
+        # On a busy machine two threads get more of the cores than one, so one is timed by its own work.
+        clock = time.thread_time if num_cores == 1 else time.perf_counter
+        return measure_calls_per_s(launch, min_duration_s=_MIN_DURATION_S, read_clock=clock)
+
+    candidates = {num_cores: functools.partial(measure, num_cores) for num_cores in (1, 2)}
+    rates = measure_rates(candidates, max_rounds=_MAX_ROUNDS, deadline_s=deadline_s)
+    return rates[2] / rates[1]
 
 
 def use_one_thread() -> None:

@@ -12,14 +12,13 @@ import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, MutableMapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from infinity_emb.backends.probes import measure_rates
+from infinity_emb.backends.probes import measure_calls_per_s, measure_rates
 from infinity_emb.backends.torch.cpu_threads import one_core
 from infinity_emb.backends.torch.cpu_weights import to_input_major
 from infinity_emb.backends.torch.device import is_cpu
@@ -163,11 +162,8 @@ def _measure_gain(num_rows: int) -> float:
     hidden = make(num_rows, _MEASURED_SHAPE[1])
 
     def measure(compute: Callable[..., Tensor]) -> float:
-        started_s, num_products = time.perf_counter(), 0
-        while (elapsed_s := time.perf_counter() - started_s) < _MIN_DURATION_S:
-            compute(hidden, weight, bias)
-            num_products += 1
-        return num_products / elapsed_s
+        product = functools.partial(compute, hidden, weight, bias)
+        return measure_calls_per_s(product, min_duration_s=_MIN_DURATION_S)
 
     with torch.inference_mode(), one_core():
         found, expected = (compute(hidden, weight, bias) for compute in (onednn_linear, linear))
