@@ -19,6 +19,11 @@ def to_input_major(weight: Tensor) -> Tensor:
     return weight.t().contiguous().t()
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Return whether a weight is in float32 on a CPU, and not of another library's class, such as of int8."""
+    return weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor
+
+
 def store_input_major(model: BaseModel) -> None:
     """Store each (N, K) float32 weight of the networks' linear layers on a CPU as (K, N).
 
@@ -38,6 +43,6 @@ def store_input_major(model: BaseModel) -> None:
         shared = {id(weight) for module in others for weight in module.parameters(recurse=False)}
         input_major = {id(weight) for weight in linear} - shared
         for weight in transformer.model.parameters():
-            if weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor:
+            if is_plain(weight):
                 copy = to_input_major if id(weight) in input_major else torch.clone
                 weight.data = copy(weight.data)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.device import wait_for
-from infinity_emb.backends.torch.onednn_products import OneDnnLinear, onednn_linear
+from infinity_emb.backends.torch.onednn_products import choose_linear
 from infinity_emb.backends.torch.st_introspection import find_transformers
 
 _NUM_RUNS = 8  # of each product; the best counts
@@ -79,12 +78,10 @@ class TorchNetworkTimer:
 
     def _time_product(self, product: _Product, layer: nn.Linear) -> float:
         weight = layer.weight
-        compute: Callable[..., torch.Tensor] = linear
         rows = torch.randn(product.rows, product.inputs, device=weight.device).to(weight.dtype)
         best_s, deadline_s = float("inf"), time.monotonic() + _MAX_RUNS_S
         with torch.inference_mode():
-            if isinstance(layer, OneDnnLinear) and layer.suits_onednn(rows):
-                compute = onednn_linear
+            compute = choose_linear(layer, rows)
             for _ in range(_NUM_RUNS):
                 started_s = self._read_clock()
                 compute(rows, weight, None)

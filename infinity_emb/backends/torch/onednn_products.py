@@ -20,8 +20,7 @@ from torch.nn.functional import linear
 
 from infinity_emb.backends.probes import measure_calls_per_s, measure_rates
 from infinity_emb.backends.torch.cpu_threads import one_core
-from infinity_emb.backends.torch.cpu_weights import to_input_major
-from infinity_emb.backends.torch.device import is_cpu
+from infinity_emb.backends.torch.cpu_weights import is_plain, to_input_major
 from infinity_emb.backends.torch.module_classes import Classes, set_classes
 from infinity_emb.errors import one_line
 
@@ -65,14 +64,18 @@ class OneDnnLinear(nn.Linear):
         if torch.compiler.is_compiling():
             product: Tensor = multiply_as_operator(hidden, self.weight, self.bias)
             return product
-        compute = onednn_linear if self.suits_onednn(hidden) else linear
-        return compute(hidden, self.weight, self.bias)
+        return choose_linear(self, hidden)(hidden, self.weight, self.bias)
 
-    def suits_onednn(self, hidden: Tensor) -> bool:
-        """Return whether oneDNN may multiply this input: it computes no gradients, and gains from rows."""
-        has_rows = hidden.numel() >= MIN_ROWS * self.in_features
-        # A copy of the model may have another dtype.
-        return has_rows and hidden.dtype == torch.float32 and not torch.is_grad_enabled()
+
+def choose_linear(layer: nn.Linear, hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Return the function by which the layer multiplies this input: `onednn_linear`, or torch's own.
+
+    oneDNN computes no gradients, and gains from a few rows on.
+    """
+    is_large = hidden.numel() >= MIN_ROWS * layer.in_features
+    # A copy of the model has layers of the same class, and may have another dtype.
+    is_supported = hidden.dtype == torch.float32 and not torch.is_grad_enabled()
+    return onednn_linear if is_large and is_supported and isinstance(layer, OneDnnLinear) else linear
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,7 +86,7 @@ def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def multiply_and_add(residual: Tensor, hidden: Tensor, layer: nn.Linear) -> Tensor:
     """Return residual (T, N) + layer(hidden), (T, K) → (T, N)."""
-    if isinstance(layer, OneDnnLinear) and layer.suits_onednn(hidden):
+    if choose_linear(layer, hidden) is onednn_linear:
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             hidden, residual, layer.weight, layer.bias, "add"
         )
@@ -118,15 +121,14 @@ def fastest_products(model: nn.Module) -> Iterator[None]:
 
 
 def _find_layers(model: nn.Module) -> Classes:
-    layers = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)]
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _is_suitable(module)]
     return dict.fromkeys(layers, OneDnnLinear) if layers and is_onednn_faster() else {}
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def _is_suitable(layer: nn.Linear) -> bool:
     weight, bias = layer.weight, layer._parameters["bias"]
-    is_float32 = weight.dtype == torch.float32 and is_cpu(weight.device) and type(weight.data) is Tensor
     # oneDNN reads a bias without its strides.
-    return is_float32 and weight.numel() >= MIN_WEIGHTS and (bias is None or bias.is_contiguous())
+    return is_plain(weight) and weight.numel() >= MIN_WEIGHTS and (bias is None or bias.is_contiguous())
 
 
 @functools.cache
