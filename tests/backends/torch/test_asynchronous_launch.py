@@ -10,10 +10,8 @@ import torch
 import torch.nn.attention.varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infinity_emb.backends.torch.load import load_model
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import InputOptions, Pair, number_inputs
+from tests.support.accelerated_models import load_folder
 from tests.support.small_models import save_small_classifier, save_small_model
 
 
@@ -53,8 +51,7 @@ _WAITING_OPERATORS = frozenset(
 
 def _launch_and_listen(path: Path, *inputs: str | Pair) -> tuple[str, list[str]]:
     """How the model was packed, and what launching a batch asked of the device."""
-    args = EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False)
-    model = load_model(args, resolve_model_files(str(path)))
+    model = load_folder(path, device="cpu", model_warmup=False)
     batch = model.encode(number_inputs(inputs), InputOptions())
     with _Questions() as questions:
         model.replicas[0].launch(batch)

@@ -18,11 +18,8 @@ from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.torch import acceleration, cpu_threads, graph_capture, layer_compilation
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.graphs import GraphShape
-from infinity_emb.backends.torch.load import load_model
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
-from infinity_emb.items import Encoded
 from tests.backends.torch.test_layer_compilation import CountingCompiler
+from tests.support.accelerated_models import load_backend, make_batch
 from tests.support.model_kinds import TEXTS, list_kinds
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -49,16 +46,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any) -> TorchBackend:
     """Load with `--compile` and a compiler of the test; norms are fused and graphs captured as well."""
     monkeypatch.setattr(acceleration, "compile_layers", functools.partial(compile_layers, compiler=compiler))
-    path = KINDS[kind].save(folder)
-    args = EngineArgs(model_name_or_path=str(path), device="cuda", compile=True, max_batch_tokens=512)
-    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
-    assert isinstance(backend, TorchBackend)
-    return backend
-
-
-def make_batch(*lengths: int) -> list[Encoded]:
-    generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
+    return load_backend(folder, kind, compile=True)
 
 
 @pytest.mark.parametrize(

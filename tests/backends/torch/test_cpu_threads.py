@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,6 +20,7 @@ from infinity_emb.backends.torch.cpu_threads import (
     one_core,
 )
 from infinity_emb.items import Encoded
+from tests.support.accelerated_models import make_batch
 
 pytestmark = pytest.mark.model
 
@@ -149,7 +149,7 @@ def test_the_smallest_batch_for_two_cores_is_measured(
 ) -> None:
     cores = SharedCores(8)
     replicas = [TimedBackend(cores, num_tokens_for_two, clock) for _ in range(2)]
-    choose_min_tokens(cores, replicas, make_samples(30, 10))
+    choose_min_tokens(cores, replicas, make_batch(30, 10))
     assert cores.min_tokens_for_two == expected
     assert {num_cores for _, num_cores in replicas[0].launched} == {1, 2}
     assert replicas[1].launched == [(10, 2)]
@@ -163,7 +163,7 @@ def test_the_smallest_batch_for_two_cores_is_measured(
 
 def test_an_image_never_stays_on_one_core(clock: VirtualClock) -> None:
     cores = SharedCores(8)
-    choose_min_tokens(cores, [TimedBackend(cores, 10_000, clock)], make_samples(100))
+    choose_min_tokens(cores, [TimedBackend(cores, 10_000, clock)], make_batch(100))
     assert cores.min_tokens_for_two == 256  # which an image counts as
 
 
@@ -173,7 +173,7 @@ def test_after_the_deadline_the_next_larger_size_uses_two_cores(
     monkeypatch.setattr(cpu_threads, "_DEADLINE_S", -1.0)
     cores = SharedCores(8)
     backend = TimedBackend(cores, 40, clock)
-    choose_min_tokens(cores, [backend], make_samples(10))
+    choose_min_tokens(cores, [backend], make_batch(10))
     assert cores.min_tokens_for_two == MIN_TOKENS_FOR_TWO_CORES
     assert backend.launched == [(10, 2)]
 
@@ -183,7 +183,7 @@ def test_a_batch_that_fails_leaves_all_cores(clock: VirtualClock, monkeypatch: p
     backend = TimedBackend(cores, 40, clock)
     monkeypatch.setattr(clock, "thread_time", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        choose_min_tokens(cores, [backend], make_samples(10))
+        choose_min_tokens(cores, [backend], make_batch(10))
     assert cores.num_cores == 8
 
 
@@ -192,16 +192,12 @@ def test_a_clock_that_does_not_advance_ends_the_measurement(
 ) -> None:
     monkeypatch.setattr(clock, "thread_time", lambda: 0.0)
     cores = SharedCores(8)
-    choose_min_tokens(cores, [TimedBackend(cores, 1, clock)], make_samples(10))
+    choose_min_tokens(cores, [TimedBackend(cores, 1, clock)], make_batch(10))
     assert cores.min_tokens_for_two == 160  # one core seems to take no time
 
 
 def test_nothing_is_measured_for_one_core(clock: VirtualClock) -> None:
     cores = SharedCores(1)
     backend = TimedBackend(cores, 40, clock)
-    choose_min_tokens(cores, [backend], make_samples(10))
+    choose_min_tokens(cores, [backend], make_batch(10))
     assert not backend.launched
-
-
-def make_samples(*lengths: int) -> list[Encoded]:
-    return [Encoded(np.full(length, 5, dtype=np.int32)) for length in lengths]

@@ -21,10 +21,8 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.torch import cpu_threads, device
-from infinity_emb.backends.torch.load import load_model
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import AudioInput, ImageInput, Input, InputOptions, number_inputs
+from tests.support.accelerated_models import load_folder
 from tests.support.model_kinds import Family, Kind, list_kinds
 from tests.support.small_models.media import SAMPLING_RATE
 
@@ -68,8 +66,7 @@ def one_thread() -> Iterator[None]:
 
 
 def load(path: Path, **options: Any) -> LoadedModel:
-    args = EngineArgs(model_name_or_path=str(path), device="cuda", model_warmup=False, **options)
-    return load_model(args, resolve_model_files(str(path)))
+    return load_folder(path, device="cuda", model_warmup=False, **options)
 
 
 def compute_references(family: Family, path: Path, inputs: Sequence[Input]) -> list[np.ndarray]:

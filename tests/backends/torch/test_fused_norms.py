@@ -19,7 +19,14 @@ from benchmarks.gpu.emulated_cuda import emulate_cuda
 from infinity_emb.backends.torch import acceleration, cpu_threads, fused_norms
 from infinity_emb.backends.torch.fused_norms import FusedNorm, find_norms, fuse_norms
 from infinity_emb.backends.torch.module_classes import set_classes
-from tests.support.fused_models import count_modules, load_backend, make_batch, run, score, shorten_start
+from tests.support.accelerated_models import (
+    count_modules,
+    load_backend,
+    make_batch,
+    run,
+    score,
+    shorten_start,
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 

@@ -27,7 +27,14 @@ from infinity_emb.backends.torch.fused_products import (
 )
 from infinity_emb.backends.torch.module_classes import set_classes
 from infinity_emb.backends.torch.packed_layout import PackedLayout, find_equal_runs
-from tests.support.fused_models import count_modules, load_backend, make_batch, run, score, shorten_start
+from tests.support.accelerated_models import (
+    count_modules,
+    load_backend,
+    make_batch,
+    run,
+    score,
+    shorten_start,
+)
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 

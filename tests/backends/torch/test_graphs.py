@@ -15,15 +15,12 @@ from hypothesis import strategies as st
 from benchmarks.gpu import emulated_graphs
 from benchmarks.gpu.emulated_cuda import Log, emulate_cuda, record
 from infinity_emb.backends.base import LoadedModel
-from infinity_emb.backends.closeness import Scores, compare_texts
 from infinity_emb.backends.torch import cpu_threads, graph_capture, graphs
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.graph_capture import capture_graphs
 from infinity_emb.backends.torch.graphs import GraphShape, list_shapes
-from infinity_emb.backends.torch.load import load_model
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import Encoded, ForwardSpec
+from tests.support.accelerated_models import get_backend, load_folder, make_batch, score
 from tests.support.model_kinds import list_kinds
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -40,23 +37,12 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def make_batch(*lengths: int, **options: Any) -> list[Encoded]:
-    generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32), **options) for length in lengths]
-
-
 def load(kind: str, folder: Path) -> LoadedModel:
-    args = EngineArgs(model_name_or_path=str(KINDS[kind].save(folder)), device="cuda", model_warmup=False)
-    return load_model(args, resolve_model_files(args.model_name_or_path))
-
-
-def score(rows: Any) -> Scores:
-    return Scores(compare_texts(list(rows)))
+    return load_folder(KINDS[kind].save(folder), device="cuda", model_warmup=False)
 
 
 def capture(model: LoadedModel) -> TorchBackend:
-    backend = model.replicas[0]
-    assert isinstance(backend, TorchBackend)
+    backend = get_backend(model)
     capture_graphs(backend, make_batch(3, 20, 9, 14, 5, 31, 7, 12), score)
     return backend
 
@@ -143,9 +129,8 @@ def test_a_model_that_waits_for_the_device_is_not_captured(
 def test_no_graph_is_captured_without_memory_for_it_or_on_another_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = KINDS["pooling: mean"].save(tmp_path)
-    args = EngineArgs(model_name_or_path=str(path), device="cpu", model_warmup=False)
-    assert len(capture(load_model(args, resolve_model_files(str(path)))).graphs) == 0
+    on_cpu = load_folder(KINDS["pooling: mean"].save(tmp_path), device="cpu", model_warmup=False)
+    assert len(capture(on_cpu).graphs) == 0
     with emulate_cuda():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**9, 10**11))
         assert len(capture(load("pooling: mean", tmp_path / "other")).graphs) == 0

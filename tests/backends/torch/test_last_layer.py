@@ -14,13 +14,11 @@ from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.torch import last_layer, packing
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.input_layout import InputLayout
-from infinity_emb.backends.torch.load import load_model
 from infinity_emb.backends.torch.packed_attention import grouped_attention
 from infinity_emb.backends.torch.packed_layout import PackedLayout, PooledRows, find_equal_runs
 from infinity_emb.backends.torch.st_introspection import find_transformers
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import Encoded, InputOptions, number_inputs
+from tests.support.accelerated_models import get_backend, load_folder
 from tests.support.model_kinds import list_kinds
 from tests.support.small_models.embedders import save_small_model
 
@@ -30,14 +28,7 @@ KINDS = list_kinds()
 
 
 def load(kind: str, folder: Path) -> LoadedModel:
-    args = EngineArgs(model_name_or_path=str(KINDS[kind].save(folder)), device="cpu", model_warmup=False)
-    return load_model(args, resolve_model_files(args.model_name_or_path))
-
-
-def get_backend(model: LoadedModel) -> TorchBackend:
-    backend = model.replicas[0]
-    assert isinstance(backend, TorchBackend)
-    return backend
+    return load_folder(KINDS[kind].save(folder), device="cpu", model_warmup=False)
 
 
 def encode(model: LoadedModel, kind: str, **options: Any) -> list[Encoded]:
@@ -112,8 +103,8 @@ def test_a_last_layer_with_other_keys_or_values_keeps_all_tokens(
     SmolLM3 does not rotate the keys of some layers, and OLMo clips keys and values that are large."""
     monkeypatch.setattr(packing, "get_tolerance", lambda model: 1.0)
     folder = save_small_model(tmp_path, model_type, pooling_mode="lasttoken")
-    args = EngineArgs(model_name_or_path=str(folder), device="cpu", model_warmup=False)
-    (layout,) = get_backend(load_model(args, resolve_model_files(str(folder)))).torch_model.layouts.values()
+    backend = get_backend(load_folder(folder, device="cpu", model_warmup=False))
+    (layout,) = backend.torch_model.layouts.values()
     assert (layout.form, layout.pooled_token) == ("packed", None)
 
 

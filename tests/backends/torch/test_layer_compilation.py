@@ -21,11 +21,9 @@ from infinity_emb.backends.torch import acceleration, cpu_threads, eager_outputs
 from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.compiled_layers import CompiledLayers
 from infinity_emb.backends.torch.eager_outputs import compute_entries
-from infinity_emb.backends.torch.load import load_model
 from infinity_emb.backends.torch.st_introspection import find_transformers
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import Encoded, InputOptions, number_inputs
+from tests.support.accelerated_models import get_backend, load_backend, load_folder, make_batch
 from tests.support.model_kinds import TEXTS, list_kinds
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -68,28 +66,12 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any) -> LoadedModel:
     """Load with `--compile` and a compiler of the test."""
     monkeypatch.setattr(acceleration, "compile_layers", functools.partial(compile_layers, compiler=compiler))
-    return load_from(KINDS[kind].save(folder), compile=True, max_batch_tokens=512)
-
-
-def load_from(path: Path, **options: Any) -> LoadedModel:
-    args = EngineArgs(model_name_or_path=str(path), device="cpu", **options)
-    return load_model(args, resolve_model_files(args.model_name_or_path))
-
-
-def get_backend(model: LoadedModel) -> TorchBackend:
-    backend = model.replicas[0]
-    assert isinstance(backend, TorchBackend)
-    return backend
+    return load_folder(KINDS[kind].save(folder), device="cpu", compile=True, max_batch_tokens=512)
 
 
 def encode(model: LoadedModel, kind: str) -> list[Encoded]:
     outputs = model.info.outputs[:1] or ("dense",)
     return model.encode(number_inputs(KINDS[kind].list_inputs()[0]), InputOptions(outputs=outputs))
-
-
-def make_batch(*lengths: int) -> list[Encoded]:
-    generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
 
 
 def assert_equal(found: Sequence[Any], expected: Sequence[Any], tolerance: float = 2e-6) -> None:
@@ -199,7 +181,7 @@ def test_layers_that_cannot_be_compiled_or_differ_are_computed_eagerly(
     assert line.startswith("--compile has no effect: ")
     assert reason in line
     assert not any(module._compiled_call_impl for module in get_backend(model).torch_model.model.modules())
-    plain = load_from(next(tmp_path.rglob("modules.json")).parent, model_warmup=False)
+    plain = load_folder(next(tmp_path.rglob("modules.json")).parent, device="cpu", model_warmup=False)
     batch = encode(model, kind)
     assert_equal(compute_entries(get_backend(model), batch, 4), compute_entries(get_backend(plain), batch, 4))
 
@@ -232,7 +214,7 @@ def test_in_half_precision_layers_may_change_decisions_if_they_are_as_near_to_fl
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = get_backend(load_from(KINDS["embedder: bert"].save(tmp_path), model_warmup=False))
+    backend = load_backend(tmp_path, "embedder: bert", device="cpu", model_warmup=False)
     backend.torch_model.model.bfloat16()
     batch = make_batch(*range(3, 40))
     objections: list[tuple[bool, str]] = []
@@ -261,7 +243,7 @@ def test_layers_that_are_not_faster_stay_eager(
 
 def test_the_speeds_of_both_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    backend = get_backend(load_from(KINDS["embedder: bert"].save(tmp_path), model_warmup=False))
+    backend = load_backend(tmp_path, "embedder: bert", device="cpu", model_warmup=False)
     monkeypatch.setattr(layer_compilation, "_DEADLINE_S", 0.0)
     layers = CompiledLayers([backend.torch_model.model], CountingCompiler())
     batch = make_batch(3, 5, 8, 13, 21, 34)
@@ -277,4 +259,4 @@ def test_without_the_option_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
         raise AssertionError("compiled")
 
     monkeypatch.setattr(acceleration, "compile_layers", refuse)
-    load_from(KINDS["embedder: bert"].save(tmp_path), max_batch_tokens=512)
+    load_folder(KINDS["embedder: bert"].save(tmp_path), device="cpu", max_batch_tokens=512)

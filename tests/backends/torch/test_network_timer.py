@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from infinity_emb.backends.torch import onednn_products
 from infinity_emb.backends.torch.network_timer import TorchNetworkTimer
-from tests.support.fused_models import load_backend, make_batch
+from tests.support.accelerated_models import load_backend, make_batch
 
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
 

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from infinity_emb.backends.torch import onednn_products
-from infinity_emb.backends.torch.backend import TorchBackend
 from infinity_emb.backends.torch.cpu_weights import to_input_major
-from infinity_emb.backends.torch.load import load_model
 from infinity_emb.backends.torch.onednn_products import (
     MIN_ROWS,
     OneDnnLinear,
@@ -30,10 +28,8 @@ from infinity_emb.backends.torch.onednn_products import (
     use_onednn,
 )
 from infinity_emb.backends.torch.reference import Reference
-from infinity_emb.config.engine_args import EngineArgs
-from infinity_emb.hub.resolve import resolve_model_files
 from infinity_emb.items import InputOptions, number_inputs
-from tests.support.fused_models import count_modules
+from tests.support.accelerated_models import count_modules, get_backend, load_folder
 from tests.support.model_kinds import TEXTS, list_kinds
 
 pytestmark = [
@@ -291,10 +287,8 @@ def test_compiled_code_calls_the_product_as_one_operator(always_used: None) -> N
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "qwen3", "t5"])
 def test_served_vectors_are_those_of_sentence_transformers(kind: str, is_used: bool, tmp_path: Path) -> None:
     path = str(list_kinds()[f"embedder: {kind}"].save(tmp_path))
-    args = EngineArgs(model_name_or_path=path, device="cpu", model_warmup=False)
-    served = load_model(args, resolve_model_files(path))
-    backend = served.replicas[0]
-    assert isinstance(backend, TorchBackend)
+    served = load_folder(Path(path), device="cpu", model_warmup=False)
+    backend = get_backend(served)
     assert bool(count_modules(backend, OneDnnLinear)) == is_used
     found = backend.launch(served.encode(number_inputs(TEXTS), InputOptions())).result()["dense"]
     reference = Reference(SentenceTransformer(path, device="cpu"))

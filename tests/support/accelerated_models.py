@@ -1,4 +1,4 @@
-"""Models of which some operators are fused at start, and the same ones without."""
+"""Models that a start makes faster, and the same ones without, and batches for them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from benchmarks.gpu.emulated_cuda import record
+from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.closeness import Scores, compare_texts
 from infinity_emb.backends.torch import acceleration
 from infinity_emb.backends.torch.backend import TorchBackend
@@ -29,10 +30,17 @@ def shorten_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "count_bytes_for_graphs", lambda device: 0)
 
 
+def load_folder(path: Path, **options: Any) -> LoadedModel:
+    args = EngineArgs(model_name_or_path=str(path), **options)
+    return load_model(args, resolve_model_files(args.model_name_or_path))
+
+
 def load_backend(folder: Path, kind: str, *, device: str = "cuda", **options: Any) -> TorchBackend:
-    path = _KINDS[kind].save(folder)
-    args = EngineArgs(model_name_or_path=str(path), device=device, max_batch_tokens=512, **options)
-    backend = load_model(args, resolve_model_files(str(path))).replicas[0]
+    return get_backend(load_folder(_KINDS[kind].save(folder), device=device, max_batch_tokens=512, **options))
+
+
+def get_backend(model: LoadedModel) -> TorchBackend:
+    backend = model.replicas[0]
     assert isinstance(backend, TorchBackend)
     return backend
 
@@ -41,9 +49,9 @@ def count_modules(backend: TorchBackend, module_class: type[nn.Module]) -> int:
     return sum(isinstance(module, module_class) for module in backend.torch_model.model.modules())
 
 
-def make_batch(*lengths: int) -> list[Encoded]:
+def make_batch(*lengths: int, **options: Any) -> list[Encoded]:
     generator = np.random.default_rng(sum(lengths))
-    return [Encoded(generator.integers(5, 100, length, dtype=np.int32)) for length in lengths]
+    return [Encoded(generator.integers(5, 100, length, dtype=np.int32), **options) for length in lengths]
 
 
 def score(rows: Any) -> Scores:
