@@ -1,7 +1,8 @@
-"""Start work in turns of its clients, a little in each turn of the event loop.
+"""Start work in turns of its clients, as much in each turn of the event loop as keeps the turn short.
 
 Otherwise hundreds of busy connections would each start a request, or read a piece of a body, in every turn,
-and a health check, which needs three turns, would wait for all of them three times.
+and a health check, which needs three turns, would wait for all of them three times. But each turn has a cost,
+and requests that start in the same turn are computed together.
 
 While requests are refused, the loop pauses after each turn that has started all of them, so that the threads
 that compute have the interpreter lock for themselves.
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow
 
-# With more, the turns of the event loop that a text needs take longer than its computation.
-MAX_STARTS = 2
+# Half as many start in a turn after a longer one: a text needs several turns, which would take longer than
+# its computation.
+LONG_TURN_S = 0.002
+MIN_STARTS, MAX_STARTS = 2, 32
 # Unless more than this many wait for each of them: then none would ever wait less.
 WAITING_PER_START = 64
 # While requests are refused, if none waits.
 PAUSE_S = 0.003
-MAX_STARTS_WHILE_REFUSING = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -39,10 +41,15 @@ class _Waiting:
 
 
 class RequestTurns:
-    """The requests of one server that wait to be started or read on, for one event loop at a time."""
+    """The requests of one server that wait to be started or read on, for one event loop at a time.
 
-    def __init__(self, max_starts: int = MAX_STARTS) -> None:
-        self._usual_starts = self._max_starts = max_starts
+    min_starts, max_starts: bounds of what starts in one turn.
+    """
+
+    def __init__(self, min_starts: int = MIN_STARTS, max_starts: int = MAX_STARTS) -> None:
+        self._bounds = min_starts, max_starts
+        self._usual_starts = self._max_starts = min_starts  # the latter of this turn
+        self._scheduled_s = 0.0
         self._has_refused = False  # since the last turn began
         self._loop: asyncio.AbstractEventLoop | None = None
         self._use(None)
@@ -81,15 +88,17 @@ class RequestTurns:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
+            self._scheduled_s = time.perf_counter()
             asyncio.get_running_loop().call_soon(self._begin_turn, context=self._context)
 
     def _begin_turn(self) -> None:
         self._is_scheduled = False
+        self._adapt()
         self._num_started = 0
         self._max_starts = self._usual_starts
         if self._has_refused:
             self._has_refused = False
-            self._max_starts = MAX_STARTS_WHILE_REFUSING
+            self._max_starts = MAX_STARTS
             if not len(self._waiting):
                 time.sleep(PAUSE_S)
         if len(self._waiting):
@@ -102,3 +111,11 @@ class RequestTurns:
             waiting.start()
         if self._num_started:
             self._schedule()
+
+    def _adapt(self) -> None:
+        """Allow fewer starts after a long turn, and more after a short one that had all that were allowed."""
+        least, most = self._bounds
+        if time.perf_counter() - self._scheduled_s > LONG_TURN_S:
+            self._usual_starts = max(self._usual_starts // 2, least)
+        elif self._num_started >= self._usual_starts:
+            self._usual_starts = min(2 * self._usual_starts, most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from contextvars import ContextVar
@@ -17,7 +18,9 @@ from infinity_emb.cli.client_flow import read_flow
 from infinity_emb.scheduling import request_turns
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_turns import (
-    MAX_STARTS_WHILE_REFUSING,
+    LONG_TURN_S,
+    MAX_STARTS,
+    MIN_STARTS,
     PAUSE_S,
     WAITING_PER_START,
     RequestTurns,
@@ -38,7 +41,7 @@ LAST = b"GET /health HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
 
 def test_a_few_requests_start_in_each_turn_of_the_loop() -> None:
     async def count() -> list[int]:
-        turns, started, counts = RequestTurns(max_starts=3), [], []
+        turns, started, counts = RequestTurns(3, 3), [], []
         for number in range(8):
             turns.start(Flow("a"), lambda number=number: started.append(number))  # type: ignore[misc]
         for _ in range(4):
@@ -52,9 +55,29 @@ def test_a_few_requests_start_in_each_turn_of_the_loop() -> None:
     assert run(count()) == [3, 6, 8, 8]
 
 
+def test_a_turn_has_more_starts_after_short_turns_and_fewer_after_long_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def count(durations_s: list[float]) -> list[int]:
+        turns, started, counts = RequestTurns(), [], [0]
+        now_s = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+        for each in range(120):
+            turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
+        for duration_s in durations_s:
+            counts.append(len(started))
+            now_s += duration_s
+            await asyncio.sleep(0)
+        return [late - early for early, late in itertools.pairwise(counts)]
+
+    long_s = 2 * LONG_TURN_S
+    assert run(count([0.0] * 6)) == [MIN_STARTS, 4, 8, 16, MAX_STARTS, MAX_STARTS]
+    assert run(count([0.0, 0.0, long_s, long_s, long_s, 0.0])) == [MIN_STARTS, 4, 8, 4, 2, MIN_STARTS]
+
+
 def test_a_client_with_few_requests_does_not_wait_for_those_of_another() -> None:
     async def start_all() -> list[str]:
-        turns, started = RequestTurns(max_starts=1), []
+        turns, started = RequestTurns(1, 1), []
         for _ in range(100):
             turns.start(Flow("hog"), lambda: started.append("hog"))
         for _ in range(3):
@@ -73,7 +96,7 @@ def test_more_requests_start_at_once_when_thousands_wait() -> None:
     """At ten times the load, requests came faster than two in each turn, and waited for seconds."""
 
     async def count_turns(number: int) -> int:
-        turns, started, num_turns = RequestTurns(), [], 0
+        turns, started, num_turns = RequestTurns(2, 2), [], 0
         for each in range(number):
             turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
         while len(started) < number:
@@ -86,7 +109,7 @@ def test_more_requests_start_at_once_when_thousands_wait() -> None:
 
 
 def test_another_event_loop_does_not_wait_for_one_that_was_closed() -> None:
-    turns = RequestTurns(max_starts=1)
+    turns = RequestTurns(1, 1)
 
     def start_all() -> None:
         for _ in range(3):
@@ -102,7 +125,7 @@ def test_another_event_loop_does_not_wait_for_one_that_was_closed() -> None:
 
 def test_one_who_no_longer_waits_takes_no_turn() -> None:
     async def main() -> list[int]:
-        turns = RequestTurns(max_starts=1)
+        turns = RequestTurns(1, 1)
         order: list[int] = []
 
         async def wait(number: int) -> None:
@@ -126,7 +149,7 @@ def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait(
         pauses: list[float] = []
         counts: list[int] = []
         monkeypatch.setattr(time, "sleep", pauses.append)
-        turns, started = RequestTurns(max_starts=2), []
+        turns, started = RequestTurns(2, 2), []
         for each in range(number):
             turns.start(Flow("a"), lambda each=each: started.append(each))  # type: ignore[misc]
         turns.note_refusal()
@@ -137,7 +160,7 @@ def test_the_loop_pauses_after_a_turn_with_refusals_unless_requests_wait(
         return pauses, counts
 
     assert run(start_all(2)) == ([PAUSE_S], [2, 2, 2])
-    most = MAX_STARTS_WHILE_REFUSING
+    most = MAX_STARTS
     assert run(start_all(2 * most)) == ([], [2, 2 + most, 4 + most])
 
 
@@ -160,7 +183,7 @@ def test_the_pause_follows_the_refusal_and_not_a_later_request(monkeypatch: pyte
 def test_a_request_that_cannot_be_started_does_not_stop_the_others() -> None:
     async def start_all() -> list[int]:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        turns, started = RequestTurns(max_starts=1), []
+        turns, started = RequestTurns(1, 1), []
         for number in range(5):
             turns.start(Flow("a"), lambda number=number: started.append(1 // (number - 2)))  # type: ignore[misc]
         for _ in range(10):
@@ -174,7 +197,7 @@ def test_requests_do_not_start_in_the_context_of_another_one() -> None:
     number: ContextVar[int] = ContextVar("number", default=0)
 
     async def start_all() -> list[int]:
-        turns, seen = RequestTurns(max_starts=1), []
+        turns, seen = RequestTurns(1, 1), []
 
         async def request() -> None:
             number.set(1)
