@@ -7,6 +7,7 @@ pipelined requests, a few kilobytes are parsed at a time, and the rest after the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from infinity_emb.cli.client_flow import read_flow
+from infinity_emb.cli.coalescing_transport import CoalescingTransport
 from infinity_emb.cli.request_parser import RequestParser
 from infinity_emb.scheduling.request_turns import RequestTurns
 from infinity_emb.server.error_format import Failure
@@ -85,9 +87,10 @@ class OrderedProtocol(HttpToolsProtocol):
         return running is not None and not running.response_complete and not running.disconnected
 
     def connection_made(self, transport: Any) -> None:
-        """Install the flow control that reads no more than can be parsed."""
+        """Coalesce small writes, and read no more than can be parsed."""
         super().connection_made(transport)
-        self.flow = _Flow(self)
+        self.transport: CoalescingTransport = CoalescingTransport(transport, self.loop)  # type: ignore[assignment]
+        self.flow = _Flow(transport, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the request that is being computed, and drop later ones."""
@@ -122,6 +125,7 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as in asyncio
         """Keep the connection for the responses to complete requests, as `nc -N` expects."""
+        self.transport.flush()  # if this returns False, the connection is closed without it
         if self._is_refusal_sent:
             return False
         if self.reading == "body":
@@ -239,8 +243,8 @@ class OrderedProtocol(HttpToolsProtocol):
 class _Flow(FlowControl):
     """Pause reading while received bytes are not parsed."""
 
-    def __init__(self, protocol: OrderedProtocol) -> None:
-        super().__init__(protocol.transport)
+    def __init__(self, transport: asyncio.Transport, protocol: OrderedProtocol) -> None:
+        super().__init__(transport)
         self._protocol = protocol
 
     def resume_reading(self) -> None:
