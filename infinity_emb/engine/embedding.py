@@ -15,7 +15,7 @@ from infinity_emb.engine.embedding_options import NEEDS_RANGES, OptionResolver
 from infinity_emb.engine.gate import RequestGate
 from infinity_emb.engine.host import OpenModel
 from infinity_emb.engine.passages import join_passages, locate_passages, require_mean_pooling, split_joined
-from infinity_emb.engine.results import Embeddings, EmbedOptions
+from infinity_emb.engine.results import DEFAULT_OPTIONS, Embeddings, EmbedOptions
 from infinity_emb.engine.runner import INPUTS_PER_CHUNK
 from infinity_emb.engine.slot import ModelSlot
 from infinity_emb.engine.token_ids import TokenIdService
@@ -37,8 +37,6 @@ from infinity_emb.preprocessing.chunking import check_num_pieces
 from infinity_emb.preprocessing.media.reader import MediaReader
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.types import EmbeddingDtype, Modality
-
-DEFAULT_OPTIONS = EmbedOptions()
 
 
 class EmbeddingService:

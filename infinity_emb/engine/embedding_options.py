@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infinity_emb.engine.results import EmbedOptions
+from infinity_emb.engine.results import DEFAULT_OPTIONS, EmbedOptions
 from infinity_emb.engine.slot import ModelSlot
 from infinity_emb.errors import BadInput, ModelNotDeployedError, StartupError, quote_all
 from infinity_emb.items import InputOptions
@@ -35,9 +35,18 @@ class OptionResolver:
         self._normalizes = normalizes
         self._slot = slot
         self._has_token_vectors = has_token_vectors
+        self._resolved_default: tuple[ModelInfo, InputOptions] | None = None
 
     def resolve(self, options: EmbedOptions) -> InputOptions:
         """Return what to compute. Raises BadInput and ModelNotDeployedError for what the model lacks."""
+        if options is not DEFAULT_OPTIONS:
+            return self._resolve(options)
+        info = self._slot.info  # of another object once the model has been loaded again
+        if self._resolved_default is None or self._resolved_default[0] is not info:
+            self._resolved_default = info, self._resolve(options)
+        return self._resolved_default[1]
+
+    def _resolve(self, options: EmbedOptions) -> InputOptions:
         outputs = self._check_outputs(options)
         check_prompt(options.prompt)
         prompt = choose_prompt(

@@ -10,11 +10,16 @@ import numpy.typing as npt
 
 from infinity_emb.config.engine_args import EngineArgs
 from infinity_emb.engine.checks import check_capability
-from infinity_emb.engine.embedding import DEFAULT_OPTIONS
 from infinity_emb.engine.embedding_options import dense_or_multivector
 from infinity_emb.engine.lifecycle import Lifecycle
 from infinity_emb.engine.parts import EngineParts, load_parts
-from infinity_emb.engine.results import ClassifyOptions, Embeddings, EmbedOptions, RerankOptions
+from infinity_emb.engine.results import (
+    DEFAULT_OPTIONS,
+    ClassifyOptions,
+    Embeddings,
+    EmbedOptions,
+    RerankOptions,
+)
 from infinity_emb.engine.slot import DRAIN_TIMEOUT_S
 from infinity_emb.engine.status import EngineStatus
 from infinity_emb.items import TokenIdsInput

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from infinity_emb.engine.embedding import DEFAULT_OPTIONS
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
-from infinity_emb.engine.results import Embeddings, EmbedOptions
+from infinity_emb.engine.results import DEFAULT_OPTIONS, Embeddings, EmbedOptions
 from infinity_emb.items import TokenIdsInput
 from infinity_emb.types import ClassifyReturnType, RerankReturnType, Truncation
 

@@ -29,6 +29,9 @@ class EmbedOptions:
     chunking: bool = False  # split a text that is over the limit and average the vectors of its chunks
 
 
+DEFAULT_OPTIONS = EmbedOptions()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankOptions:
     """Options of a rerank request.

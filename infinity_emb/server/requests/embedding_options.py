@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
-from infinity_emb.engine.results import EmbedOptions
+from infinity_emb.engine.results import DEFAULT_OPTIONS, EmbedOptions
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.fields import choose_truncation, merge_aliases
 from infinity_emb.server.schemas.embeddings import EmbeddingRequest
@@ -21,7 +21,7 @@ def read_options(body: EmbeddingRequest, *, input_type: str | None) -> EmbedOpti
     input_type: used if the body names none.
     """
     if body.model_fields_set <= _NO_OPTIONS:
-        return EmbedOptions(input_type=input_type)
+        return DEFAULT_OPTIONS if input_type is None else EmbedOptions(input_type=input_type)
     outputs = _read_outputs(body)
     _check_chunking(body, outputs)
     requested_type = merge_aliases(input_type=body.input_type, task=body.task)
