@@ -1,25 +1,29 @@
-"""Send what is written in one turn of the event loop with one system call.
+"""Send small writes together, with one system call.
 
-uvicorn writes the head and the body of a response separately, and the event loop sends each at once: two
+uvicorn writes the head and the body of a response separately, and the event loop sends each immediately: two
 packets, of which a client reads the first without being able to use it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-# More is sent at once, so that its size counts for flow control.
+# Larger writes are not copied, and count for flow control immediately.
 MAX_HELD_BYTES = 2**16
 
 
 class CoalescingTransport:
-    """Hold small writes until the end of the turn; everything else is done by the transport itself."""
+    """Hold small writes until `flush`, or the next turn of the event loop.
+
+    Everything else is done by the transport itself.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._num_held_bytes = 0
         self.is_closing = transport.is_closing
 
@@ -28,17 +32,30 @@ class CoalescingTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send the data at the end of the turn, or now if there is much of it."""
+        """Hold the data, or send it if there is much of it."""
+        self.writelines((data,))
+
+    def writelines(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Hold the pieces, or send them if they are large."""
+        num_bytes = sum(map(len, pieces))
+        if num_bytes > MAX_HELD_BYTES:
+            self.flush()
+            for piece in pieces:
+                self._transport.write(piece)
+            return
         if not self._pieces:
             self._loop.call_soon(self.flush)
-        self._pieces.append(data)
-        self._num_held_bytes += len(data)
+        self._pieces += pieces
+        self._num_held_bytes += num_bytes
         if self._num_held_bytes > MAX_HELD_BYTES:
             self.flush()
 
-    def get_write_buffer_size(self) -> int:
-        """Return how many bytes have not been sent."""
-        return self._num_held_bytes + self._transport.get_write_buffer_size()
+    def flush(self) -> None:
+        """Send what is held."""
+        pieces, self._pieces, self._num_held_bytes = self._pieces, [], 0
+        if pieces and not self.is_closing():
+            # Not `writelines`, which ignores flow control in some versions of asyncio (cpython issue 127655).
+            self._transport.write(b"".join(pieces))
 
     def write_eof(self) -> None:
         """Close the writing end after what was written."""
@@ -51,16 +68,6 @@ class CoalescingTransport:
         self._transport.close()
 
     def abort(self) -> None:
-        """Close the connection at once."""
-        self._drop()
+        """Close the connection without waiting until what was written has been sent."""
+        self.flush()
         self._transport.abort()
-
-    def flush(self) -> None:
-        """Send what is held."""
-        pieces = self._drop()
-        if pieces and not self.is_closing():
-            self._transport.writelines(pieces)
-
-    def _drop(self) -> list[bytes]:
-        pieces, self._pieces, self._num_held_bytes = self._pieces, [], 0
-        return pieces

@@ -125,7 +125,7 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as in asyncio
         """Keep the connection for the responses to complete requests, as `nc -N` expects."""
-        self.transport.flush()  # if this returns False, the connection is closed without it
+        self.transport.flush()  # if this method returns False, the loop closes the transport beneath
         if self._is_refusal_sent:
             return False
         if self.reading == "body":
@@ -157,6 +157,7 @@ class OrderedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next request, or close the connection if there cannot be one."""
         if self._running is not None and self._running.scope["state"].get("error_kind") == OVERLOADED:
+            self.transport.flush()  # before the pause that follows
             self._turns.note_refusal()
         super().on_response_complete()
         if self.unparsed and not self.pipeline and not self.transport.is_closing():
@@ -227,6 +228,7 @@ class OrderedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.cycle.disconnected = True  # discards what the app sends from now on
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
 
     def _send_refusal(self) -> None:

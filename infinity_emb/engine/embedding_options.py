@@ -41,7 +41,7 @@ class OptionResolver:
         """Return what to compute. Raises BadInput and ModelNotDeployedError for what the model lacks."""
         if options is not DEFAULT_OPTIONS:
             return self._resolve(options)
-        info = self._slot.info  # of another object once the model has been loaded again
+        info = self._slot.info  # another object once the model has been loaded again
         if self._resolved_default is None or self._resolved_default[0] is not info:
             self._resolved_default = info, self._resolve(options)
         return self._resolved_default[1]

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from infinity_emb.scheduling.fair_queue import FairQueue, Flow
 
-# Half as many start in a turn after a longer one: a text needs several turns, which would take longer than
-# its computation.
+# A longer turn halves the starts of the next one: a text needs several turns, and these must not take longer
+# than its computation.
 LONG_TURN_S = 0.002
 MIN_STARTS, MAX_STARTS = 2, 32
 # Unless more than this many wait for each of them: then none would ever wait less.
@@ -43,12 +43,12 @@ class _Waiting:
 class RequestTurns:
     """The requests of one server that wait to be started or read on, for one event loop at a time.
 
-    min_starts, max_starts: bounds of what starts in one turn.
+    min_starts, max_starts: bounds of the usual number per turn.
     """
 
     def __init__(self, min_starts: int = MIN_STARTS, max_starts: int = MAX_STARTS) -> None:
         self._bounds = min_starts, max_starts
-        self._usual_starts = self._max_starts = min_starts  # the latter of this turn
+        self._usual_starts = self._turn_starts = min_starts  # the latter: in this turn
         self._scheduled_s = 0.0
         self._has_refused = False  # since the last turn began
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,7 +59,7 @@ class RequestTurns:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._use(loop)
-        if self._num_started < self._max_starts and not len(self._waiting):
+        if self._num_started < self._turn_starts and not len(self._waiting):
             self._num_started += 1
             self._schedule()
             start()
@@ -94,26 +94,27 @@ class RequestTurns:
     def _begin_turn(self) -> None:
         self._is_scheduled = False
         self._adapt()
-        self._num_started = 0
-        self._max_starts = self._usual_starts
+        had_starts, self._num_started = bool(self._num_started), 0
+        self._turn_starts = self._usual_starts
         if self._has_refused:
             self._has_refused = False
-            self._max_starts = MAX_STARTS
+            self._turn_starts = MAX_STARTS
             if not len(self._waiting):
                 time.sleep(PAUSE_S)
         if len(self._waiting):
             self._schedule()  # before the first is started, which may fail
-        max_starts = max(self._max_starts, len(self._waiting) // WAITING_PER_START)
-        while self._num_started < max_starts and len(self._waiting):
+        num_due = max(self._turn_starts, len(self._waiting) // WAITING_PER_START)
+        while self._num_started < num_due and len(self._waiting):
             tag, _, waiting = self._waiting.pop()
             self._waiting.advance(tag)
             self._num_started += 1
             waiting.start()
-        if self._num_started:
+        # What has started takes its first step in the next turn, which is measured too.
+        if had_starts or self._num_started:
             self._schedule()
 
     def _adapt(self) -> None:
-        """Allow fewer starts after a long turn, and more after a short one that had all that were allowed."""
+        """Allow fewer starts after a long turn, and more after a short one that used them all."""
         least, most = self._bounds
         if time.perf_counter() - self._scheduled_s > LONG_TURN_S:
             self._usual_starts = max(self._usual_starts // 2, least)

@@ -225,6 +225,16 @@ def test_a_client_refused_before_its_body_cannot_send_another_request(start_here
     assert received.count(b"HTTP/1.1") == 1
 
 
+def test_a_refused_body_is_not_asked_for(start_here: StartHere, caplog: pytest.LogCaptureFixture) -> None:
+    """Its `100 Continue` was written after the end of what is sent, which raised in the event loop."""
+    server = start_here()
+    head = HEAD + b"expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    with connect(server, head + b"not a size\r\n") as client:
+        assert error_of(read_all(client), 400)
+    wait_until(lambda: not server.server_state.tasks)
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.WARNING] == []
+
+
 def test_http_1_0_gets_no_interim_response(server: ServerOnAThread) -> None:
     with connect(server, EXPECTS.replace(b"HTTP/1.1", b"HTTP/1.0")) as client:
         time.sleep(0.1)

@@ -7,10 +7,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from infinity_emb.cli.coalescing_transport import CoalescingTransport
 from infinity_emb.cli.front_ends.frames import Array, Frame, FrameReader, Header, pack_frame
 
-# Messages of one turn of the event loop are sent in one write, up to this size.
-_MAX_JOINED_BYTES = 2**18
 # The sender waits while there are more unsent bytes.
 _HIGH_WATER_BYTES = 2**22
 _BUFFER_BYTES = 2**21  # of the socket, in the kernel
@@ -39,8 +38,8 @@ class Link(asyncio.Protocol):
         self._on_turn = on_turn
         self._on_lost = on_lost
         self._reader = FrameReader()
-        self._unsent: list[bytes | memoryview] = []
-        self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes | memoryview] = []  # until the connection is made
+        self._transport: CoalescingTransport | None = None
         self._writable = asyncio.Event()
 
     async def connect(self, end: socket.socket) -> None:
@@ -50,10 +49,12 @@ class Link(asyncio.Protocol):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        raw = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        raw.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self._transport = CoalescingTransport(raw, asyncio.get_running_loop())
+        self._transport.writelines(self._unsent)
+        self._unsent = []
         self._writable.set()
-        self._flush()
 
     def data_received(self, data: bytes) -> None:
         for frame in self._reader.feed(data):
@@ -84,24 +85,13 @@ class Link(asyncio.Protocol):
         """Send a frame at the end of this turn of the event loop; do nothing when the link is lost."""
         if self.is_lost:
             return
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent += pack_frame(header, arrays)
+        parts = pack_frame(header, arrays)
+        if self._transport is None:
+            self._unsent += parts
+        else:
+            self._transport.writelines(parts)
 
     def close(self) -> None:
         """Send what is left and close."""
-        self._flush()
         if self._transport is not None:
             self._transport.close()
-
-    def _flush(self) -> None:
-        if self._transport is None:
-            return  # `connection_made` sends them
-        parts, self._unsent = self._unsent, []
-        if self.is_lost or not parts:
-            return
-        if sum(map(len, parts)) <= _MAX_JOINED_BYTES:
-            self._transport.write(b"".join(parts))
-            return
-        for part in parts:
-            self._transport.write(part)
