@@ -179,7 +179,7 @@ class HttpProtocol(OrderedProtocol):
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _write_stalled(self, now_s: float) -> bool:
-        num_unsent: int = self.transport.get_write_buffer_size()
+        num_unsent = self.transport.get_write_buffer_size()
         if not num_unsent or not self._num_unsent:
             self._num_unsent, self._unsent_since_s = num_unsent, now_s
         elif now_s - self._unsent_since_s >= self._limits.response_write_timeout_s:

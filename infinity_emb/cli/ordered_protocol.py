@@ -87,9 +87,10 @@ class OrderedProtocol(HttpToolsProtocol):
         return running is not None and not running.response_complete and not running.disconnected
 
     def connection_made(self, transport: Any) -> None:
-        """Coalesce small writes, and read no more than can be parsed."""
+        """Join small writes, and read no more than can be parsed."""
         super().connection_made(transport)
-        self.transport: CoalescingTransport = CoalescingTransport(transport, self.loop)  # type: ignore[assignment]
+        self._writes = CoalescingTransport(transport, self.loop)
+        self.transport = cast("Any", self._writes)
         self.flow = _Flow(transport, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,7 +126,7 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as in asyncio
         """Keep the connection for the responses to complete requests, as `nc -N` expects."""
-        self.transport.flush()  # if this method returns False, the loop closes the transport beneath
+        self._writes.flush()  # if this method returns False, the loop closes the transport beneath
         if self._is_refusal_sent:
             return False
         if self.reading == "body":
@@ -157,7 +158,7 @@ class OrderedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next request, or close the connection if there cannot be one."""
         if self._running is not None and self._running.scope["state"].get("error_kind") == OVERLOADED:
-            self.transport.flush()  # before the pause that follows
+            self._writes.flush()  # before the pause that follows
             self._turns.note_refusal()
         super().on_response_complete()
         if self.unparsed and not self.pipeline and not self.transport.is_closing():

@@ -33,10 +33,9 @@ class RequestParser:
 
     def __init__(self, callbacks: ParserCallbacks) -> None:
         self._callbacks = callbacks
-        # Not through methods of this class, as they are called several times per request.
-        self.on_message_begin = callbacks.on_message_begin
-        self.on_url, self.on_header, self.on_body = callbacks.on_url, callbacks.on_header, callbacks.on_body
-        self._parser = _make_parser(self)
+        self._is_head_repeated = False
+        self.on_body = callbacks.on_body
+        self._parser = self._make_parser()
 
     def feed_data(self, data: bytes) -> None:
         """Parse the next bytes of the connection.
@@ -50,7 +49,7 @@ class RequestParser:
             except httptools.HttpParserUpgrade as exc:
                 num_parsed: int = exc.args[0]
                 data = self._head_without_upgrade() + data[num_parsed:]
-                self._parser = _make_parser(_RepeatedHead(self))
+                self._parser, self._is_head_repeated = self._make_parser(), True
 
     def get_method(self) -> bytes:
         """Return the current request's method."""
@@ -68,11 +67,27 @@ class RequestParser:
         """Return False: upgrades are ignored."""
         return False
 
+    def on_message_begin(self) -> None:
+        """Forward the start of a request."""
+        if not self._is_head_repeated:
+            self._callbacks.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Forward a part of the URL."""
+        if not self._is_head_repeated:
+            self._callbacks.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Forward a header, or a trailer."""
+        if not self._is_head_repeated:
+            self._callbacks.on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Forward the end of the headers, unless they are parsed again. Raises ValueError for CONNECT."""
         if self._parser.get_method() == b"CONNECT":
             raise ValueError("this server is not a proxy")
         if not self._parser.should_upgrade():
+            self._is_head_repeated = False
             self._callbacks.on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -80,41 +95,15 @@ class RequestParser:
         if not self._parser.should_upgrade():
             self._callbacks.on_message_complete()
 
+    def _make_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # As in uvicorn: bytes after a request with `Connection: close` must not prevent its response.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
     def _head_without_upgrade(self) -> bytes:
         """Return the head of the current request without its `Upgrade` header."""
         method, version = self._parser.get_method(), self._parser.get_http_version()
         lines = [b"%b %b HTTP/%b" % (method, self._callbacks.url, version.encode())]
         lines += [b"%b:%b" % header for header in self._callbacks.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
-
-
-class _RepeatedHead:
-    """Forward everything but the parts of the first head, which were forwarded before."""
-
-    def __init__(self, parser: RequestParser) -> None:
-        self._parser = parser
-        self._is_over = False
-        self.on_body, self.on_message_complete = parser.on_body, parser.on_message_complete
-
-    def on_message_begin(self) -> None:
-        if self._is_over:
-            self._parser.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        if self._is_over:
-            self._parser.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_over:
-            self._parser.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._is_over = True
-        self._parser.on_headers_complete()
-
-
-def _make_parser(callbacks: RequestParser | _RepeatedHead) -> httptools.HttpRequestParser:
-    parser = httptools.HttpRequestParser(callbacks)
-    # As in uvicorn: bytes after a request with `Connection: close` must not prevent its response.
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    return parser
