@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
@@ -34,7 +36,9 @@ class FinishingScheduling(LoadFileScheduling):
         slowest = next((file for file in SLOW_FILES if file in self.workqueue), None)
         if slowest is not None:
             self.workqueue.move_to_end(slowest, last=False)
-        super()._assign_work_unit(node)
+        # A worker that has just crashed takes nothing more; `remove_node` gets what it was assigned.
+        with contextlib.suppress(OSError):
+            super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
         super()._reschedule(node)
