@@ -84,23 +84,22 @@ class FakeBackend:
 
     def launch(self, batch: Sequence[Encoded], *, full_precision: bool = False) -> FinishedBatch:
         """Compute the outputs and inject faults."""
-        texts = [item.token_ids.astype("<i4").tobytes().decode("utf-32-le", "replace") for item in batch]
         if self._faults.delay_s:
             time.sleep(self._faults.delay_s)
-        if _contains(texts, self._faults.fail_on):
+        if _contains(batch, self._faults.fail_on):
             raise RuntimeError(f"told to fail on {self._faults.fail_on!r}")
-        if _contains(texts, self._faults.hang_on):
+        if _contains(batch, self._faults.hang_on):
             threading.Event().wait()
-        if _contains(texts, self._faults.die_on):
+        if _contains(batch, self._faults.die_on):
             raise SystemExit(f"told to die on {self._faults.die_on!r}")
         names = dict.fromkeys(name for item in batch for name in item.spec.outputs)
         outputs = {name: self._compute_output(name, batch) for name in names}
         vectors = outputs.get("dense")
-        if _contains(texts, self._faults.wrong_count_on):
+        if _contains(batch, self._faults.wrong_count_on):
             outputs = {name: output[:-1] for name, output in outputs.items()}
         for word in (self._faults.nan_on, "" if full_precision else self._faults.nan_in_half_on):
             if word and isinstance(vectors, np.ndarray):
-                vectors[[word in text for text in texts]] = np.nan
+                vectors[[word in _decode_text(item) for item in batch]] = np.nan
         return FinishedBatch(outputs)
 
     def _compute_output(self, name: OutputName, batch: Sequence[Encoded]) -> Any:
@@ -121,8 +120,12 @@ class FakeBackend:
         return np.repeat(lengths[:, None], self._dimension, axis=1)
 
 
-def _contains(texts: list[str], word: str) -> bool:
-    return bool(word) and any(word in text for text in texts)
+def _contains(batch: Sequence[Encoded], word: str) -> bool:
+    return bool(word) and any(word in _decode_text(item) for item in batch)
+
+
+def _decode_text(item: Encoded) -> str:
+    return item.token_ids.astype("<i4").tobytes().decode("utf-32-le", "replace")
 
 
 class FakeVocabulary:

@@ -15,7 +15,6 @@ from infinity_emb.errors import BadInput, DeadlineExceeded
 from infinity_emb.scheduling.admission import Admission
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import current_request, token_budget
-from infinity_emb.scheduling.throughput import Progress
 
 # Counts inputs of a flow for the duration of a block; the last number is the size of the whole request.
 HoldElsewhere = Callable[[int, Flow, int], AbstractContextManager[None]]
@@ -39,7 +38,7 @@ class RequestGate:
             max_items=limits.max_queue_items,
             max_tokens=limits.max_queue_tokens,
             max_wait_s=limits.max_queue_wait_s or math.inf,
-            progress=self._progress,
+            progress=lambda: slot.host.pool.progress,
             backlog=slot.host.pool.queue.backlog,
         )
 
@@ -104,7 +103,3 @@ class RequestGate:
                 f" input, and the limit is {limit}; send fewer inputs or shorter texts, or start the server"
                 " with a larger --max-request-chars"
             )
-
-    def _progress(self) -> Progress:
-        stats = self._slot.host.pool.stats
-        return Progress(stats.num_items, stats.num_tokens, stats.compute_s, self._slot.host.num_parallel)

@@ -58,7 +58,6 @@ class ModelHost:
             batch_timeout_s=options.batch_timeout_s or math.inf,
             on_give_up=self._report_death,
         )
-        self.num_parallel = 1  # batches that can be in flight at once
         self.num_tokenizer_threads = 0  # until the model is opened
         self.cache_stats = CacheStats()  # since the model was opened last
         self.on_death: Callable[[], None] = lambda: None  # called once, on any thread
@@ -72,8 +71,6 @@ class ModelHost:
     def open(self, model: LoadedModel) -> OpenModel:
         """Start the threads. Raises EngineNotReady while a worker thread is still running."""
         self.pool.start(model.replicas)
-        # None where another process computes.
-        self.num_parallel = sum(replica.num_in_flight for replica in model.replicas) or 1
         self.num_tokenizer_threads = model.num_tokenizer_threads
         threads = self._threads = FairThreads(model.num_tokenizer_threads, "infinity-tokenizer")
         runner: Runner = ModelRunner(model, self.pool, threads)

@@ -178,8 +178,9 @@ class Admission:
 
     def _refusal_reason(self, num_items: int, flow: Flow, backlog: Backlog, wait_s: float) -> str | None:
         num_lane_items, num_held = self.num_items[flow.lane], self._num_held.get(flow, 0)
-        num_left = self.max_items + self.num_reserved - num_lane_items - num_items
-        if (num_held + num_items) * self.num_reserved > self.max_items * num_left:
+        num_reserved = self.num_reserved
+        num_left = self.max_items + num_reserved - num_lane_items - num_items
+        if (num_held + num_items) * num_reserved > self.max_items * num_left:
             return f"queue full ({num_lane_items} of {self.max_items} inputs)"
         num_tokens = backlog.num_lane_tokens(flow.lane)
         # Requests are admitted before their tokens are known, so these may be many more than the limit.

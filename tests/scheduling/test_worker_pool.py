@@ -56,6 +56,21 @@ def test_a_thread_that_computes_itself_has_a_lower_priority(num_in_flight: int, 
     assert niceness == [lower if is_lower else own]
 
 
+def test_admission_reads_what_was_computed_and_how_many_batches_can_be_in_flight() -> None:
+    requests = Requests([1, 2], [3])
+    with running_pool(ScriptedBackend(2), ScriptedBackend(1)) as pool:
+        requests.submit_to(pool)
+        requests.wait()
+        progress = pool.progress
+    assert (progress.num_items, progress.num_tokens, progress.num_parallel) == (3, 9, 3)
+    assert progress.compute_s > 0
+    wait_until(pool.release_backends)
+    assert pool.progress == progress, "the speed stays known while the model is unloaded"
+    pool.start([ScriptedBackend(1)])
+    assert pool.progress.num_parallel == 1
+    close_pool(pool)
+
+
 @each_num_in_flight
 @each_num_replicas
 def test_closing_finishes_accepted_items_and_refuses_new_ones(num_in_flight: int, num_replicas: int) -> None:
