@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.crashed_workers import FinishingScheduling
 from tests.support.slow_files import SLOW_FILES
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +91,24 @@ def test_slow_files_are_begun_first(tmp_path: Path) -> None:
     passed = [line for line in done.stdout.splitlines() if "PASSED" in line]
     assert len(passed) == 2 + 4 * 4
     assert [file in line for file, line in zip(SLOW_FILES[:2], passed, strict=False)] == [True, True]
+
+
+class CrashedWorker:
+    """A worker that cannot be sent anything any more."""
+
+    shutting_down = False
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        raise OSError("cannot send (already closed?)")
+
+
+def test_the_tests_that_a_worker_could_not_be_sent_are_left_for_others() -> None:
+    scheduling: Any = FinishingScheduling.__new__(FinishingScheduling)
+    worker = CrashedWorker()
+    tests = ["test_a.py::test_1", "test_a.py::test_2"]
+    scheduling.workqueue = OrderedDict({"test_a.py": dict.fromkeys(tests, False)})
+    scheduling.assigned_work, scheduling.registered_collections = {}, {worker: tests}
+    scheduling._assign_work_unit(worker)
+    assert not scheduling.workqueue
+    assert scheduling.remove_node(worker) == tests[0]
+    assert scheduling.workqueue == {"test_a.py": {tests[0]: True, tests[1]: False}}
