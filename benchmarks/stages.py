@@ -18,7 +18,7 @@ STAGES = {
     r"|requests/json_body\.py (validate|fit_schema)|responses/encoding\.py read_encoding",
     "body and JSON": r"requests/(body|json_body|content_encoding|json_text)\.py",
     "ids, metrics, headers": r"middleware/(request_id|http_metrics|request_counters)\.py|/prometheus_client/"
-    r"|/logging/|responses/server_timing\.py",
+    r"|/logging/|responses/server_timing\.py|requests/headers\.py|scheduling/histogram\.py",
     "response": r"server/responses/|routes/\w+\.py _respond|/starlette/responses\.py",
     "account, memory, admission": r"requests/(memory|context|call|disconnect)\.py|/fair_budget\.py"
     r"|scheduling/(admission|throughput|request_context)\.py|engine/(gate|slot|array)\.py"

@@ -83,7 +83,7 @@ def build_app(
     endpoints = [*API_ENDPOINTS, *(make_batch_endpoints(batches) if batches else [])]
     routes = [(each.method, path) for each in API_ENDPOINTS for path in each.list_paths(config.url_prefix)]
     tasks = [path for method, path in routes if method == "POST"]
-    metrics = HTTPMetrics(registry, RequestCounters(models, tasks), routes)
+    metrics = HTTPMetrics(RequestCounters(models, tasks), routes)
     lifespan = _make_lifespan(
         models, tracing, batches, preload_only=config.preload_only, documents_at_start=documents_at_start
     )
@@ -103,7 +103,7 @@ def build_app(
     # Set afterwards: FastAPI deprecates the argument, and users of `create_server` run their own server.
     app.root_path = config.proxy_root_path
     app.state.context, app.state.batches = context, batches
-    _register_collectors(registry, models)
+    _register_collectors(registry, metrics, models)
     return app
 
 
@@ -262,7 +262,8 @@ def _stop_soon() -> None:
     asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
 
 
-def _register_collectors(registry: CollectorRegistry, models: ServedModels) -> None:
+def _register_collectors(registry: CollectorRegistry, metrics: HTTPMetrics, models: ServedModels) -> None:
+    registry.register(metrics)
     registry.register(ModelCollector(models))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -17,9 +17,9 @@ from starlette.types import Message, Scope, Send
 
 from infinity_emb.errors import Overloaded
 from infinity_emb.server.error_format import ErrorContext, Failure, set_error_context
-from infinity_emb.server.requests.body import read_content_length
 from infinity_emb.server.requests.call import check_room
-from infinity_emb.server.requests.context import PRIORITY_HEADER, read_client
+from infinity_emb.server.requests.context import PRIORITY_HEADER
+from infinity_emb.server.requests.headers import read_content_length
 from infinity_emb.server.responses.errors import OVERLOADED, failure_response, find_error_kind
 from infinity_emb.server.routing import Form, select_form
 from infinity_emb.server.schemas.common import TaskRequest
@@ -27,7 +27,7 @@ from infinity_emb.server.served_models import ServedModels
 
 # Larger bodies arrive in several pieces, and take milliseconds to parse.
 MAX_BODY_BYTES = 2**16
-_UNUSUAL_HEADERS = frozenset({b"content-encoding", b"prefer", PRIORITY_HEADER.encode()})
+_UNUSUAL_HEADERS = frozenset({b"content-encoding", b"prefer", PRIORITY_HEADER})
 
 
 class Refusal(NamedTuple):
@@ -78,7 +78,7 @@ class EarlyRefusals:
         if schema is None:
             return None
         try:
-            check_room(scope, self._models, schema, fields, client=read_client(scope))
+            check_room(scope, self._models, schema, fields)
         except Overloaded as exc:
             scope["state"]["error_kind"] = OVERLOADED
             return _format_refusal(form.error_context, exc.reason, exc.retry_after_s)

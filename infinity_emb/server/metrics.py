@@ -202,13 +202,13 @@ class ModelCollector(Collector):
             histogram = HistogramMetricFamily(name, text, labels=["model"])
             for status in statuses:
                 counts = status.histograms[stage]
-                histogram.add_metric([status.name], _list_buckets(counts), counts.total)
+                histogram.add_metric([status.name], list_buckets(counts), counts.total)
             yield histogram
         yield _describe_waits(statuses)
         yield _describe_models(statuses)
 
 
-def _list_buckets(histogram: HistogramSnapshot) -> list[tuple[str, float]]:
+def list_buckets(histogram: HistogramSnapshot) -> list[tuple[str, float]]:
     """Return the upper bound of each bucket with the number of values up to it, as Prometheus counts them."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, itertools.accumulate(histogram.counts), strict=True))

@@ -19,9 +19,9 @@ def body_error(kind: str, message: str, *, loc: Sequence[str | int] = (), given:
     return RequestValidationError([detail])
 
 
-def header_error(name: str, message: str, given: str) -> Exception:
+def header_error(name: bytes, message: str, given: str) -> Exception:
     """Make a 422 about one header."""
-    detail = {"type": "header", "loc": ["header", name], "msg": message, "input": given}
+    detail = {"type": "header", "loc": ["header", name.decode()], "msg": message, "input": given}
     return RequestValidationError([detail])
 
 

@@ -23,7 +23,7 @@ from infinity_emb.server.early_refusals import EarlyRefusals
 from infinity_emb.server.error_format import set_error_context
 from infinity_emb.server.requests.body import repeat_messages
 from infinity_emb.server.requests.call import Call, check_room
-from infinity_emb.server.requests.context import PRIORITY_HEADER, complete_context, open_context
+from infinity_emb.server.requests.context import complete_context, open_context
 from infinity_emb.server.requests.disconnect import DisconnectWatch
 from infinity_emb.server.requests.json_body import JsonReader
 from infinity_emb.server.requests.memory import HeldMemory, MemoryBudget
@@ -103,12 +103,10 @@ class EndpointApp:
             set_error_context(request.scope, form.error_context)
         schema = form.schema or JsonBody
         if issubclass(schema, TaskRequest) and schema.needs_capacity:
-            has_priority = PRIORITY_HEADER in request.headers
-            client, models = context.client, self._context.models
-            check_room(request.scope, models, schema, fields, client=client, has_priority=has_priority)
+            check_room(request.scope, self._context.models, schema, fields)
         body = await self._context.bodies.validate(schema, fields, held)
         if isinstance(body, TaskRequest):
-            set_request(complete_context(context, request, body))
+            set_request(complete_context(context, request.scope, body))
         return form, body
 
 

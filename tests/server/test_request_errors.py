@@ -26,7 +26,7 @@ def test_a_body_error_names_the_place_in_the_body() -> None:
 
 
 def test_a_header_error_names_the_header() -> None:
-    [detail] = details_of(header_error("x-priority", "is unknown", "soon"))
+    [detail] = details_of(header_error(b"x-priority", "is unknown", "soon"))
     assert detail["loc"] == ["header", "x-priority"]
 
 

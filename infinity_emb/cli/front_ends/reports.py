@@ -18,7 +18,7 @@ from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.server.metrics import ModelCollector
 
 # Samples of which the smallest or largest is kept; all others are summed.
-_SMALLEST = ("process_start_time_seconds", "process_max_fds", "_created")
+_SMALLEST = ("process_start_time_seconds", "process_max_fds")
 _LARGEST = ("_info", "process_virtual_memory_max_bytes")
 _TOTALS = frozenset({"counter", "histogram", "summary"})
 

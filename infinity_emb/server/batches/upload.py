@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from infinity_emb.server.request_errors import body_error
-from infinity_emb.server.requests.body import read_content_length
+from infinity_emb.server.requests.headers import read_content_length
 from infinity_emb.storage.files import write_durably
 
 # The other fields of the form, and its boundaries.

@@ -7,15 +7,18 @@ buckets are among these.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from functools import lru_cache
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infinity_emb.scheduling.histogram import Histogram
+from infinity_emb.server.metrics import list_buckets
 from infinity_emb.server.middleware.request_counters import RequestCounters
-from infinity_emb.server.requests.body import read_content_length
 from infinity_emb.server.requests.call import get_model
+from infinity_emb.server.requests.headers import read_content_length
 from infinity_emb.server.responses.errors import DISCONNECTED
 
 FEW_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -29,50 +32,24 @@ STATUS_DISCONNECTED = 499
 EXPECTED_STATUSES = ("2xx", "4xx", "5xx")
 
 
-class HTTPMetrics:
+class HTTPMetrics(Collector):
     """The HTTP metrics of one app.
+
+    They are counted here and become Prometheus metrics when they are read: `prometheus_client`'s own counters
+    take a lock for each of the nine numbers of a request.
 
     routes: method and path of each; their counters exist, at 0, before the first request.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, counters: RequestCounters, routes: Iterable[tuple[str, str]]
-    ) -> None:
-        self._requests = Counter(
-            "http_requests",
-            "Requests by route template, method and status group.",
-            ["handler", "method", "status"],
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "http_request_duration_seconds",
-            "Duration of requests in seconds by route.",
-            ["handler", "method"],
-            buckets=FEW_BUCKETS,
-            registry=registry,
-        )
-        self._seconds_of_all = Histogram(
-            "http_request_duration_highr_seconds",
-            "Duration of requests in seconds over all routes, in many buckets.",
-            buckets=MANY_BUCKETS,
-            registry=registry,
-        )
-        self._request_bytes = Summary(
-            "http_request_size_bytes",
-            "Declared size of request bodies in bytes.",
-            ["handler"],
-            registry=registry,
-        )
-        self._response_bytes = Summary(
-            "http_response_size_bytes", "Size of response bodies in bytes.", ["handler"], registry=registry
-        )
-        for method, path in routes:
-            for status in EXPECTED_STATUSES:
-                self._requests.labels(path, method, status)
+    def __init__(self, counters: RequestCounters, routes: Iterable[tuple[str, str]]) -> None:
         self._counters = counters
-        registry.register(counters)
-        # Looking up a labelled child costs more than incrementing it.
-        self._children = lru_cache(maxsize=1024)(self._find_children)
+        self._requests = Counter(
+            {(path, method, status): 0 for method, path in routes for status in EXPECTED_STATUSES}
+        )
+        self._seconds: defaultdict[tuple[str, str], Histogram] = defaultdict(lambda: Histogram(FEW_BUCKETS))
+        self._seconds_of_all = Histogram(MANY_BUCKETS)
+        self._request_bytes: defaultdict[str, Histogram] = defaultdict(_make_summary)
+        self._response_bytes: defaultdict[str, Histogram] = defaultdict(_make_summary)
 
     def observe(
         self, scope: Scope, *, status: int, seconds: float, num_bytes_in: int, num_bytes_out: int
@@ -84,22 +61,33 @@ class HTTPMetrics:
         )
         method = scope["method"]
         method = method if method in KNOWN_METHODS else "other"
-        requests, duration, size_in, size_out = self._children(handler, method, f"{status // 100}xx")
-        requests.inc()
-        duration.observe(seconds)
+        self._requests[handler, method, f"{status // 100}xx"] += 1
+        self._seconds[handler, method].observe(seconds)
         self._seconds_of_all.observe(seconds)
-        size_in.observe(num_bytes_in)
-        size_out.observe(num_bytes_out)
+        self._request_bytes[handler].observe(num_bytes_in)
+        self._response_bytes[handler].observe(num_bytes_out)
 
-    def _find_children(
-        self, handler: str, method: str, status: str
-    ) -> tuple[Counter, Histogram, Summary, Summary]:
-        return (
-            self._requests.labels(handler, method, status),
-            self._seconds.labels(handler, method),
-            self._request_bytes.labels(handler),
-            self._response_bytes.labels(handler),
-        )
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; any thread may call it."""
+        text = "Requests by route template, method and status group."
+        requests = CounterMetricFamily("http_requests", text, labels=["handler", "method", "status"])
+        for labels, number in list(self._requests.items()):
+            requests.add_metric(labels, number)
+        yield requests
+        name, text = "http_request_duration_seconds", "Duration of requests in seconds by route."
+        yield _describe_histograms(name, text, ["handler", "method"], list(self._seconds.items()))
+        name = "http_request_duration_highr_seconds"
+        text = "Duration of requests in seconds over all routes, in many buckets."
+        yield _describe_histograms(name, text, [], [((), self._seconds_of_all)])
+        name, text = "http_request_size_bytes", "Declared size of request bodies in bytes."
+        yield _describe_summaries(name, text, list(self._request_bytes.items()))
+        name, text = "http_response_size_bytes", "Size of response bodies in bytes."
+        yield _describe_summaries(name, text, list(self._response_bytes.items()))
+        yield from self._counters.collect()
+
+
+def _make_summary() -> Histogram:
+    return Histogram(())  # one bucket: the number and the sum of all values
 
 
 def _find_error_kind(scope: Scope, status: int) -> str | None:
@@ -109,6 +97,24 @@ def _find_error_kind(scope: Scope, status: int) -> str | None:
     kind: str | None = scope.get("state", {}).get("error_kind")
     # A status without a kind comes from a route that users have added.
     return kind or (f"http_{status}" if status >= 400 else None)
+
+
+def _describe_histograms(
+    name: str, text: str, labels: Sequence[str], histograms: Iterable[tuple[Sequence[str], Histogram]]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, histogram in histograms:
+        counts = histogram.snapshot()
+        family.add_metric(values, list_buckets(counts), counts.total)
+    return family
+
+
+def _describe_summaries(name: str, text: str, summaries: Iterable[tuple[str, Histogram]]) -> Metric:
+    family = SummaryMetricFamily(name, text, labels=["handler"])
+    for handler, summary in summaries:
+        counts = summary.snapshot()
+        family.add_metric([handler], counts.counts[0], counts.total)
+    return family
 
 
 class HTTPMetricsMiddleware:

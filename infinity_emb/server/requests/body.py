@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.scheduling.request_context import current_request
 from infinity_emb.scheduling.request_turns import RequestTurns
 from infinity_emb.server.requests.content_encoding import MAX_PIECE_BYTES, Decoder, make_decoder
+from infinity_emb.server.requests.headers import find_header, read_content_length
 from infinity_emb.server.requests.memory import HeldMemory
 
 # `bytes.join` releases the interpreter lock while it copies more than this.
@@ -42,7 +43,7 @@ class BodyReader:
         """
         if read_content_length(request.scope) > self._max_body_bytes:
             raise self._too_large()
-        encoding = request.headers.get("content-encoding")
+        encoding = find_header(request.scope, b"content-encoding")
         decoder = make_decoder(encoding) if encoding else None
         body = _Pieces()
         num_received, has_more = 0, True
@@ -140,11 +141,3 @@ def repeat_messages(messages: Iterable[Message], receive: Receive) -> Receive:
         return await receive() if message is None else message
 
     return receive_again
-
-
-def read_content_length(scope: Scope) -> int:
-    """Return the declared content length, or 0."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and len(value) < 20:
-            return int(value)
-    return 0

@@ -33,24 +33,18 @@ def note_model(scope: Scope, engine: AsyncEmbeddingEngine) -> None:
 
 
 def check_room(
-    scope: Scope,
-    models: ServedModels,
-    schema: type[TaskRequest],
-    fields: Mapping[str, object],
-    *,
-    client: str,
-    has_priority: bool = False,
+    scope: Scope, models: ServedModels, schema: type[TaskRequest], fields: Mapping[str, object]
 ) -> None:
     """Reject a request before it is validated if the queue is full: a rejection must be cheap.
 
-    has_priority: whether it has the header. Raises Overloaded.
+    Raises Overloaded.
     """
     engine = models.guess_engine(fields.get("model"))
     if engine is None:
         return
     note_model(scope, engine)
     if engine.gate.admission.has_refused:
-        engine.gate.check_room(guess_flow(client, fields, schema, has_priority=has_priority))
+        engine.gate.check_room(guess_flow(scope, schema, fields))
 
 
 class Call(NamedTuple):

@@ -7,18 +7,18 @@ import re
 from collections.abc import Mapping
 
 from pydantic_core import PydanticCustomError
-from starlette.requests import Request
 from starlette.types import Scope
 
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import RequestContext
 from infinity_emb.scheduling.stages import RequestStages
 from infinity_emb.server.request_errors import header_error
+from infinity_emb.server.requests.headers import find_header
 from infinity_emb.server.schemas.common import TaskRequest, parse_priority
 from infinity_emb.types import Lane
 
-PRIORITY_HEADER = "x-priority"
-TIMEOUT_HEADER = "x-request-timeout"
+PRIORITY_HEADER = b"x-priority"
+TIMEOUT_HEADER = b"x-request-timeout"
 # Python's own parsers accept more than numbers, and refuse those of thousands of digits.
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"[0-9.eE+-]{1,32}")
@@ -31,26 +31,21 @@ def open_context(scope: Scope, stages: RequestStages | None) -> RequestContext:
     )
 
 
-def complete_context(context: RequestContext, request: Request, body: TaskRequest) -> RequestContext:
+def complete_context(context: RequestContext, scope: Scope, body: TaskRequest) -> RequestContext:
     """Add lane and time limit; a field takes precedence over its header. Raises RequestValidationError."""
-    lane = _read_lane(request) if body.priority is None else body.priority
-    timeout_s = _read_timeout(request) if body.timeout is None else body.timeout
+    lane = _read_lane(scope) if body.priority is None else body.priority
+    timeout_s = _read_timeout(scope) if body.timeout is None else body.timeout
     if lane is None and timeout_s is None:
         return context
     return context._replace(lane=lane, timeout_s=timeout_s)
 
 
-def guess_flow(
-    client: str, fields: Mapping[str, object], schema: type[TaskRequest], *, has_priority: bool = False
-) -> Flow:
-    """Return the flow of a request that is not validated yet: interactive unless it is certainly bulk.
-
-    has_priority: whether it has the header.
-    """
+def guess_flow(scope: Scope, schema: type[TaskRequest], fields: Mapping[str, object]) -> Flow:
+    """Return the flow of a request that is not validated yet: interactive unless it is certainly bulk."""
     inputs = fields.get(schema.input_field)
-    is_counted = isinstance(inputs, list) and not has_priority and "priority" not in fields
-    num_inputs = len(inputs) if isinstance(inputs, list) and is_counted else 1
-    return RequestContext(client=client).flow(num_inputs)
+    names_lane = "priority" in fields or find_header(scope, PRIORITY_HEADER) is not None
+    num_inputs = len(inputs) if isinstance(inputs, list) and not names_lane else 1
+    return RequestContext(client=read_client(scope)).flow(num_inputs)
 
 
 def read_client(scope: Scope) -> str:
@@ -61,8 +56,8 @@ def read_client(scope: Scope) -> str:
     return scope["client"][0] if scope.get("client") else ""
 
 
-def _read_lane(request: Request) -> Lane | None:
-    given = request.headers.get(PRIORITY_HEADER)
+def _read_lane(scope: Scope) -> Lane | None:
+    given = find_header(scope, PRIORITY_HEADER)
     if given is None:
         return None
     try:
@@ -71,8 +66,8 @@ def _read_lane(request: Request) -> Lane | None:
         raise header_error(PRIORITY_HEADER, str(exc), given) from None
 
 
-def _read_timeout(request: Request) -> float | None:
-    given = request.headers.get(TIMEOUT_HEADER)
+def _read_timeout(scope: Scope) -> float | None:
+    given = find_header(scope, TIMEOUT_HEADER)
     if given is None:
         return None
     try:

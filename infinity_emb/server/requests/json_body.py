@@ -16,6 +16,7 @@ from starlette.requests import Request
 from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.body import BodyReader
+from infinity_emb.server.requests.headers import find_header
 from infinity_emb.server.requests.json_counts import check_counts, check_width, is_quick
 from infinity_emb.server.requests.json_long_texts import parse_document
 from infinity_emb.server.requests.json_text import repair_json
@@ -53,7 +54,7 @@ class JsonReader:
         Raises RequestValidationError for invalid JSON, and what `BodyReader.read` raises.
         """
         if needs_content_type:
-            check_content_type(request.headers.get("content-type"))
+            check_content_type(find_header(request.scope, b"content-type"))
         raw = await self._bodies.read(request, held)
         if len(raw) < MIN_THREADED_BYTES and is_quick(raw):
             fields = _parse_checked(raw)

@@ -10,6 +10,7 @@ from infinity_emb.errors import ModelNotDeployedError
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.embedding_options import check_media_fields, check_normalize, read_options
 from infinity_emb.server.requests.fields import check_num_items, check_token_ids_allowed
+from infinity_emb.server.requests.headers import join_headers
 from infinity_emb.server.responses.encoding import Encoding, read_encoding
 from infinity_emb.server.responses.json_vectors import embeddings_response
 from infinity_emb.server.routing import Endpoint, Form
@@ -39,7 +40,7 @@ async def embeddings(body: EmbeddingRequest, call: Call) -> Response:
     if body.modality not in (None, Modality.text):
         return await _embed_media(body, body.modality, call)
     engine, input_type = call.resolve_embedder(body, body.input, _choose_capability(body))
-    encoding = read_encoding(body, accept=", ".join(call.request.headers.getlist("accept")))
+    encoding = read_encoding(body, accept=join_headers(call.request.scope, b"accept"))
     options = read_options(body, input_type=input_type)
     check_normalize(engine, options)
     _check_has_vector(engine, options)
@@ -84,7 +85,7 @@ async def _embed_media(body: EmbeddingRequest, modality: Modality, call: Call) -
     check_media_fields(body)
     capability: Capability = "image_embed" if modality is Modality.image else "audio_embed"
     engine, input_type = call.resolve(body, capability, body.input)
-    encoding = read_encoding(body, accept=", ".join(call.request.headers.getlist("accept")))
+    encoding = read_encoding(body, accept=join_headers(call.request.scope, b"accept"))
     options = read_options(body, input_type=input_type)
     check_normalize(engine, options)
     result = await engine.embedder.encode_media(body.input, modality, options)

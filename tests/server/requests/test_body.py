@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from infinity_emb.scheduling import request_turns
 from infinity_emb.scheduling.fair_threads import FairThreads
 from infinity_emb.scheduling.request_turns import MIN_STARTS
-from infinity_emb.server.requests.body import BodyReader, read_content_length
+from infinity_emb.server.requests.body import BodyReader
 from infinity_emb.server.requests.memory import MemoryBudget
 from tests.support.event_loop import run
 
@@ -155,10 +155,3 @@ def test_a_disconnect_during_the_body_raises_and_releases() -> None:
     with pytest.raises(ClientDisconnect):
         read(memory, 100, [b"abc", DISCONNECT])
     assert memory.num_held_bytes == 0
-
-
-@pytest.mark.parametrize(
-    ("value", "length"), [(b"12", 12), (b"", 0), (b"-1", 0), (b"many", 0), (b"9" * 30, 0)]
-)
-def test_an_invalid_content_length_counts_as_none(value: bytes, length: int) -> None:
-    assert read_content_length({"headers": [(b"content-length", value)]}) == length
