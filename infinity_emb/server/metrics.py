@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client.core import (
@@ -199,16 +199,23 @@ class ModelCollector(Collector):
                 counter.add_metric([status.name], metric.read(status))
             yield counter
         for name, text, stage in HISTOGRAMS:
-            histogram = HistogramMetricFamily(name, text, labels=["model"])
-            for status in statuses:
-                counts = status.histograms[stage]
-                histogram.add_metric([status.name], list_buckets(counts), counts.total)
-            yield histogram
+            by_model = [([status.name], status.histograms[stage]) for status in statuses]
+            yield describe_histograms(name, text, ["model"], by_model)
         yield _describe_waits(statuses)
         yield _describe_models(statuses)
 
 
-def list_buckets(histogram: HistogramSnapshot) -> list[tuple[str, float]]:
+def describe_histograms(
+    name: str, text: str, labels: Sequence[str], histograms: Iterable[tuple[Sequence[str], HistogramSnapshot]]
+) -> Metric:
+    """Return one metric of several histograms, each with the values of its labels."""
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, histogram in histograms:
+        family.add_metric(values, _list_buckets(histogram), histogram.total)
+    return family
+
+
+def _list_buckets(histogram: HistogramSnapshot) -> list[tuple[str, float]]:
     """Return the upper bound of each bucket with the number of values up to it, as Prometheus counts them."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, itertools.accumulate(histogram.counts), strict=True))

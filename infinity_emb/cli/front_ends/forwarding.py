@@ -22,6 +22,7 @@ from infinity_emb.errors import EngineNotReady
 from infinity_emb.server.endpoints import PROBE_PATHS
 from infinity_emb.server.error_format import Failure
 from infinity_emb.server.requests.body import repeat_messages
+from infinity_emb.server.requests.headers import find_header
 from infinity_emb.server.requests.paths import strip_root_path
 from infinity_emb.server.responses.errors import failure_response
 from infinity_emb.server.routes.admin import ADMIN_PATH
@@ -72,7 +73,7 @@ async def peek_model_name(scope: Scope, receive: Receive) -> tuple[object, Recei
 
     The name is None if it is not found in a small and plain body.
     """
-    if any(name == b"content-encoding" for name, _ in scope["headers"]):
+    if find_header(scope, b"content-encoding") is not None:
         return None, receive
     messages: list[Message] = []
     num_bytes, is_complete = 0, False

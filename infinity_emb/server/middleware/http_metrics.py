@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinity_emb.scheduling.histogram import Histogram
-from infinity_emb.server.metrics import list_buckets
+from infinity_emb.server.metrics import describe_histograms
 from infinity_emb.server.middleware.request_counters import RequestCounters
 from infinity_emb.server.requests.call import get_model
 from infinity_emb.server.requests.headers import read_content_length
@@ -75,10 +75,11 @@ class HTTPMetrics(Collector):
             requests.add_metric(labels, number)
         yield requests
         name, text = "http_request_duration_seconds", "Duration of requests in seconds by route."
-        yield _describe_histograms(name, text, ["handler", "method"], list(self._seconds.items()))
+        by_route = [(labels, each.snapshot()) for labels, each in list(self._seconds.items())]
+        yield describe_histograms(name, text, ["handler", "method"], by_route)
         name = "http_request_duration_highr_seconds"
         text = "Duration of requests in seconds over all routes, in many buckets."
-        yield _describe_histograms(name, text, [], [((), self._seconds_of_all)])
+        yield describe_histograms(name, text, [], [((), self._seconds_of_all.snapshot())])
         name, text = "http_request_size_bytes", "Declared size of request bodies in bytes."
         yield _describe_summaries(name, text, list(self._request_bytes.items()))
         name, text = "http_response_size_bytes", "Size of response bodies in bytes."
@@ -97,16 +98,6 @@ def _find_error_kind(scope: Scope, status: int) -> str | None:
     kind: str | None = scope.get("state", {}).get("error_kind")
     # A status without a kind comes from a route that users have added.
     return kind or (f"http_{status}" if status >= 400 else None)
-
-
-def _describe_histograms(
-    name: str, text: str, labels: Sequence[str], histograms: Iterable[tuple[Sequence[str], Histogram]]
-) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=labels)
-    for values, histogram in histograms:
-        counts = histogram.snapshot()
-        family.add_metric(values, list_buckets(counts), counts.total)
-    return family
 
 
 def _describe_summaries(name: str, text: str, summaries: Iterable[tuple[str, Histogram]]) -> Metric:

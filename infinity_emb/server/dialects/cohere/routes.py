@@ -32,6 +32,7 @@ from infinity_emb.server.request_errors import body_error
 from infinity_emb.server.requests.call import Call
 from infinity_emb.server.requests.embedding_options import normalizes_for_dialect
 from infinity_emb.server.requests.fields import check_num_items
+from infinity_emb.server.requests.headers import find_header
 from infinity_emb.server.responses.json_vectors import json_response, to_base64
 from infinity_emb.server.responses.sliced import JsonList, mark_long_texts
 from infinity_emb.server.routes.embeddings import MAX_MEDIA
@@ -92,7 +93,7 @@ def is_cohere_sdk(request: Request) -> bool:
     They read `document.text`, also where `--url-prefix /v1` makes `/v1/rerank` the route of infinity, whose
     clients expect a string.
     """
-    return request.headers.get("x-fern-sdk-name", "").startswith("cohere")
+    return (find_header(request.scope, b"x-fern-sdk-name") or "").startswith("cohere")
 
 
 async def _embed(body: CohereEmbedRequest, call: Call, *, version: Version) -> Response:
