@@ -149,8 +149,7 @@ class EmbeddingService:
         Needs no room in the queue. Raises what computing the calibration texts raises.
         """
         if dtype in NEEDS_RANGES and not self._calibrator.is_ready(self._slot.info):
-            await self._slot.ensure_open()
-            with self._slot.use() as open_model:
+            async with self._gate.request(0) as open_model:
                 await self._calibrator.prepare(self._slot.info, open_model.runner)
         return self._quantize(vectors, dtype, is_normalized=is_normalized)
 

@@ -79,8 +79,7 @@ class RequestGate:
         self._check_num_chars(num_chars)
         num_more = num_items - num_before
         flow = current_request().flow(num_before)
-        if num_more:
-            self.admission.admit(num_more, flow, num_total=num_items)
+        self.admission.admit(num_more, flow, num_total=num_items)
         try:
             with self.hold_elsewhere(num_more, flow, num_items):
                 yield

@@ -94,6 +94,7 @@ class Admission:
     def admit(self, num_items: int, flow: Flow, *, num_total: int | None = None) -> None:
         """Count the inputs of a request as queued.
 
+        num_items: 0 for what a request that was admitted before needs computed; it is never refused.
         num_total: inputs of the whole request, where some of them were admitted before.
         Raises Overloaded, and BadInput for more inputs than the queue can ever hold.
         """
@@ -103,7 +104,8 @@ class Admission:
                 f"the request has {num_total} inputs, the queue holds at most {self.max_items};"
                 " split the request"
             )
-        self._check(num_items, flow)
+        if num_items:
+            self._check(num_items, flow)
         self._count(num_items, flow)
 
     def release(self, num_items: int, flow: Flow) -> None:

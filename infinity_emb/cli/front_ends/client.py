@@ -20,7 +20,8 @@ from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item, PendingRequest
 from infinity_emb.scheduling.stages import Interval
 
-_ticket_id: ContextVar[int] = ContextVar("infinity_admission_ticket", default=0)
+# Without a default: the engine process drops what belongs to no ticket, so that is never sent.
+_ticket_id: ContextVar[int] = ContextVar("infinity_admission_ticket")
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class EngineClient:
         }
 
     def submit(self, model: int, items: Sequence[Item]) -> None:
-        """Queue items of one request. Raises EngineNotReady and BackendFailed."""
+        """Queue items of one request, within `hold`. Raises EngineNotReady and BackendFailed."""
         if self.link.is_lost:
             raise engine_lost()
         request = items[0].request
@@ -100,7 +101,7 @@ class EngineClient:
         assert task is not None
         number = next(self._numbers)
         ticket = self._tickets[number] = _Ticket(task)
-        token = _ticket_id.set(_ticket_id.get() or number)
+        token = _ticket_id.set(_ticket_id.get(number))
         sizes = num_items, num_total
         self.link.send({"kind": "admit", "id": number, "model": model, "flow": tuple(flow), "sizes": sizes})
         try:

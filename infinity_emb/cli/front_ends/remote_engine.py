@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +13,6 @@ from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.parts import EngineParts, assemble_parts
 from infinity_emb.errors import EngineNotReady, StartupError
 from infinity_emb.hardware import MemoryUse
-from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item
 from infinity_emb.scheduling.work_queue import WorkQueue
 from infinity_emb.scheduling.worker_pool import WorkerPool, unfinished
@@ -82,18 +80,11 @@ class RemoteEngine(AsyncEmbeddingEngine):
     def __init__(
         self, engine: AsyncEmbeddingEngine, client: EngineClient, number: int, *, num_front_ends: int
     ) -> None:
-        self._client = client
-        self._number = number
         self._load_parts = partial(_assemble, engine.slot.model)
         super().__init__(_divide_cache(engine.engine_args, num_front_ends))
         del self._load_parts  # refers to the model
         self.host.pool = RemotePool(client, number)
-        self.gate.hold_elsewhere = self._hold
-
-    def _hold(self, num_items: int, flow: Flow, num_total: int) -> AbstractContextManager[None]:
-        if not num_items:
-            return nullcontext()
-        return self._client.hold(self._number, num_items, flow, num_total)
+        self.gate.hold_elsewhere = partial(client.hold, number)
 
 
 def _divide_cache(args: EngineArgs, num_front_ends: int) -> EngineArgs:

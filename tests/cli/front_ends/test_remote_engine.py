@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from infinity_emb.backends.sample_texts import load_sample_texts
 from infinity_emb.cli.front_ends.client import EngineClient
 from infinity_emb.cli.front_ends.counters import read_counters
 from infinity_emb.cli.front_ends.engine_service import EngineService
@@ -19,9 +20,12 @@ from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
 from infinity_emb.cli.front_ends.session import Session
 from infinity_emb.engine.array import AsyncEngineArray
+from infinity_emb.engine.calibration_file import CalibrationFile
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
 from infinity_emb.engine.results import EmbedOptions
 from infinity_emb.errors import BackendFailed, DeadlineExceeded, EngineNotReady, Overloaded
+from infinity_emb.items import InputOptions, number_inputs
+from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.request_context import RequestContext, request_options, set_request
 from infinity_emb.scheduling.stages import RequestStages
 from tests.support.event_loop import PATIENCE_S, run
@@ -106,6 +110,56 @@ def test_scores_are_those_of_the_engine(kind: str, task: str) -> None:
         async with connected(f"kind={kind}") as world:
             expected = await getattr(world.engine, task)(**given)
             assert await getattr(world.remote[0], task)(**given) == expected
+
+    run(main())
+
+
+@pytest.fixture
+def _nothing_is_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every process compute what another one has saved."""
+    monkeypatch.setattr(CalibrationFile, "load", lambda _: None)
+
+
+@pytest.mark.usefixtures("_nothing_is_calibrated")
+def test_int8_vectors_are_calibrated_even_if_the_queue_is_full() -> None:
+    """The dialect of Cohere quantizes after the vectors were computed, so outside of their admission."""
+
+    async def main() -> None:
+        async with connected(max_queue_items=1, batch_size=1) as world:
+            vectors = np.array((await world.remote[0].embed(["text"]))[0], dtype=np.float32)
+            await wait_until(lambda: world.engine.status().num_items == 0)
+            world.engine.gate.admission.admit(1, Flow())
+            with pytest.raises(Overloaded):
+                await world.remote[0].embed(["text"])
+            got = await world.remote[0].embedder.quantize(vectors, "int8")
+            world.engine.gate.admission.release(1, Flow())
+            assert world.engine.status().worker.num_items == 1 + len(load_sample_texts())
+            np.testing.assert_array_equal(got, await world.engine.embedder.quantize(vectors, "int8"))
+
+    run(main())
+
+
+@pytest.mark.usefixtures("_nothing_is_calibrated")
+def test_a_front_end_calibrates_at_start_where_vectors_are_int8_by_default() -> None:
+    async def main() -> None:
+        async with connected(embedding_dtype="int8") as world:
+            num_texts = len(load_sample_texts())
+            assert world.engine.status().worker.num_items == 2 * num_texts  # of both processes
+            expected, _ = await world.engine.embed(["a", "bb"])
+            got, _ = await world.remote[0].embed(["a", "bb"])
+            np.testing.assert_array_equal(got, expected)
+
+    run(main())
+
+
+def test_what_was_not_admitted_is_not_sent() -> None:
+    """The engine process would drop it, so nobody would ever answer."""
+
+    async def main() -> None:
+        async with connected() as world:
+            runner = world.remote[0].slot.open_model.runner  # type: ignore[union-attr]
+            with pytest.raises(LookupError):
+                await runner.run(number_inputs(["text"]), InputOptions())
 
     run(main())
 
