@@ -47,11 +47,10 @@ class ServingError(Exception):
     """
 
     def __init__(self, reason: str, *, position: int | None = None) -> None:
-        is_query = position == QUERY_POSITION
-        subject = "query " if is_query else "" if position is None else f"input {position} "
+        subject = "" if position is None else "query " if position == QUERY_POSITION else f"input {position} "
         super().__init__(subject + reason)
-        self.reason = subject + reason if is_query else reason
-        self.position = None if is_query else position
+        self.reason = reason  # the message without the input
+        self.position = position
 
     def at_position(self, position: int) -> Self:
         """Return a copy that names the input at `position` of the request."""

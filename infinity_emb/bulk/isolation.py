@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from infinity_emb.bulk.rows import Rejected
-from infinity_emb.errors import BackendFailed, BadInput, ServingError
+from infinity_emb.errors import QUERY_POSITION, BackendFailed, BadInput, ServingError
 
 InputT = TypeVar("InputT")
 
@@ -49,4 +49,4 @@ async def _retry_alone(
             return (await compute([value]))[0]
         except (BadInput, BackendFailed) as exc:
             error = exc
-    return Rejected(error.reason)
+    return Rejected(str(error) if error.position == QUERY_POSITION else error.reason)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from infinity_emb.engine.progress import MIN_ITEMS, ProgressBar, is_watched, open_progress_bar
-from infinity_emb.errors import ServingError
+from infinity_emb.errors import QUERY_POSITION, ServingError
 from infinity_emb.items import Input, count_chars, iterate_chunks
 
 InputT = TypeVar("InputT", bound=Input)
@@ -57,7 +57,7 @@ def _wait_for_first(pending: deque[tuple[slice, Future[ResultT]]], bar: Progress
     try:
         result = future.result()
     except ServingError as exc:
-        if exc.position is None:
+        if exc.position in (None, QUERY_POSITION):
             raise
         raise exc.at_position(part.start + exc.position) from exc.__cause__
     pending.popleft()

@@ -48,6 +48,21 @@ def test_a_bad_line_is_left_out_and_the_others_are_computed(
     assert (bad["row"], bad["line"], bad["file"], bad["content"]) == (1, 3, str(source), line)
 
 
+def test_the_reason_of_a_row_whose_query_fails_names_the_query(tmp_path: Path) -> None:
+    rows = [
+        {"query": query, "text": text} for query, text in [("q", "good"), ("poison", "b"), ("q", "poison")]
+    ]
+    run_bulk(
+        write_lines(tmp_path / "in.jsonl", rows),
+        tmp_path / "out.jsonl",
+        task="rerank",
+        faults="kind=embedder&fail_on=poison",
+    )
+    query, text = (row["reason"] for row in read_bad_rows(tmp_path / "out.jsonl"))
+    assert query.startswith("query could not be computed")
+    assert text.startswith("could not be computed")
+
+
 def test_bytes_that_are_no_utf8_are_bad_rows_in_every_format(tmp_path: Path) -> None:
     broken = b"a\xff"
     (tmp_path / "in.jsonl").write_bytes(b'{"text": "%b"}\n{"text": "good"}\n' % broken)

@@ -12,6 +12,7 @@ import pytest
 from infinity_emb.backends import fake
 from infinity_emb.backends.base import FinishedBatch
 from infinity_emb.errors import (
+    QUERY_POSITION,
     BadInput,
     InputTooLong,
 )
@@ -142,7 +143,7 @@ def test_an_error_in_the_query_does_not_name_a_document(kind: str) -> None:
     """It was called input 0, which is the first document."""
     with pytest.raises(InputTooLong, match=r"^query has 8200 tokens") as raised:
         call(fake_engine(f"kind={kind}"), "rerank", query=LONG, docs=["a"], truncation="off")
-    assert raised.value.position is None
+    assert raised.value.position == QUERY_POSITION
 
 
 @pytest.mark.parametrize(

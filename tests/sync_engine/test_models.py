@@ -15,7 +15,13 @@ import pytest
 
 from infinity_emb import Classifier, Embedder, EngineArgs, Reranker
 from infinity_emb.engine.progress import MIN_ITEMS
-from infinity_emb.errors import BackendFailed, BadInput, EngineNotReady, ModelNotDeployedError
+from infinity_emb.errors import (
+    QUERY_POSITION,
+    BackendFailed,
+    BadInput,
+    EngineNotReady,
+    ModelNotDeployedError,
+)
 from infinity_emb.sync_engine import parts
 from tests.support.event_loop import PATIENCE_S
 from tests.support.fake_engines import fake_args
@@ -108,6 +114,16 @@ def test_documents_of_any_number_are_ranked_as_one_list(reranker: Reranker) -> N
 def test_an_embedding_model_ranks_too() -> None:
     with Reranker(fake_args("kind=embedder")) as reranker:
         assert {each.index for each in reranker.rank("a", ["aa", "b"])} == {0, 1}
+
+
+def test_an_error_in_the_query_does_not_name_a_document() -> None:
+    documents = ["document"] * (parts.MAX_INPUTS_PER_PART + 1)
+    with (
+        Reranker(fake_args("kind=embedder&fail_on=poison")) as reranker,
+        pytest.raises(BackendFailed, match=r"^query could not be computed") as raised,
+    ):
+        reranker.rank("poison", documents)
+    assert raised.value.position == QUERY_POSITION
 
 
 def test_each_text_or_pair_has_its_labels(classifier: Classifier) -> None:

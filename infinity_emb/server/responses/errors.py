@@ -22,6 +22,7 @@ from starlette.types import Scope
 
 from infinity_emb.config.parsing import did_you_mean
 from infinity_emb.errors import (
+    QUERY_POSITION,
     AudioCorruption,
     BackendFailed,
     BadInput,
@@ -170,6 +171,8 @@ async def handle_serving_error(request: Request, exc: ServingError) -> Response:
 
 
 def _find_param(request: Request, exc: ServingError, kind: ErrorKind) -> str | None:
+    if exc.position == QUERY_POSITION:
+        return "query"
     is_about_input = kind.param == INPUT or (kind.status == 400 and exc.position is not None)
     return get_error_context(request.scope).input_field if is_about_input else kind.param
 

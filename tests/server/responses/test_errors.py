@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infinity_emb.errors import BackendFailed, DeviceFailed, ServingError, StartupError
+from infinity_emb.errors import QUERY_POSITION, BackendFailed, DeviceFailed, ServingError, StartupError
 from infinity_emb.server.responses.errors import RETRY_HEADERS, TABLE, find_error_kind, retry_headers
 from tests.support.tiny_server import build_debug_app, client_of, debug_args, embed
 
@@ -34,6 +34,7 @@ def test_a_subclass_has_the_status_of_its_nearest_base() -> None:
 
 NO_INPUT = BackendFailed("the device is gone")
 AN_INPUT = BackendFailed("gives NaN", position=3)
+A_QUERY = BackendFailed("gives NaN", position=QUERY_POSITION)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ AN_INPUT = BackendFailed("gives NaN", position=3)
         *((status, None, "false") for status in (400, 401, 404, 405, 413, 415, 422, 424)),
         *((status, None, None) for status in (408, 409, 500, 502)),
         *((status, None, "true") for status in (429, 503)),
-        *((500, error, word) for error, word in ((NO_INPUT, None), (AN_INPUT, "false"))),
+        *((500, error, word) for error, word in ((NO_INPUT, None), (AN_INPUT, "false"), (A_QUERY, "false"))),
         (424, AN_INPUT, "false"),
     ],
 )

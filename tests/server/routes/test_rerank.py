@@ -6,6 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
+from infinity_emb.backends.fake import MAX_TOKENS
 from infinity_emb.preprocessing.prompts import MAX_PROMPT_CHARS
 from infinity_emb.server.schemas.rerank import RerankRequest
 from tests.support.tiny_server import build_debug_app, client_of, client_of_kind, debug_args
@@ -117,6 +118,16 @@ async def test_a_model_that_cannot_rank_says_what_it_can(kind: str) -> None:
     assert response.status_code == 400
     assert "does not support 'rerank'; it supports" in response.json()["error"]["message"]
     assert response.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+async def test_a_query_that_is_too_long_is_named(path: str) -> None:
+    """The error named `documents`."""
+    async with client_of_kind("embedder") as client:
+        request = {"query": "q" * (MAX_TOKENS + 1), "documents": ["d"], "truncate": False}
+        response = await client.post(path, json=request)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "query"
 
 
 @pytest.mark.parametrize(
