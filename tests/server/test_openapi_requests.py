@@ -24,12 +24,10 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.routing import Route
 
-from infinity_emb.config.server_config import ServerConfig
-from infinity_emb.server.app import build_app
-from tests.support.server_process import FAKE, Server
+from tests.support.openapi_schema import APP, DOCUMENT, EXAMPLES, KINDS, SCHEMA, serve_kinds
+from tests.support.server_process import Server
 
 NUM_EXAMPLES = int(os.environ.get("OPENAPI_TEST_EXAMPLES", "10"))
-KINDS = ("embedder", "reranker", "classifier", "sparse", "multivector")
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -41,21 +39,11 @@ METHODS = ("get", "post", "put", "patch", "delete")
 # Paths that the document leaves out on purpose: itself and the pages for people.
 UNDOCUMENTED = ("/openapi.json", "/docs", "/docs/{name}", "/ui", "/ui/{name}")
 
-APP = build_app(lambda: pytest.fail("no model is needed for the document"), ServerConfig())
-DOCUMENT: dict[str, Any] = APP.openapi()
-SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-# Other methods are answered 405, which is HTTP's own word and stands in no document.
-SCHEMA.config.phases.coverage.unexpected_methods = set()
-# A request asks for 504 itself, with a `timeout` that is too short.
-SCHEMA.config.checks.not_a_server_error.expected_statuses = ["2xx", "4xx", "504"]
-
 
 @pytest.fixture(scope="module", params=["one model", "models of every kind"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     kinds = KINDS[:1] if request.param == "one model" else KINDS
-    models = [word for kind in kinds for word in ("--model-id", f"{kind}?kind={kind}")]
-    names = [word for kind in kinds for word in ("--served-model-name", kind)]
-    server = Server(*FAKE, *models, *names, INFINITY_HOME=str(tmp_path_factory.mktemp("home")))
+    server = Server(*serve_kinds(*kinds), INFINITY_HOME=str(tmp_path_factory.mktemp("home")))
     try:
         yield server.wait_until_listening()
     finally:
@@ -68,14 +56,6 @@ def session() -> Iterator[requests.Session]:
         yield session
 
 
-@SCHEMA.hook
-def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Most texts name no model; with these, requests get past the choice of one."""
-    if isinstance(body, dict) and isinstance(name := body.get("model"), str) and len(name) < len(KINDS):
-        return {**body, "model": KINDS[len(name)]}
-    return body
-
-
 @pytest.mark.slow
 @SCHEMA.parametrize()
 @settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -83,16 +63,6 @@ def test_every_answer_is_as_the_document_says(
     case: schemathesis.Case[Any], server: Server, session: requests.Session
 ) -> None:
     case.call_and_validate(base_url=server.url, session=session, checks=CHECKS)
-
-
-def _examples() -> Iterator[Any]:
-    for path, methods in DOCUMENT["paths"].items():
-        for media_type, content in methods.get("post", {}).get("requestBody", {}).get("content", {}).items():
-            for name, example in content.get("examples", {}).items():
-                yield pytest.param(path, media_type, example["value"], id=f"{path} {name}")
-
-
-EXAMPLES = list(_examples())
 
 
 @pytest.mark.parametrize(("path", "media_type", "body"), EXAMPLES)
