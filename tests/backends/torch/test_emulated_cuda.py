@@ -1,7 +1,8 @@
 """Every kind of model on an emulated CUDA device, in bfloat16, with the branches and kernels for CUDA.
 
 A wrong shape, dtype or mix of devices raises; what waits for the device is written down; values are compared
-with those of sentence-transformers in the same dtype.
+with those of sentence-transformers in the same dtype. Inputs and outputs pass through frames, as they do with
+front ends.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from benchmarks.gpu.emulated_cuda import emulate_cuda, record
 from infinity_emb.backends.base import LoadedModel
 from infinity_emb.backends.torch import cpu_threads, device
+from infinity_emb.cli.front_ends.encoding import pack_items, pack_outputs, unpack_items, unpack_outputs
 from infinity_emb.items import AudioInput, ImageInput, Input, InputOptions, number_inputs
 from tests.support.accelerated_models import load_folder
+from tests.support.frames import send
 from tests.support.model_kinds import Family, Kind, list_kinds
 from tests.support.small_models.media import SAMPLING_RATE
 
@@ -137,10 +140,12 @@ def test_a_kind_of_model_on_cuda(name: str, tmp_path: Path) -> None:
         assert (model.info.dtype, model.info.device) == ("bfloat16", "cuda:0")
         wanted = model.info.outputs or ("dense",)
         for inputs in kind.list_inputs():
-            batch = model.encode(number_inputs(inputs), InputOptions(outputs=wanted))
+            encoded = model.encode(number_inputs(inputs), InputOptions(outputs=wanted))
+            batch = list(unpack_items(send(*pack_items(encoded))))
             with record() as log:
                 in_flight = model.replicas[0].launch(batch)
-            outputs.append(in_flight.result())
+            header, arrays = pack_outputs(in_flight.result())
+            outputs.append(unpack_outputs(header, send({}, arrays).arrays))
             waits = {wait.partition(" in ")[2] for wait in log.waits}
             assert waits <= KNOWN_WAITS.keys(), log.waits
             if model.info.attention == "packed" and not any(word in name for word in WAITING_PACKED):

@@ -16,13 +16,8 @@ from infinity_emb.cli.front_ends.encoding import (
     unpack_items,
     unpack_outputs,
 )
-from infinity_emb.cli.front_ends.frames import Array, FrameReader, Header, pack_frame
 from infinity_emb.items import Encoded, ForwardSpec, SparseVector
-
-
-def send(header: Header, arrays: list[Array]) -> Any:
-    (frame,) = FrameReader().feed(b"".join(pack_frame(header, arrays)))
-    return frame
+from tests.support.frames import send
 
 
 def ids(*values: int) -> Any:
