@@ -30,7 +30,7 @@ _BULK_SUMMARIES = {
 }
 _UNITS = {"_s": "SEC", "_mb": "MB", "_bytes": "BYTES"}
 _SEVERAL_MODELS = (
-    "Repeat an option of a model to serve several: one value per model, or a single one for all. "
+    "For several models, repeat the options of a model: one value per model, or a single one for all. "
 )
 _ENVIRONMENT = (
     "Every option is also an environment variable: --max-batch-tokens is INFINITY_MAX_BATCH_TOKENS, with ';'"
@@ -147,7 +147,7 @@ def build_parser() -> CommandParser:
         "verify": _add_command(
             commands,
             "verify",
-            "Compare served models with sentence-transformers.",
+            "Compare models with sentence-transformers.",
             ENGINE_PARTS,
             details="Loads each model twice and computes texts, images or sounds that come with the package:"
             " one at a time, in one list, and concurrently. Prints the largest difference of any number,"

@@ -17,8 +17,8 @@ DIRECTORY_VARIABLES = {
     " `SENTENCE_TRANSFORMERS_HOME` are not read.",
     "INFINITY_HOME": "Files written by infinity_emb: calibration of int8 and uint8 vectors, the file of"
     " `--vector-disk-cache`, models converted for `onnx`, `openvino` and `ctranslate2`, and the choices of"
-    " `--engine auto`. Default: the directory `infinity_emb` under `HF_HOME`, `XDG_CACHE_HOME` or"
-    " `~/.cache`.",
+    " `--engine auto`. They are in its subfolder `infinity_emb`. Default: `HF_HOME`, else"
+    " `XDG_CACHE_HOME`, else `~/.cache`.",
 }
 # Variables of infinity_emb 0.0.77 without a counterpart here; many compose files set them.
 IGNORED_VARIABLES = {

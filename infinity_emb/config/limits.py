@@ -42,8 +42,8 @@ class QueueLimits:
     max_queue_items: int = option(
         32_000,
         "Maximum queued inputs.",
-        "Per model, and for interactive and bulk requests each; further requests get 429. A reserve of an"
-        " eighth, at least 64 inputs, is kept for clients that hold less than others.",
+        "Per model, and for interactive and bulk requests each; further requests get 429. Clients that hold"
+        " less than others may use an eighth more, at least 64 inputs.",
         env="QUEUE_SIZE",
         minimum=1,
     )
@@ -102,7 +102,8 @@ class CacheOptions:
     vector_memory_cache_mb: int = option(
         0,
         "Size limit of the memory cache in MB, per model; 0 turns it off.",
-        "Needs `infinity-emb[cache]`. Either cache makes concurrent requests compute equal texts once.",
+        "Needs `infinity-emb[cache]`. With either cache, concurrent requests of one client compute equal"
+        " texts once.",
         minimum=0,
     )
 

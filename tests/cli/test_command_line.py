@@ -360,7 +360,7 @@ def test_help_alone_lists_the_commands(
     assert run("help").exit_code == 0
     page = capsys.readouterr().out
     assert re.search(r"^ +v2 +Serve one or more models\.$", page, re.MULTILINE)
-    assert re.search(r"^ +verify +Compare served models with sentence-transformers\.$", page, re.MULTILINE)
+    assert re.search(r"^ +verify +Compare models with sentence-transformers\.$", page, re.MULTILINE)
     assert "--version" in page
 
 
