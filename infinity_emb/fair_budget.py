@@ -5,6 +5,9 @@ from __future__ import annotations
 # On top of the limit, for clients that hold less than others.
 RESERVE_FRACTION = 1 / 8
 
+# What sums of fractions, such as seconds of audio, leave.
+_ROUNDING_ERROR = 1e-6
+
 
 class FairBudget:
     """An amount, and how much of it each client holds. Not thread-safe.
@@ -34,7 +37,7 @@ class FairBudget:
         """Return what was taken."""
         self.total -= amount
         self._held[client] = self._held.get(client, 0.0) - amount
-        if self._held[client] <= 0:
+        if self._held[client] <= _ROUNDING_ERROR:
             del self._held[client]
         if not self._held:
             self.total = 0.0  # sums of fractions leave a rest

@@ -62,4 +62,5 @@ def test_fractions_leave_no_rest(amounts: list[float]) -> None:
     taken = [amount for amount in amounts if budget.take("a", amount)]
     for amount in reversed(taken):
         budget.give_back("a", amount)
+    assert not budget._held
     assert budget.take("b", 10**6 - 1)

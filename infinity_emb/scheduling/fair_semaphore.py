@@ -50,8 +50,9 @@ class FairSemaphore:
         try:
             await waiter.turn
         except asyncio.CancelledError:
-            if waiter.turn.done() and not waiter.turn.cancelled():  # the permit came at the same moment
-                self.release(flow)
+            turn = waiter.turn
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.release(flow)  # the permit came at the same moment
             raise
 
     def release(self, flow: Flow) -> None:

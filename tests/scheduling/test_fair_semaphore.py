@@ -117,6 +117,21 @@ def test_a_permit_that_comes_with_the_cancellation_goes_to_the_next() -> None:
     run(main(), timeout_s=10)
 
 
+def test_a_waiter_that_is_cancelled_when_the_semaphore_is_closed_returns_no_permit() -> None:
+    async def main() -> None:
+        semaphore = FairSemaphore(1)
+        await semaphore.acquire(HOG, 1)
+        waiting = asyncio.ensure_future(semaphore.acquire(OTHER, 1))
+        await run_ready_tasks()
+        semaphore.close(lambda: RuntimeError("closed"))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        semaphore.release(HOG)
+
+    run(main())
+
+
 def test_a_closed_semaphore_raises_its_error() -> None:
     async def main() -> None:
         semaphore = FairSemaphore(1)
