@@ -244,3 +244,35 @@ async def test_a_form_in_another_charset_is_refused(charset: str, client: httpx.
     assert response.status_code == 415, response.text
     headers = {"content-type": "Multipart/Form-Data; charset=UTF-8; boundary=b"}
     assert (await client.post("/v1/files", content=content, headers=headers)).status_code == 200
+
+
+async def test_a_file_that_could_not_be_recorded_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with serve(tmp_path) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchStore, "add_file", fail)
+            assert (await upload(client, json.dumps(make_line(0)).encode())).status_code == 500
+        assert not list((tmp_path / "batches" / "files").iterdir())
+        assert (await upload(client, json.dumps(make_line(0)).encode())).status_code == 200
+
+
+async def test_expired_files_are_deleted_also_after_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_deleted = threading.Event()
+    errors = [sqlite3.OperationalError("disk I/O error"), OSError("no space left")]
+
+    def list_expired_files(*_: object) -> list[str]:
+        if errors:
+            raise errors.pop()
+        is_deleted.set()
+        return []
+
+    monkeypatch.setattr(service, "_CLEANING_PAUSE_S", 0.01)
+    monkeypatch.setattr(BatchStore, "list_expired_files", list_expired_files)
+    async with serve(tmp_path):
+        assert await asyncio.to_thread(is_deleted.wait, 30)

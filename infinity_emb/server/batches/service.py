@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from infinity_emb.config.server_config import ServerConfig
-from infinity_emb.errors import BadInput
 from infinity_emb.server.batches.line_app import LineApp
 from infinity_emb.server.batches.pace import Pace, PaceMiddleware
 from infinity_emb.server.batches.runner import RESULT_TTL_S, BatchRunner, run_to_end
@@ -117,13 +117,12 @@ class BatchService:
         path = self.store.content_path(file_id)
         uploaded = await read_upload(request, path, max_bytes)
         name, num_bytes, now = uploaded.filename, uploaded.num_bytes, int(self._now_s())
-        try:
+        with ExitStack() as undo:
+            undo.callback(path.unlink, missing_ok=True)
             purpose, ttl_s = _read_purpose(uploaded.fields), _read_ttl(uploaded.fields)
             record = FileRecord(file_id, owner, name, purpose, num_bytes, now, now + ttl_s)
             await asyncio.to_thread(self.store.add_file, record)
-        except (HTTPException, BadInput):
-            path.unlink()
-            raise
+            undo.pop_all()
         return record
 
     async def find_file(self, file_id: str, owner: str) -> FileRecord:
@@ -202,15 +201,20 @@ class BatchService:
     async def _clean(self) -> None:
         """Delete expired files and batches, at the start and every hour."""
         while True:
-            now = int(self._now_s())
-            inputs = {
-                batch.fields["input_file_id"] for batch in await asyncio.to_thread(self.store.list_unfinished)
-            }
-            for file_id in await asyncio.to_thread(self.store.list_expired_files, now):
-                if file_id not in inputs:
-                    await asyncio.to_thread(self.store.remove_file, file_id)
-            await asyncio.to_thread(self.store.remove_finished_batches, now - RESULT_TTL_S)
+            try:
+                await self._remove_expired(int(self._now_s()))
+            except (sqlite3.Error, OSError) as exc:
+                logger.error("cannot delete expired files and batches; trying again later: %s", exc)
             await asyncio.sleep(_CLEANING_PAUSE_S)
+
+    async def _remove_expired(self, now: int) -> None:
+        inputs = {
+            batch.fields["input_file_id"] for batch in await asyncio.to_thread(self.store.list_unfinished)
+        }
+        for file_id in await asyncio.to_thread(self.store.list_expired_files, now):
+            if file_id not in inputs:
+                await asyncio.to_thread(self.store.remove_file, file_id)
+        await asyncio.to_thread(self.store.remove_finished_batches, now - RESULT_TTL_S)
 
     def _get_runner(self) -> BatchRunner:
         if self._runner is None:
