@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from contextvars import Context
 from pathlib import Path
 
 from infinity_emb.backends.sample_texts import load_sample_texts
 from infinity_emb.cache.cached_runner import Runner
+from infinity_emb.concurrency import ExclusiveTask
 from infinity_emb.config.model_options import ModelOptions
 from infinity_emb.engine.calibration_file import CalibrationFile, CalibrationKey
 from infinity_emb.engine.calibration_texts import read_texts
+from infinity_emb.engine.gate import RequestGate
+from infinity_emb.engine.slot import ModelSlot
 from infinity_emb.hub.version import model_version
 from infinity_emb.items import Float32Array, InputOptions, number_inputs
 from infinity_emb.postprocessing import QuantizationRanges
 from infinity_emb.preprocessing.prompts import choose_prompt
-from infinity_emb.scheduling.request_context import token_budget
 from infinity_emb.storage.files import cache_dir
 from infinity_emb.types import ModelInfo
 
@@ -28,8 +31,8 @@ class Calibrator:
         self._options = options
         self._info: ModelInfo | None = None  # of the model that `_file` belongs to
         self._file: CalibrationFile | None = None
-        self._locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
-        self._locks = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ExclusiveTask[None]]
+        self._tasks = weakref.WeakKeyDictionary()
 
     def is_ready(self, info: ModelInfo) -> bool:
         """Return true after `prepare` for this model; a reloaded one may be another version."""
@@ -40,17 +43,31 @@ class Calibrator:
         assert self._file is not None
         return self._file.ranges(dimensions, is_normalized=is_normalized)
 
-    async def prepare(self, info: ModelInfo, runner: Runner) -> None:
+    async def prepare(self, slot: ModelSlot, gate: RequestGate) -> None:
         """Load or compute the calibration vectors, unless that has been done.
 
+        A request that is cancelled or late does not end the computation, which others may wait for.
         Raises what `runner.run` raises, and StartupError for an unusable file of texts.
         """
-        async with self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            if self.is_ready(info):
-                return
+        task = self._tasks.setdefault(asyncio.get_running_loop(), ExclusiveTask())
+        while not self.is_ready(slot.info):
+            running, is_own = task.task, False
+            if running is None:
+                # Without the context of the request: its client, deadline, memory and admission.
+                running, is_own = Context().run(task.begin, self._calibrate(slot, gate)), True
+            await asyncio.wait([running])
+            if running.cancelled():
+                raise slot.not_ready()
+            failure = running.exception()
+            if is_own and failure is not None:  # others try again
+                raise failure
+
+    async def _calibrate(self, slot: ModelSlot, gate: RequestGate) -> None:
+        async with gate.request(0) as open_model:
+            info = open_model.model.info
             file, missing = await asyncio.to_thread(self._load_file, info)
             if missing:
-                vectors = await _embed(missing, info, runner)
+                vectors = await _embed(missing, info, open_model.runner)
                 await asyncio.to_thread(file.save, vectors)
             self._file, self._info = file, info
 
@@ -70,10 +87,9 @@ class Calibrator:
 
 
 async def _embed(texts: list[str], info: ModelInfo, runner: Runner) -> Float32Array:
-    """Return (N, D) float32. The request that happens to need them is not charged for their tokens."""
+    """Return (N, D) float32."""
     task = "document" if "document" in info.tasks else None  # a router may have no default
     options = InputOptions(prompt=choose_prompt(info).text, task=task)
-    with token_budget(0):
-        outputs = await runner.run(number_inputs(texts), options)
+    outputs = await runner.run(number_inputs(texts), options)
     vectors: Float32Array = outputs.by_name["dense"]
     return vectors

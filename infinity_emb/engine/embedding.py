@@ -62,8 +62,7 @@ class EmbeddingService:
     async def start(self) -> None:
         """Calibrate, where vectors are int8 or uint8 by default."""
         if self._resolver.default_dtype in NEEDS_RANGES and "dense" in self._slot.info.outputs:
-            async with self._gate.request(0) as open_model:
-                await self._calibrator.prepare(self._slot.info, open_model.runner)
+            await self._calibrator.prepare(self._slot, self._gate)
 
     async def encode(
         self, sentences: Iterable[str | TokenIdsInput], options: EmbedOptions = DEFAULT_OPTIONS
@@ -148,9 +147,8 @@ class EmbeddingService:
         is_normalized: they were requested with `normalize`.
         Needs no room in the queue. Raises what computing the calibration texts raises.
         """
-        if dtype in NEEDS_RANGES and not self._calibrator.is_ready(self._slot.info):
-            async with self._gate.request(0) as open_model:
-                await self._calibrator.prepare(self._slot.info, open_model.runner)
+        if dtype in NEEDS_RANGES:
+            await self._calibrator.prepare(self._slot, self._gate)
         return self._quantize(vectors, dtype, is_normalized=is_normalized)
 
     def _quantize(
@@ -199,7 +197,7 @@ class EmbeddingService:
         """Cut vectors to the dimensions and convert them to the dtype that the options ask for."""
         dtype = self._resolver.choose_dtype(options)
         if dtype in NEEDS_RANGES and "dense" in outputs.by_name:
-            await self._calibrator.prepare(self._slot.info, open_model.runner)
+            await self._calibrator.prepare(self._slot, self._gate)
         return await open_model.threads.convert(
             lambda: self._convert(outputs, options, dtype), num_bytes=outputs.count_bytes()
         )

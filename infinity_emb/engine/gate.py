@@ -46,6 +46,7 @@ class RequestGate:
     async def request(self, num_items: int, num_chars: int = 0) -> AsyncIterator[OpenModel]:
         """Admit a request; the model stays open until the end of the block, or until the request times out.
 
+        num_items: 0 for what requests that were admitted wait for; it has no deadline and no token budget.
         num_chars: to tokenize, see `count_request_chars`.
         Raises Overloaded, EngineNotReady, BadInput and DeadlineExceeded.
         """
@@ -57,10 +58,10 @@ class RequestGate:
         self.admission.admit(num_items, flow)
         self.num_requests += 1
         try:
-            timeout_s = context.timeout_s or self._limits.request_timeout_s
+            timeout_s = (context.timeout_s or self._limits.request_timeout_s) if num_items else 0.0
             async with deadline(timeout_s) if timeout_s else _NO_DEADLINE:
                 await self._slot.ensure_open()
-                budget = token_budget(self._limits.max_request_tokens)
+                budget = token_budget(self._limits.max_request_tokens if num_items else 0)
                 with self._slot.use() as open_model, self.hold_elsewhere(num_items, flow, num_items), budget:
                     yield open_model
         except DeadlineExceeded:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,13 @@ def find_ranges(
 async def find(
     calibrator: Calibrator, embed: Embedder, dimensions: int | None = None, info: ModelInfo = INFO
 ) -> QuantizationRanges:
-    await calibrator.prepare(info, embed)
+    @asynccontextmanager
+    async def request(_: int) -> AsyncIterator[Any]:
+        yield SimpleNamespace(model=SimpleNamespace(info=info), runner=embed)
+
+    slot: Any = SimpleNamespace(info=info)
+    gate: Any = SimpleNamespace(request=request)
+    await calibrator.prepare(slot, gate)
     return calibrator.ranges(dimensions)
 
 
@@ -195,4 +203,4 @@ def test_a_cancelled_request_does_not_affect_the_others() -> None:
         assert len((await second).low) == 4
 
     run(main())
-    assert len(embed.requested) == 2
+    assert len(embed.requested) == 1
