@@ -66,6 +66,7 @@ class ModelHost:
         self._batch_grace_s = batch_grace_s
         self._threads: FairThreads | None = None
         self._media: MediaWorkers | None = None
+        self._runner: ModelRunner | None = None
         self._cache: CachedRunner | None = None
 
     def open(self, model: LoadedModel) -> OpenModel:
@@ -73,7 +74,8 @@ class ModelHost:
         self.pool.start(model.replicas)
         self.num_tokenizer_threads = model.num_tokenizer_threads
         threads = self._threads = FairThreads(model.num_tokenizer_threads, "infinity-tokenizer")
-        runner: Runner = ModelRunner(model, self.pool, threads)
+        runner: Runner
+        runner = self._runner = ModelRunner(model, self.pool, threads)
         if self._cache_options.vector_disk_cache or self._cache_options.vector_memory_cache_mb:
             version = model_version(self._options, model.info)
             runner = self._cache = CachedRunner(runner, self._cache_options, version, threads)
@@ -106,6 +108,9 @@ class ModelHost:
             if self._media is not None:
                 self._media.close()
                 self._media = None
+            if self._runner is not None:
+                self._runner.is_closed = True
+                self._runner = None
             cache, self._cache = self._cache, None  # it refers to the model
             if cache is not None:
                 await cache.close()

@@ -29,7 +29,7 @@ from infinity_emb.items import (
 from infinity_emb.scheduling.fair_threads import MAX_SHORT_CHARS, FairThreads
 from infinity_emb.scheduling.request_context import count_tokens, current_memory, current_request, take_memory
 from infinity_emb.scheduling.requests import Item, PendingRequest
-from infinity_emb.scheduling.worker_pool import WorkerPool
+from infinity_emb.scheduling.worker_pool import WorkerPool, unfinished
 from infinity_emb.types import OutputName
 
 # A request is encoded in chunks of this many inputs, so that the device starts on the first chunk while the
@@ -56,6 +56,7 @@ class ModelRunner:
         self._model = model
         self._pool = pool
         self._threads = threads
+        self.is_closed = False  # the pool may compute with another model by now
         self._calls: LoopCalls | None = None  # of the loop that made the latest request
         # Requests that arrive together are computed together.
         self._wake_workers = OncePerTurn(pool.queue.wake)
@@ -137,6 +138,8 @@ class ModelRunner:
         if request.stages is not None:
             request.stages.add("tokenize", started_s, ended_s)
         counts = [item.num_tokens for item in encoded]
+        if self.is_closed:
+            raise unfinished()
         if not request.is_cancelled:
             count_tokens(sum(map(operator.mul, counts, chunk.num_occurrences)))
             take_memory(sum(counts) * _TOKEN_BYTES)

@@ -133,10 +133,11 @@ class ModelSlot:
             await asyncio.wait([change])
             if change.cancelled():
                 raise self.not_ready()
-            if (failure := change.result()) is not None:
+            # An unload in between may fail with any exception, such as one of the device.
+            if (failure := change.exception() or change.result()) is not None:
                 raise EngineNotReady(
-                    f"model {self.name!r} could not be loaded; the next request tries again: {failure.reason}"
-                )
+                    f"model {self.name!r} could not be loaded; the next request tries again: {failure}"
+                ) from failure
 
     @contextmanager
     def use(self) -> Iterator[OpenModel]:

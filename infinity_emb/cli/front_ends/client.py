@@ -36,6 +36,7 @@ class EngineClient:
     """The engine process, for one front end. Used in its event loop only.
 
     on_drain: called when the front end must stop. on_lost_callbacks: called when the link has ended.
+    on_abort_callbacks: called when what is not finished must end.
     on_dump: called when the front end must log its state. on_models: called with the models that it serves.
     make_report: returns the metrics of the front end, as JSON values.
     receivers: what is called with a message, by its kind.
@@ -48,6 +49,7 @@ class EngineClient:
         self.on_dump: Callable[[], None] = lambda: None
         self.on_models: Callable[[Header], None] = lambda _: None
         self.on_lost_callbacks: list[Callable[[], None]] = []
+        self.on_abort_callbacks: list[Callable[[], None]] = []
         self._numbers = itertools.count(1)
         self._requests: dict[int, PendingRequest] = {}
         self._request_ids: dict[PendingRequest, int] = {}
@@ -160,7 +162,10 @@ class EngineClient:
         request.on_done(request)
 
     def _fail(self, frame: Frame) -> None:
-        if (request := self._take(frame.header["id"])) is not None:
+        number = frame.header["id"]
+        if (request := self._take(number)) is not None:
+            # Inputs that were sent meanwhile have begun a request there that would never end.
+            self.link.send({"kind": "cancel", "id": number})
             self._end(request, unpack_error(frame.header["error"]))
 
     def _end(self, request: PendingRequest, error: ServingError) -> None:

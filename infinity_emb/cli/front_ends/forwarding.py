@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -19,6 +19,7 @@ from infinity_emb.cli.front_ends.client import EngineClient, engine_lost
 from infinity_emb.cli.front_ends.frames import Array, Frame, Header
 from infinity_emb.cli.front_ends.shared_models import LocalModels
 from infinity_emb.errors import EngineNotReady
+from infinity_emb.scheduling.worker_pool import unfinished
 from infinity_emb.server.endpoints import PROBE_PATHS
 from infinity_emb.server.error_format import Failure
 from infinity_emb.server.requests.body import repeat_messages
@@ -91,15 +92,20 @@ async def peek_model_name(scope: Scope, receive: Receive) -> tuple[object, Recei
     return fields.get("model") if isinstance(fields, dict) else None, receive
 
 
+# Calls of the app in the engine process, or the error that ends a request.
+_Calls: TypeAlias = "asyncio.Queue[Frame | EngineNotReady]"
+
+
 class Forwarder:
     """Run requests in the app of the engine process."""
 
     def __init__(self, client: EngineClient) -> None:
         self._link = client.link
         self._numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Queue[Frame | None]] = {}
+        self._calls: dict[int, _Calls] = {}
         client.receivers |= dict.fromkeys(("receive", "send", "end"), self._take_call)
-        client.on_lost_callbacks.append(self._lose)
+        client.on_lost_callbacks.append(lambda: self._fail_all(engine_lost()))
+        client.on_abort_callbacks.append(lambda: self._fail_all(unfinished()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._link.is_lost:
@@ -116,9 +122,7 @@ class Forwarder:
             if not has_ended:
                 self._link.send({"kind": "abandoned", "id": number})
 
-    async def _serve(
-        self, number: int, calls: asyncio.Queue[Frame | None], scope: Scope, receive: Receive, send: Send
-    ) -> bool:
+    async def _serve(self, number: int, calls: _Calls, scope: Scope, receive: Receive, send: Send) -> bool:
         """Make the calls of the engine process; return true once the request has ended there."""
         is_started = False
         receiving: asyncio.Task[None] | None = None
@@ -150,20 +154,20 @@ class Forwarder:
         if (calls := self._calls.get(frame.header["id"])) is not None:
             calls.put_nowait(frame)
 
-    def _lose(self) -> None:
+    def _fail_all(self, error: EngineNotReady) -> None:
         for calls in self._calls.values():
-            calls.put_nowait(None)
+            calls.put_nowait(error)
 
 
-async def _wait_for_call(calls: asyncio.Queue[Frame | None], timeout_s: float | None) -> Frame:
+async def _wait_for_call(calls: _Calls, timeout_s: float | None) -> Frame:
     """Return the next call. Raises EngineNotReady."""
     try:
-        frame = await asyncio.wait_for(calls.get(), timeout_s)
+        call = await asyncio.wait_for(calls.get(), timeout_s)
     except asyncio.TimeoutError:
         raise EngineNotReady("the engine process does not respond") from None
-    if frame is None:
-        raise engine_lost()
-    return frame
+    if isinstance(call, EngineNotReady):
+        raise call
+    return call
 
 
 async def _respond(error: EngineNotReady, scope: Scope, receive: Receive, send: Send) -> None:

@@ -60,6 +60,8 @@ def run_front_end(
     app.add_middleware(ForwardingMiddleware, client=client, models=models, url_prefix=config.url_prefix)
 
     async def abort_pending() -> None:
+        for abort in client.on_abort_callbacks:
+            abort()
         await asyncio.gather(*(engine.astop(drain_timeout_s=0) for engine in remote))
 
     def log_state() -> None:

@@ -19,6 +19,7 @@ from infinity_emb.errors import BadInput, EngineNotReady, Overloaded
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item, PendingRequest
 from infinity_emb.scheduling.stages import RequestStages
+from infinity_emb.scheduling.worker_pool import unfinished
 
 
 class RemoteRequest(PendingRequest):
@@ -128,6 +129,9 @@ class Session:
         ticket = self._tickets.get(header["ticket"])
         if ticket is None:
             return  # refused: the front end is being told
+        if ticket.is_outdated:
+            self._fail(header["id"], unfinished())
+            return
         request = self._requests.get(header["id"])
         if request is None:
             request = self._requests[header["id"]] = RemoteRequest(self, header, self._events.on_done)

@@ -147,9 +147,10 @@ class Supervisor:
         await self._drain()
 
     async def _start(self, number: int) -> None:
+        end = self._fork_server.start(number)  # first: it may fail
         session = self._service.open_session()
         self._numbers[session] = number
-        await session.link.connect(self._fork_server.start(number))
+        await session.link.connect(end)
         if self._stopping.is_set():  # meanwhile; the other front ends are draining already
             session.link.send({"kind": "drain"})
 
@@ -179,31 +180,41 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _kill_hung(self) -> None:
-        """Kill front ends whose event loop hangs: they answer no client either."""
+        """End front ends whose event loop hangs, or that do not start: they answer no client either."""
         before: dict[Session, asyncio.Future[None]] = {}
         missed: dict[Session, int] = {}
         while True:
-            asked = {session: session.ask_for_report() for session in self._ready}
+            asked = {session: session.ask_for_report() for session in self._numbers}
             missed = {
                 session: missed.get(session, 0) + 1 if before.get(session) is report else 0
                 for session, report in asked.items()
             }
             for session, number in missed.items():
                 if number == MAX_MISSED_TICKS:
-                    logger.error("front end with pid %d does not answer any more; killing it", session.pid)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(session.pid, signal.SIGKILL)
+                    self._end_hung(session)
             before = asked
             await asyncio.sleep(TICK_S)
 
+    def _end_hung(self, session: Session) -> None:
+        if session not in self._ready:
+            logger.error("front end %d does not start", self._numbers[session])
+            session.link.close()  # it ends when it notices; until it is ready, its process is not known
+            return
+        logger.error("front end with pid %d does not answer any more; killing it", session.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(session.pid, signal.SIGKILL)
+
     async def _start_later(self, number: int) -> None:
         await asyncio.sleep(_RESTART_PAUSE_S * self._num_failed_starts)
-        if self._stopping.is_set():
-            return
-        try:
-            await self._start(number)
-        except EngineNotReady as exc:
-            self._fail(exc)
+        while not self._stopping.is_set():
+            try:
+                await self._start(number)
+                return
+            except EngineNotReady as exc:
+                self._fail(exc)
+            except OSError as exc:  # such as too many open files
+                logger.error("front end %d cannot be started now: %s", number, exc)
+                await asyncio.sleep(TICK_S)
 
     def _lose_device(self, name: str) -> None:
         self._fail(EngineNotReady(f"lost the device of {name}; restart the server"))

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from infinity_emb.cli.front_ends.frames import Header
 from infinity_emb.engine.engine import AsyncEmbeddingEngine
+from infinity_emb.engine.host import OpenModel
 from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.requests import Item
 
@@ -22,6 +23,7 @@ class Ticket:
         self.slot = engine.slot
         self.waiting: list[Item] = []
         self.is_open = False
+        self._open_model: OpenModel | None = None
         self._held = ExitStack()
         if not self.slot.is_running:
             raise self.slot.not_ready()
@@ -31,9 +33,14 @@ class Ticket:
         engine.gate.admission.admit(num_items, flow, num_total=num_total)
         self._held.callback(engine.gate.admission.release, num_items, flow)
 
+    @property
+    def is_outdated(self) -> bool:
+        """True if the model was loaded again since; inputs that were encoded before are not for it."""
+        return self.is_open and self.slot.open_model not in (None, self._open_model)
+
     def open(self) -> None:
         """Keep the model open, which it is now."""
-        self._held.enter_context(self.slot.use())
+        self._open_model = self._held.enter_context(self.slot.use())
         self.is_open = True
 
     def release(self) -> None:

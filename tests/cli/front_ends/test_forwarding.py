@@ -232,6 +232,18 @@ def test_requests_that_wait_for_an_engine_process_that_ends_get_503() -> None:
     run(main())
 
 
+def test_requests_that_are_not_finished_when_the_front_end_must_end_get_503() -> None:
+    async def main() -> None:
+        async with connected(hang) as world:
+            clients, requests = await start_requests(world, 3)
+            for abort in world.client.on_abort_callbacks:
+                abort()
+            await asyncio.gather(*requests)
+            assert [client.status for client in clients] == [503] * 3
+
+    run(main())
+
+
 def test_a_response_is_cut_off_if_the_engine_process_ends_in_its_middle() -> None:
     """The server closes the connection: a second status would be part of the body."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -150,6 +152,107 @@ def test_a_front_end_calibrates_at_start_where_vectors_are_int8_by_default() -> 
             np.testing.assert_array_equal(got, expected)
 
     run(main())
+
+
+@pytest.mark.usefixtures("_nothing_is_calibrated")
+def test_requests_that_are_late_do_not_stop_the_calibration() -> None:
+    """Each began it anew, so that none ever had a result."""
+
+    async def main() -> None:
+        async with connected("delay_s=0.01", batch_size=8) as world:
+            for engine in (world.engine, world.remote[0]):
+                num_late = 0
+                while True:
+                    try:
+                        with request_options(timeout_s=0.1):
+                            await engine.encode(["text"], EmbedOptions(embedding_dtype="int8"))
+                        break
+                    except DeadlineExceeded:
+                        num_late += 1
+                assert 1 <= num_late < 50
+
+    run(main())
+
+
+@pytest.mark.usefixtures("_nothing_is_calibrated")
+def test_a_start_has_as_long_for_the_calibration_as_it_takes() -> None:
+    async def main() -> None:
+        options = {"embedding_dtype": "int8", "request_timeout_s": 1}
+        async with connected("delay_s=0.03", batch_size=8, **options) as world:
+            assert world.remote[0].is_running
+
+    run(main())
+
+
+def test_what_arrives_after_its_request_has_failed_leaves_nothing_behind() -> None:
+    """An early input fails while later ones are on their way."""
+
+    async def main() -> None:
+        async with connected("fail_on=poison") as world:
+            for number in range(20):
+                texts = [f"poison {number}", *(f"text {number} {index}" for index in range(64 * 12))]
+                with pytest.raises(BackendFailed):
+                    await world.remote[0].embed(texts)
+            await wait_until(lambda: world.sessions[0].num_requests == 0)
+            await wait_until(lambda: world.engine.status().num_items == 0)
+
+    run(main())
+
+
+def test_requests_that_wait_for_an_unload_that_fails_get_its_error() -> None:
+    may_fail = threading.Event()
+
+    def fail() -> None:
+        may_fail.wait(PATIENCE_S)
+        raise RuntimeError("the device is gone")
+
+    async def main() -> None:
+        async with connected() as world:
+            slot = world.engine.slot
+            for engine in (world.engine, world.remote[0]):
+                await slot.ensure_open()
+                assert slot.model is not None
+                slot.model = replace(slot.model, free_memory=fail)
+                await wait_until(lambda: not slot.num_active)
+                may_fail.clear()
+                slot.unload_if_idle()
+                await wait_until(lambda: slot.open_model is None)
+                task = asyncio.ensure_future(engine.embed(["text"]))
+                await wait_until(lambda: world.engine.status().num_items == 1)
+                may_fail.set()
+                with pytest.raises(EngineNotReady, match="the device is gone"):
+                    await asyncio.wait_for(task, PATIENCE_S)
+                await wait_until(lambda: world.engine.status().num_items == 0)
+            assert (await world.remote[0].embed(["text"]))[1] == 4
+
+    run(main())
+
+
+def test_a_reloaded_model_computes_nothing_that_was_encoded_for_the_one_before() -> None:
+    async def main(is_remote: bool) -> None:
+        async with connected() as world:
+            slot = world.engine.slot
+            engine = world.remote[0] if is_remote else world.engine
+            assert engine.slot.open_model is not None
+            assert slot.model is not None
+            model = engine.slot.open_model.model
+            may_encode = threading.Event()
+
+            def encode(*arguments: Any) -> Any:
+                may_encode.wait(PATIENCE_S)
+                return model.encode(*arguments)
+
+            engine.slot.open_model.runner._model = replace(model, encode=encode)  # type: ignore[attr-defined]
+            task = asyncio.ensure_future(engine.embed(["x" * 2000]))  # encoded on a thread
+            await wait_until(lambda: engine.status().num_items == 1)
+            await slot.reload(drain_timeout_s=0)
+            may_encode.set()
+            with pytest.raises(EngineNotReady):
+                await asyncio.wait_for(task, PATIENCE_S)
+            await wait_until(lambda: world.sessions[0].num_requests == 0)
+
+    for is_remote in (False, True):
+        run(main(is_remote))
 
 
 def test_what_was_not_admitted_is_not_sent() -> None:

@@ -205,6 +205,65 @@ def test_a_front_end_that_hangs_is_killed_and_replaced() -> None:
         server.kill()
 
 
+# The first front end hangs in its start.
+HANG_ONCE = """
+import os, sys, time
+from infinity_emb.cli.front_ends import supervisor
+supervisor.TICK_S = 0.5
+run = supervisor.run_front_end
+def hang_once(*arguments, **options):
+    try:
+        os.mkdir(sys.argv[-1])
+    except FileExistsError:
+        return run(*arguments, **options)
+    time.sleep(1000)
+supervisor.run_front_end = hang_once
+from infinity_emb.cli import main
+sys.exit(main(sys.argv[1:-1]))
+"""
+# The third front end, which replaces another, cannot be started at once.
+FAIL_ONCE = """
+import itertools, sys
+from infinity_emb.cli.front_ends import supervisor
+supervisor.TICK_S = 0.5
+start, numbers = supervisor.ForkServer.start, itertools.count(1)
+def fail_once(self, number):
+    if next(numbers) == 3:
+        raise OSError(24, "Too many open files")
+    return start(self, number)
+supervisor.ForkServer.start = fail_once
+from infinity_emb.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_front_end_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+    options = ["v2", *FAKE, "--model-id", "debug", "--api-servers", "2", str(tmp_path / "has hung")]
+    server = FrontEndServer(*options, command=[sys.executable, "-c", HANG_ONCE])
+    try:
+        server.wait_for_line("front end 0 does not start")
+        server.wait_until_listening()
+        for _ in range(10):
+            assert server.embed().status_code == 200
+    finally:
+        server.kill()
+
+
+def test_a_front_end_that_cannot_be_replaced_at_once_is_replaced_later() -> None:
+    options = ["v2", *FAKE, "--model-id", "debug", "--api-servers", "2"]
+    server = FrontEndServer(*options, command=[sys.executable, "-c", FAIL_ONCE])
+    try:
+        server.wait_until_listening()
+        killed = server.list_front_ends()[0]
+        killed.kill()
+        server.wait_for_line("cannot be started now: [Errno 24] Too many open files")
+        wait_until(lambda: len(server.list_front_ends()) == 2 and killed not in server.list_front_ends())
+        assert httpx.get(f"{server.url}/metrics", timeout=DEADLINE_S, verify=False).status_code == 200
+        assert server.stop(signal.SIGTERM)[0] == 0
+    finally:
+        server.kill()
+
+
 def count_connections(process: psutil.Process, server: Server) -> int:
     port = int(server.url.rpartition(":")[2])
     return sum(
