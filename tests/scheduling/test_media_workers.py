@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from infinity_emb.errors import EngineNotReady
-from infinity_emb.preprocessing.media.decoder import Decoder
+from infinity_emb.preprocessing.media.decoder import Decoder, DecoderProcess
+from infinity_emb.scheduling.fair_queue import Flow
 from infinity_emb.scheduling.media_workers import (
     MAX_FETCHES_PER_CLIENT,
     MAX_LOOKUPS_PER_CLIENT,
@@ -148,3 +149,32 @@ def test_look_ups_without_an_answer_hold_up_their_own_client(monkeypatch: pytest
         await asyncio.wait(hog)
 
     run(main())
+
+
+def test_a_decoder_that_was_returned_is_not_killed_with_its_last_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next request may have taken it by then."""
+    killed: list[object] = []
+    monkeypatch.setattr(DecoderProcess, "kill", killed.append)
+
+    async def main() -> None:
+        workers = MediaWorkers(1)
+        release = workers._decoding.release
+
+        def release_and_cancel(flow: Flow) -> None:
+            release(flow)
+            first.cancel()
+
+        may_end = threading.Event()
+        first = start("a", workers.decode(lambda _: may_end.wait(PATIENCE_S)))
+        second = start("b", workers.decode(lambda _: "decoded"))
+        await run_ready_tasks()
+        monkeypatch.setattr(workers._decoding, "release", release_and_cancel)
+        may_end.set()
+        assert await second == "decoded"
+        assert first.cancelled()
+        workers.close()
+
+    run(main())
+    assert not killed
