@@ -32,7 +32,7 @@ class Limit(NamedTuple):
 # Package lines grow with every feature: raise that limit for one, and not for the same thing told twice.
 LIMITS: Mapping[str, Limit] = {
     "top-level entries": Limit(enforced=31, aim=31),
-    "package lines": Limit(enforced=49_000, aim=22_500),
+    "package lines": Limit(enforced=49_050, aim=22_500),
     "longest file": Limit(enforced=300, aim=300),
     "longest function": Limit(enforced=50, aim=50),
     "longest class": Limit(enforced=200, aim=200),

@@ -15,6 +15,7 @@ from infinity_emb.config.model_options import ModelOptions
 from infinity_emb.engine.calibration_file import CalibrationFile, CalibrationKey
 from infinity_emb.engine.calibration_texts import read_texts
 from infinity_emb.engine.gate import RequestGate
+from infinity_emb.engine.host import OpenModel
 from infinity_emb.engine.slot import ModelSlot
 from infinity_emb.hub.version import model_version
 from infinity_emb.items import Float32Array, InputOptions, number_inputs
@@ -43,8 +44,10 @@ class Calibrator:
         assert self._file is not None
         return self._file.ranges(dimensions, is_normalized=is_normalized)
 
-    async def prepare(self, slot: ModelSlot, gate: RequestGate) -> None:
+    async def prepare(self, slot: ModelSlot, gate: RequestGate, open_model: OpenModel | None = None) -> None:
         """Load or compute the calibration vectors, unless that has been done.
+
+        open_model: which the request uses.
 
         A request that is cancelled or late does not end the computation, which others may wait for.
         Raises what `runner.run` raises, and StartupError for an unusable file of texts.
@@ -54,7 +57,7 @@ class Calibrator:
             running, is_own = task.task, False
             if running is None:
                 # Without the context of the request: its client, deadline, memory and admission.
-                running, is_own = Context().run(task.begin, self._calibrate(slot, gate)), True
+                running, is_own = Context().run(task.begin, self._calibrate(gate, open_model)), True
             await asyncio.wait([running])
             if running.cancelled():
                 raise slot.not_ready()
@@ -62,8 +65,8 @@ class Calibrator:
             if is_own and failure is not None:  # others try again
                 raise failure
 
-    async def _calibrate(self, slot: ModelSlot, gate: RequestGate) -> None:
-        async with gate.request(0) as open_model:
+    async def _calibrate(self, gate: RequestGate, used: OpenModel | None) -> None:
+        async with gate.request(0, open_model=used) as open_model:
             info = open_model.model.info
             file, missing = await asyncio.to_thread(self._load_file, info)
             if missing:

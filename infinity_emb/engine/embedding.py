@@ -197,7 +197,7 @@ class EmbeddingService:
         """Cut vectors to the dimensions and convert them to the dtype that the options ask for."""
         dtype = self._resolver.choose_dtype(options)
         if dtype in NEEDS_RANGES and "dense" in outputs.by_name:
-            await self._calibrator.prepare(self._slot, self._gate)
+            await self._calibrator.prepare(self._slot, self._gate, open_model)
         return await open_model.threads.convert(
             lambda: self._convert(outputs, options, dtype), num_bytes=outputs.count_bytes()
         )

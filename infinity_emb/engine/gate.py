@@ -43,14 +43,17 @@ class RequestGate:
         )
 
     @asynccontextmanager
-    async def request(self, num_items: int, num_chars: int = 0) -> AsyncIterator[OpenModel]:
+    async def request(
+        self, num_items: int, num_chars: int = 0, *, open_model: OpenModel | None = None
+    ) -> AsyncIterator[OpenModel]:
         """Admit a request; the model stays open until the end of the block, or until the request times out.
 
         num_items: 0 for what requests that were admitted wait for; it has no deadline and no token budget.
         num_chars: to tokenize, see `count_request_chars`.
+        open_model: of a request that waits for this one; it may be closing.
         Raises Overloaded, EngineNotReady, BadInput and DeadlineExceeded.
         """
-        if not self._slot.is_running:
+        if open_model is None and not self._slot.is_running:
             raise self._slot.not_ready()
         self._check_num_chars(num_chars)
         context = current_request()
@@ -60,9 +63,14 @@ class RequestGate:
         try:
             timeout_s = (context.timeout_s or self._limits.request_timeout_s) if num_items else 0.0
             async with deadline(timeout_s) if timeout_s else _NO_DEADLINE:
-                await self._slot.ensure_open()
+                if open_model is None:
+                    await self._slot.ensure_open()
                 budget = token_budget(self._limits.max_request_tokens if num_items else 0)
-                with self._slot.use() as open_model, self.hold_elsewhere(num_items, flow, num_items), budget:
+                with (
+                    self._slot.use(open_model) as open_model,
+                    self.hold_elsewhere(num_items, flow, num_items),
+                    budget,
+                ):
                     yield open_model
         except DeadlineExceeded:
             self.num_timed_out += 1

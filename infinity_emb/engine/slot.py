@@ -133,16 +133,18 @@ class ModelSlot:
             await asyncio.wait([change])
             if change.cancelled():
                 raise self.not_ready()
-            # An unload in between may fail with any exception, such as one of the device.
             if (failure := change.exception() or change.result()) is not None:
                 raise EngineNotReady(
                     f"model {self.name!r} could not be loaded; the next request tries again: {failure}"
                 ) from failure
 
     @contextmanager
-    def use(self) -> Iterator[OpenModel]:
-        """Keep the model open inside the block. Call `ensure_open` right before, without a pause."""
-        open_model = self.open_model
+    def use(self, open_model: OpenModel | None = None) -> Iterator[OpenModel]:
+        """Keep the model open inside the block. Call `ensure_open` right before, without a pause.
+
+        open_model: which another block uses now; it may be closing.
+        """
+        open_model = open_model or self.open_model
         assert open_model is not None, "the model is not open"
         self.num_active += 1
         self._cancel_timer()

@@ -67,7 +67,7 @@ async def find(
     calibrator: Calibrator, embed: Embedder, dimensions: int | None = None, info: ModelInfo = INFO
 ) -> QuantizationRanges:
     @asynccontextmanager
-    async def request(_: int) -> AsyncIterator[Any]:
+    async def request(_: int, *, open_model: None) -> AsyncIterator[Any]:
         yield SimpleNamespace(model=SimpleNamespace(info=info), runner=embed)
 
     slot: Any = SimpleNamespace(info=info)
