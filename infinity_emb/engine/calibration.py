@@ -47,17 +47,14 @@ class Calibrator:
     async def prepare(self, slot: ModelSlot, gate: RequestGate, open_model: OpenModel | None = None) -> None:
         """Load or compute the calibration vectors, unless that has been done.
 
-        open_model: which the request uses.
-
-        A request that is cancelled or late does not end the computation, which others may wait for.
+        open_model: which the request uses. A request that is cancelled or late does not end the computation.
         Raises what `runner.run` raises, and StartupError for an unusable file of texts.
         """
-        task = self._tasks.setdefault(asyncio.get_running_loop(), ExclusiveTask())
+        calibration = self._tasks.setdefault(asyncio.get_running_loop(), ExclusiveTask())
         while not self.is_ready(slot.info):
-            running, is_own = task.task, False
-            if running is None:
-                # Without the context of the request: its client, deadline, memory and admission.
-                running, is_own = Context().run(task.begin, self._calibrate(gate, open_model)), True
+            is_own = calibration.task is None
+            # Without the context of the request: its client, deadline, memory and admission.
+            running = calibration.task or Context().run(calibration.begin, self._calibrate(gate, open_model))
             await asyncio.wait([running])
             if running.cancelled():
                 raise slot.not_ready()
@@ -66,7 +63,7 @@ class Calibrator:
                 raise failure
 
     async def _calibrate(self, gate: RequestGate, used: OpenModel | None) -> None:
-        async with gate.request(0, open_model=used) as open_model:
+        async with gate.assist(used) as open_model:
             info = open_model.model.info
             file, missing = await asyncio.to_thread(self._load_file, info)
             if missing:

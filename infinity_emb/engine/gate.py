@@ -43,17 +43,13 @@ class RequestGate:
         )
 
     @asynccontextmanager
-    async def request(
-        self, num_items: int, num_chars: int = 0, *, open_model: OpenModel | None = None
-    ) -> AsyncIterator[OpenModel]:
+    async def request(self, num_items: int, num_chars: int = 0) -> AsyncIterator[OpenModel]:
         """Admit a request; the model stays open until the end of the block, or until the request times out.
 
-        num_items: 0 for what requests that were admitted wait for; it has no deadline and no token budget.
         num_chars: to tokenize, see `count_request_chars`.
-        open_model: of a request that waits for this one; it may be closing.
         Raises Overloaded, EngineNotReady, BadInput and DeadlineExceeded.
         """
-        if open_model is None and not self._slot.is_running:
+        if not self._slot.is_running:
             raise self._slot.not_ready()
         self._check_num_chars(num_chars)
         context = current_request()
@@ -61,16 +57,11 @@ class RequestGate:
         self.admission.admit(num_items, flow)
         self.num_requests += 1
         try:
-            timeout_s = (context.timeout_s or self._limits.request_timeout_s) if num_items else 0.0
+            timeout_s = context.timeout_s or self._limits.request_timeout_s
             async with deadline(timeout_s) if timeout_s else _NO_DEADLINE:
-                if open_model is None:
-                    await self._slot.ensure_open()
-                budget = token_budget(self._limits.max_request_tokens if num_items else 0)
-                with (
-                    self._slot.use(open_model) as open_model,
-                    self.hold_elsewhere(num_items, flow, num_items),
-                    budget,
-                ):
+                await self._slot.ensure_open()
+                budget = token_budget(self._limits.max_request_tokens)
+                with self._slot.use() as open_model, self.hold_elsewhere(num_items, flow, num_items), budget:
                     yield open_model
         except DeadlineExceeded:
             self.num_timed_out += 1
@@ -81,6 +72,19 @@ class RequestGate:
         finally:
             self.admission.release(num_items, flow)
             self.num_requests -= 1
+
+    @asynccontextmanager
+    async def assist(self, open_model: OpenModel | None = None) -> AsyncIterator[OpenModel]:
+        """Keep the model open for something that requests wait for, which has no limits and no deadline.
+
+        open_model: of such a request; it may be closing. Raises EngineNotReady.
+        """
+        if open_model is None:
+            if not self._slot.is_running:
+                raise self._slot.not_ready()
+            await self._slot.ensure_open()
+        with self._slot.use(open_model) as used, self.hold_elsewhere(0, current_request().flow(0), 0):
+            yield used
 
     @contextmanager
     def grow(self, num_before: int, num_items: int, num_chars: int = 0) -> Iterator[None]:

@@ -74,8 +74,8 @@ class ModelHost:
         self.pool.start(model.replicas)
         self.num_tokenizer_threads = model.num_tokenizer_threads
         threads = self._threads = FairThreads(model.num_tokenizer_threads, "infinity-tokenizer")
-        runner: Runner
-        runner = self._runner = ModelRunner(model, self.pool, threads)
+        self._runner = ModelRunner(model, self.pool, threads)
+        runner: Runner = self._runner
         if self._cache_options.vector_disk_cache or self._cache_options.vector_memory_cache_mb:
             version = model_version(self._options, model.info)
             runner = self._cache = CachedRunner(runner, self._cache_options, version, threads)

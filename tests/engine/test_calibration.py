@@ -67,11 +67,11 @@ async def find(
     calibrator: Calibrator, embed: Embedder, dimensions: int | None = None, info: ModelInfo = INFO
 ) -> QuantizationRanges:
     @asynccontextmanager
-    async def request(_: int, *, open_model: None) -> AsyncIterator[Any]:
+    async def assist(_: None) -> AsyncIterator[Any]:
         yield SimpleNamespace(model=SimpleNamespace(info=info), runner=embed)
 
     slot: Any = SimpleNamespace(info=info)
-    gate: Any = SimpleNamespace(request=request)
+    gate: Any = SimpleNamespace(assist=assist)
     await calibrator.prepare(slot, gate)
     return calibrator.ranges(dimensions)
 

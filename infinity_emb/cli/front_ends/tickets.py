@@ -22,7 +22,6 @@ class Ticket:
         self.model: int = header["model"]
         self.slot = engine.slot
         self.waiting: list[Item] = []
-        self.is_open = False
         self._open_model: OpenModel | None = None
         self._held = ExitStack()
         if not self.slot.is_running:
@@ -34,14 +33,19 @@ class Ticket:
         self._held.callback(engine.gate.admission.release, num_items, flow)
 
     @property
+    def is_open(self) -> bool:
+        """True once inputs need not wait for the model."""
+        return self._open_model is not None
+
+    @property
     def is_outdated(self) -> bool:
         """True if the model was loaded again since; inputs that were encoded before are not for it."""
-        return self.is_open and self.slot.open_model not in (None, self._open_model)
+        current = self.slot.open_model
+        return self.is_open and current is not None and current is not self._open_model
 
     def open(self) -> None:
         """Keep the model open, which it is now."""
         self._open_model = self._held.enter_context(self.slot.use())
-        self.is_open = True
 
     def release(self) -> None:
         """Free the room."""
