@@ -50,17 +50,18 @@ class MediaWorkers:
         flow = current_request().flow(1)
         await self._decoding.acquire(flow, 1)
         decoder = self._idle.pop()
-        held = {decoder}  # empty once it was put back: the next caller may have it by then
+        is_held = True  # until it is put back: the next caller may have it by then
 
         def end() -> None:
-            held.clear()
+            nonlocal is_held
+            is_held = False
             self._put_back(decoder)
             self._decoding.release(flow)
 
         try:
             return await self._threads.run(lambda: function(decoder), on_ended=end)
         except asyncio.CancelledError:
-            if held:
+            if is_held:
                 decoder.kill()
             raise
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -104,8 +104,8 @@ class Forwarder:
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Calls] = {}
         client.receivers |= dict.fromkeys(("receive", "send", "end"), self._take_call)
-        client.on_lost_callbacks.append(lambda: self._fail_all(engine_lost()))
-        client.on_abort_callbacks.append(lambda: self._fail_all(unfinished()))
+        client.on_lost_callbacks.append(lambda: self._fail_all(engine_lost))
+        client.on_abort_callbacks.append(lambda: self._fail_all(unfinished))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._link.is_lost:
@@ -154,9 +154,9 @@ class Forwarder:
         if (calls := self._calls.get(frame.header["id"])) is not None:
             calls.put_nowait(frame)
 
-    def _fail_all(self, error: EngineNotReady) -> None:
+    def _fail_all(self, make_error: Callable[[], EngineNotReady]) -> None:
         for calls in self._calls.values():
-            calls.put_nowait(error)
+            calls.put_nowait(make_error())
 
 
 async def _wait_for_call(calls: _Calls, timeout_s: float | None) -> Frame:
