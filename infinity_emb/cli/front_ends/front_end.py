@@ -16,7 +16,7 @@ from infinity_emb.backends.registry import use_one_thread
 from infinity_emb.cli.front_ends.client import EngineClient
 from infinity_emb.cli.front_ends.counters import read_counters
 from infinity_emb.cli.front_ends.forwarding import ForwardingMiddleware
-from infinity_emb.cli.front_ends.frames import Header
+from infinity_emb.cli.front_ends.frames import Header, pack_frame
 from infinity_emb.cli.front_ends.remote_engine import RemoteEngine
 from infinity_emb.cli.front_ends.reports import SummingRegistry, pack_metrics
 from infinity_emb.cli.front_ends.shared_models import LocalModels
@@ -43,6 +43,7 @@ def run_front_end(
     engines: with the models loaded, never started. config: with this front end's share of the limits.
     end: of the socket to the engine process.
     """
+    end.sendall(b"".join(pack_frame({"kind": "started", "pid": os.getpid()})))
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process
     use_one_thread()
@@ -153,4 +154,4 @@ class FrontEndServer(UvicornServer):
         self.stop()
 
     def _send_ready(self) -> None:
-        self._client.link.send({"kind": "ready", "pid": os.getpid()})
+        self._client.link.send({"kind": "ready"})

@@ -59,7 +59,7 @@ class Session:
     """Serve one front end, in the event loop of the engine process.
 
     app: serves the requests that the front end forwards.
-    report: the latest report of the front end. pid: of its process, 0 until it is ready.
+    report: the latest report of the front end. pid: of its process, 0 until it has started.
     """
 
     def __init__(self, models: SharedModels, app: ASGIApp, events: SessionEvents) -> None:
@@ -83,7 +83,8 @@ class Session:
             **self._forwarded.receivers,
             "models": lambda _: self._untaken.popleft().set_result(None),
             "report": self._take_report,
-            "ready": self._be_ready,
+            "started": self._set_pid,
+            "ready": lambda _: self._events.on_ready(self),
         }
 
     @property
@@ -220,9 +221,8 @@ class Session:
             self._next_report.set_result(None)
             self._next_report = None
 
-    def _be_ready(self, frame: Frame) -> None:
+    def _set_pid(self, frame: Frame) -> None:
         self.pid = frame.header["pid"]
-        self._events.on_ready(self)
 
     def _lose(self) -> None:
         """Cancel the requests of the front end and release what it was admitted for."""

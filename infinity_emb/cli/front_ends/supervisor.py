@@ -196,11 +196,11 @@ class Supervisor:
             await asyncio.sleep(TICK_S)
 
     def _end_hung(self, session: Session) -> None:
-        if session not in self._ready:
+        if not session.pid:
             logger.error("front end %d does not start", self._numbers[session])
-            session.link.close()  # it ends when it notices; until it is ready, its process is not known
+            session.link.close()
             return
-        logger.error("front end with pid %d does not answer any more; killing it", session.pid)
+        logger.error("front end with pid %d does not answer; killing it", session.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(session.pid, signal.SIGKILL)
 

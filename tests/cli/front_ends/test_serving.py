@@ -196,7 +196,7 @@ def test_a_front_end_that_hangs_is_killed_and_replaced() -> None:
         server.wait_until_listening()
         before = server.list_front_ends()
         before[0].send_signal(signal.SIGSTOP)
-        server.wait_for_line(f"front end with pid {before[0].pid} does not answer any more")
+        server.wait_for_line(f"front end with pid {before[0].pid} does not answer; killing it")
         wait_until(lambda: len(server.list_front_ends()) == 2 and before[0] not in server.list_front_ends())
         assert before[1] in server.list_front_ends()
         for _ in range(10):
@@ -205,19 +205,18 @@ def test_a_front_end_that_hangs_is_killed_and_replaced() -> None:
         server.kill()
 
 
-# The first front end hangs in its start.
+# One front end hangs in its start.
 HANG_ONCE = """
 import os, sys, time
-from infinity_emb.cli.front_ends import supervisor
+from infinity_emb.cli.front_ends import front_end, supervisor
 supervisor.TICK_S = 0.5
-run = supervisor.run_front_end
-def hang_once(*arguments, **options):
+def hang_once():
     try:
         os.mkdir(sys.argv[-1])
     except FileExistsError:
-        return run(*arguments, **options)
+        return
     time.sleep(1000)
-supervisor.run_front_end = hang_once
+front_end.use_one_thread = hang_once
 from infinity_emb.cli import main
 sys.exit(main(sys.argv[1:-1]))
 """
@@ -237,12 +236,14 @@ sys.exit(main())
 """
 
 
-def test_a_front_end_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path) -> None:
+def test_a_front_end_that_hangs_before_it_is_ready_is_killed_and_replaced(tmp_path: Path) -> None:
     options = ["v2", *FAKE, "--model-id", "debug", "--api-servers", "2", str(tmp_path / "has hung")]
     server = FrontEndServer(*options, command=[sys.executable, "-c", HANG_ONCE])
     try:
-        server.wait_for_line("front end 0 does not start")
+        line = server.wait_for_line("does not answer; killing it")
+        hung = int(line.split("front end with pid ")[1].split()[0])
         server.wait_until_listening()
+        assert hung not in [each.pid for each in server.list_front_ends()]
         for _ in range(10):
             assert server.embed().status_code == 200
     finally:
