@@ -225,5 +225,8 @@ def _start_thread(name: str, target: Callable[..., None], *args: object) -> thre
 
 
 def unfinished() -> EngineNotReady:
-    """Return the error for requests that a shutdown cuts off."""
-    return EngineNotReady("the server is shutting down and this request was not finished in time")
+    """Return the error for requests that the end of a pool cuts off."""
+    return EngineNotReady(
+        "the model is shutting down or being reloaded, and this request was not finished in time;"
+        " send it again"
+    )
