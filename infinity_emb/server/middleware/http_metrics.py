@@ -68,22 +68,26 @@ class HTTPMetrics(Collector):
         self._response_bytes[handler].observe(num_bytes_out)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; any thread may call it."""
+        """Yield the metrics; any thread may call it.
+
+        Copies of dictionaries, because other threads go on counting. A list of items would be no copy of one
+        moment: it allocates tuples, and the garbage collection that this may start lets other threads run.
+        """
         text = "Requests by route template, method and status group."
         requests = CounterMetricFamily("http_requests", text, labels=["handler", "method", "status"])
-        for labels, number in list(self._requests.items()):
+        for labels, number in dict(self._requests).items():
             requests.add_metric(labels, number)
         yield requests
         name, text = "http_request_duration_seconds", "Duration of requests in seconds by route."
-        by_route = [(labels, each.snapshot()) for labels, each in list(self._seconds.items())]
+        by_route = [(labels, each.snapshot()) for labels, each in dict(self._seconds).items()]
         yield describe_histograms(name, text, ["handler", "method"], by_route)
         name = "http_request_duration_highr_seconds"
         text = "Duration of requests in seconds over all routes, in many buckets."
         yield describe_histograms(name, text, [], [((), self._seconds_of_all.snapshot())])
         name, text = "http_request_size_bytes", "Declared size of request bodies in bytes."
-        yield _describe_summaries(name, text, list(self._request_bytes.items()))
+        yield _describe_summaries(name, text, dict(self._request_bytes).items())
         name, text = "http_response_size_bytes", "Size of response bodies in bytes."
-        yield _describe_summaries(name, text, list(self._response_bytes.items()))
+        yield _describe_summaries(name, text, dict(self._response_bytes).items())
         yield from self._counters.collect()
 
 

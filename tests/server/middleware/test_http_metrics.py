@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,14 +82,21 @@ def test_metrics_are_read_on_one_thread_while_another_counts() -> None:
         for number in range(3_000):
             observe(metrics, f"/{number}")
 
+    def let_others_run(*_: object) -> None:
+        time.sleep(0)
+
     counting = threading.Thread(target=count)
-    interval_s = sys.getswitchinterval()
+    interval_s, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    gc.callbacks.append(let_others_run)  # as finalizers do
     try:
         counting.start()
         while counting.is_alive():
             list(metrics.collect())
     finally:
+        gc.callbacks.remove(let_others_run)
+        gc.set_threshold(*thresholds)
         sys.setswitchinterval(interval_s)
         counting.join()
     assert sum(sample.value for sample in next(metrics.collect()).samples) == 3_000
