@@ -22,7 +22,7 @@ from infinity_emb.backends.torch.outputs import (
     read_outputs,
     split_token_embeddings,
 )
-from infinity_emb.backends.torch.st_introspection import get_input_module
+from infinity_emb.backends.torch.st_introspection import find_transformers, get_input_module
 from infinity_emb.errors import BackendFailed
 from infinity_emb.items import Encoded, ForwardSpec
 from infinity_emb.types import OutputName
@@ -48,6 +48,11 @@ class TorchModel:
         if layout.pooled_token is None or (spec.outputs == ("dense",) and not spec.prompt_length):
             return layout
         return replace(layout, pooled_token=None)
+
+    @property
+    def attention_kernels(self) -> set[str | None]:
+        """The names by which transformers knows the attention of each network."""
+        return {each.model.config._attn_implementation for each in find_transformers(self.model)}
 
 
 def compute_block(

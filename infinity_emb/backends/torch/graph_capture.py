@@ -27,6 +27,7 @@ from infinity_emb.backends.torch.graphs import (
     is_graphable,
     list_shapes,
 )
+from infinity_emb.backends.torch.packed_attention import VARLEN
 from infinity_emb.errors import one_line
 from infinity_emb.items import Encoded
 
@@ -40,9 +41,13 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
     score: vectors or raw scores → the scores by which clients decide.
     """
     items, spec = [item for item in samples if is_graphable(item)], samples[0].spec
-    device = backend.torch_model.model.device
+    model = backend.torch_model
+    device = model.model.device
     budget = count_bytes_for_graphs(device)
-    if not budget or not items or not can_be_captured(backend.torch_model.get_layout(spec), spec):
+    if not budget or not items or not can_be_captured(model.get_layout(spec), spec):
+        return
+    if model.attention_kernels != {VARLEN}:
+        logger.info("captured no CUDA graphs: they need attention in one kernel")  # else one per length
         return
     backend.prepare_thread()
     items.sort(key=lambda item: len(item.token_ids))
@@ -51,7 +56,7 @@ def capture_graphs(backend: TorchBackend, samples: Sequence[Encoded], score: Sco
     refused: list[str] = []
     for shape in list_shapes():
         try:
-            captured = CapturedForward(backend.torch_model, spec, shape, pool)
+            captured = CapturedForward(model, spec, shape, pool)
             found = _replay_all(captured, items, device)
         except RuntimeError as exc:  # raised by CUDA if the host would wait for the device
             refused.append(f"{shape.num_tokens} tokens cannot be captured ({one_line(exc, 200)})")

@@ -17,7 +17,7 @@ from infinity_emb.backends.torch.device import capture_graph
 from infinity_emb.backends.torch.forward import TorchModel, compute_block
 from infinity_emb.backends.torch.input_layout import InputLayout
 from infinity_emb.backends.torch.outputs import DenseOutput
-from infinity_emb.backends.torch.packed_features import fill_tables, make_features
+from infinity_emb.backends.torch.packed_features import PackedTables, fill_tables, make_features
 from infinity_emb.items import Encoded, ForwardSpec
 
 TOKEN_BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024)
@@ -66,8 +66,7 @@ class CapturedForward:
         self._device = torch_model.model.device
         items = shape.fill(())
         with torch.inference_mode():
-            host = fill_tables(items, self._layout, self._device)
-            self._tables = host.copy_to(self._device)
+            self._tables = self._fill_tables(()).copy_to(self._device)
 
             def compute() -> DenseOutput:
                 features = make_features(self._tables, self._layout, None, shape.num_tokens)
@@ -81,12 +80,17 @@ class CapturedForward:
 
     def replay(self, items: Sequence[Encoded]) -> DenseOutput:
         """Compute items that fit the shape. The output is valid until the next replay on the device."""
-        host = fill_tables(self.shape.fill(items), self._layout, self._device)
-        for static, values in zip(self._tables, host, strict=True):
+        for static, values in zip(self._tables, self._fill_tables(items), strict=True):
             if static is not None and values is not None:
                 static.copy_(values, non_blocking=True)
         self._graph.replay()
         return DenseOutput(self._output.vectors[: len(items)])
+
+    def _fill_tables(self, items: Sequence[Encoded]) -> PackedTables:
+        host = fill_tables(self.shape.fill(items), self._layout, self._device)
+        # A dummy may be longer than the model's table of positions.
+        host.tokens[1, sum(len(item.token_ids) for item in items) :] = self._layout.position_offset
+        return host
 
 
 class ForwardGraphs:

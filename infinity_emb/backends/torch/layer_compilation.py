@@ -71,8 +71,7 @@ def _find_obstacle(
         return "the model's inputs are not packed"
     if not layers:
         return "the model has no layers that can be compiled"
-    kernels = {each.model.config._attn_implementation for each in find_transformers(model.model)}
-    if not is_cpu(model.model.device) and kernels != {VARLEN}:
+    if not is_cpu(model.model.device) and model.attention_kernels != {VARLEN}:
         return "it needs attention in one kernel, which takes half precision only"
     return ""
 

@@ -78,6 +78,33 @@ def test_a_small_batch_replays_a_graph_and_has_the_outputs_of_an_eager_one(kind:
             assert np.abs(found - expected).max() <= 2e-2 * max(1, np.abs(expected).max())
 
 
+def test_a_dummy_text_may_be_longer_than_the_model_has_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [GraphShape(64, 2), GraphShape(1024, 65)]
+    monkeypatch.setattr(graph_capture, "list_shapes", lambda: shapes)
+    with emulate_cuda():
+        backend = capture(load("embedder: roberta", tmp_path))
+        assert [captured.shape for _, captured in backend.graphs] == shapes
+        batch = make_batch(*[2, 3, 4, 7] * 16)
+        found, _, num_replays = compute(backend, batch)
+        expected, _, _ = compute(TorchBackend(backend.torch_model), batch)
+    assert num_replays == 1
+    assert np.abs(found - expected).max() <= 2e-2
+
+
+@pytest.mark.parametrize("kind", ["embedder: bert", "reranker: bert"])
+def test_a_model_whose_attention_takes_several_kernels_is_not_captured(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="infinity_emb")
+    with emulate_cuda():
+        path = KINDS[kind].save(tmp_path)
+        backend = capture(load_folder(path, device="cuda", dtype="float32", model_warmup=False))
+    assert len(backend.graphs) == 0
+    assert "captured no CUDA graphs" in caplog.text
+
+
 def test_two_batches_in_flight_keep_their_outputs_apart(tmp_path: Path) -> None:
     with emulate_cuda():
         backend = capture(load("pooling: mean", tmp_path))
